@@ -1,0 +1,779 @@
+"""What the scripts share: neurons, losses on traces, the fitting machinery, run folders and figures.
+
+A plain number stands for mV, ms, nA, uS or nF, which are consistent: 1 nA = 1 uS mV = 1 nF mV / ms.
+"""
+
+import argparse
+import csv
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import queue
+import shlex
+import sys
+import threading
+import time
+from pathlib import Path
+
+# Read by the libraries when they are imported. JAX spreads a batch over its devices: on a CPU, each core is made one.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
+# SciPy's matrices are tiny here, and the idle threads of its BLAS spin on the cores that simulate.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Errors come as exceptions; XLA's own log would call each program from the compilation cache one.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import brainpy.state
+import brainstate
+import braintools
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import scipy.optimize
+import scipy.special
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# ---- Numerics -------------------------------------------------------------------------------------------------------
+
+
+@jax.custom_jvp
+def exprel(x):
+    """(exp(x) - 1) / x, and 1 at 0, with a derivative as safe.
+
+    A series where |x| < 1/2, and exp(x) - 1 elsewhere: accurate to a few units in the last place. The simulation is
+    four times faster than with `brainunit.math.exprel`, whose expm1 XLA does not vectorise on a CPU.
+    """
+    x = jnp.asarray(x)
+    return jnp.where(jnp.abs(x) < 0.5, _series(x, slope=False), (jnp.exp(x) - 1) / jnp.where(x == 0, 1, x))
+
+
+@exprel.defjvp
+def _exprel_jvp(primals, tangents):
+    """From exp(x) = exprel(x) + x exprel'(x): one series gives both value and slope."""
+    x = jnp.asarray(primals[0])
+    small, exp, divisor = jnp.abs(x) < 0.5, jnp.exp(x), jnp.where(x == 0, 1, x)
+    slope, direct = _series(x, slope=True), (exp - 1) / divisor
+    value = jnp.where(small, exp - x * slope, direct)
+    return value, jnp.where(small, slope, (exp - direct) / divisor) * tangents[0]
+
+
+def _series(x, slope):
+    """sum_k x^k / (k + 1)!, or its derivative, to below the rounding error where |x| < 1/2."""
+    k = np.arange(7 if x.dtype == jnp.float32 else 14, -1, -1)
+    factorial = scipy.special.factorial(k + 1 + slope)
+    return jnp.polyval(((k + 1) ** slope / factorial).astype(x.dtype), x)
+
+
+def exp_euler(x, drift, rate):
+    """Exponential Euler step of dx/dt = drift, with rate = -d(drift)/dx: x + dt drift exprel(-rate dt).
+
+    Exact while all else in drift is constant. The step dt is brainstate's.
+    """
+    dt = brainstate.environ.get_dt()
+    return x + dt * drift * exprel(u.Quantity(-rate * dt).to_decimal())
+
+
+def relax(x, alpha, beta):
+    """Exponential Euler step of dx/dt = alpha (1 - x) - beta x: `exp_euler` where the steady state is of order 1."""
+    x_inf = alpha / (alpha + beta)
+    return x_inf + (x - x_inf) * u.math.exp(-(alpha + beta) * brainstate.environ.get_dt())
+
+
+# ---- Neurons --------------------------------------------------------------------------------------------------------
+
+V_START, GATE_START = braintools.init.Constant(-65.0 * u.mV), braintools.init.ZeroInit()
+
+
+class HH(brainpy.state.Neuron):
+    r"""Traub-type Hodgkin-Huxley cell (Traub & Miles 1991; as in Pospischil et al. 2008).
+
+    .. math::
+
+        C \dot V &= -g_{Na} m^3 h (V - E_{Na}) - g_K n^4 (V - E_K) - g_L (V - E_L) + I \\
+        \dot x &= \alpha_x (1 - x) - \beta_x x, \quad x = m, h, n, \quad v = V - V_T \\
+        \alpha_m &= 1.28 / exprel((13 - v) / 4), \quad \beta_m = 1.4 / exprel((v - 40) / 5) \\
+        \alpha_h &= 0.128 \exp((17 - v) / 18), \quad \beta_h = 4 / (1 + \exp((40 - v) / 5)) \\
+        \alpha_n &= 0.16 / exprel((15 - v) / 5), \quad \beta_n = 0.5 \exp((10 - v) / 40)
+
+    with v in mV, rates per ms and exprel(x) = (exp(x) - 1) / x; exponential Euler.
+
+    Args:
+        in_size: number or shape of the cells.
+        gL, gNa, gK: maximal conductances (uS).
+        EL, ENa, EK: reversal potentials (mV).
+        V_T: shift of the rates along V, which sets the threshold (mV).
+        C: membrane capacitance (nF).
+        V_th: level whose upward crossing is a spike (mV).
+        V_initializer, gate_initializer: V (mV) and m, h, n at the start; by default the paper's -65 mV and 0.
+    """
+
+    def __init__(
+        self,
+        in_size,
+        gL=0.01 * u.uS,
+        gNa=20.0 * u.uS,
+        gK=6.0 * u.uS,
+        V_T=-60.0 * u.mV,
+        EL=-65.0 * u.mV,
+        ENa=50.0 * u.mV,
+        EK=-90.0 * u.mV,
+        C=0.2 * u.nF,
+        V_th=0.0 * u.mV,
+        V_initializer=V_START,
+        gate_initializer=GATE_START,
+        name=None,
+    ):
+        super().__init__(in_size, name=name)
+        constants = dict(gL=gL, gNa=gNa, gK=gK, V_T=V_T, EL=EL, ENa=ENa, EK=EK, C=C, V_th=V_th)
+        for key, value in constants.items():
+            setattr(self, key, braintools.init.param(value, self.varshape))
+        self.V_initializer, self.gate_initializer = V_initializer, gate_initializer
+
+    def init_state(self, batch_size=None, **kwargs):
+        self.V = brainstate.HiddenState.init(self.V_initializer, self.varshape, batch_size)
+        for gate in "mhn":
+            setattr(self, gate, brainstate.HiddenState.init(self.gate_initializer, self.varshape, batch_size))
+
+    def rates(self, V):
+        """(alpha, beta) of m, h and n at potential V."""
+        v = (V - self.V_T).to_decimal(u.mV)
+        m = 1.28 / exprel((13 - v) / 4), 1.4 / exprel((v - 40) / 5)
+        # exp is the published rate; the paper's code has exprel here.
+        h = 0.128 * jnp.exp((17 - v) / 18), 4 / (1 + jnp.exp((40 - v) / 5))
+        n = 0.16 / exprel((15 - v) / 5), 0.5 * jnp.exp((10 - v) / 40)
+        return [(alpha / u.ms, beta / u.ms) for alpha, beta in (m, h, n)]
+
+    def update(self, x=0.0 * u.nA):
+        """One step under the current x (nA). Returns 1 where V crosses V_th upwards during the step, else 0."""
+        V, m, h, n = self.V.value, self.m.value, self.h.value, self.n.value
+        gNa, gK = self.gNa * m**3 * h, self.gK * n**4
+        I = self.sum_current_inputs(x, V) - gNa * (V - self.ENa) - gK * (V - self.EK) - self.gL * (V - self.EL)
+        self.V.value = self.sum_delta_inputs(exp_euler(V, I / self.C, (gNa + gK + self.gL) / self.C))
+        for gate, (alpha, beta) in zip((self.m, self.h, self.n), self.rates(V), strict=True):
+            gate.value = relax(gate.value, alpha, beta)
+        return self.get_spike(self.V.value) * (1 - self.get_spike(V))
+
+    def get_spike(self, V=None):
+        """1 where V (by default the present one) is at least V_th, with the surrogate gradient `spk_fun`."""
+        V = self.V.value if V is None else V
+        return self.spk_fun((V - self.V_th).to_decimal(u.mV))
+
+
+def simulate(neuron, parameters, current, dt):
+    """Response of single cells to currents, as one compiled scan.
+
+    Args:
+        neuron: class of the cell, called as `neuron(n_trace, **parameters)`.
+        parameters: {name: value with unit}. Under `jax.vmap` over this pytree many parameter sets are one program, and
+            `jax.jacfwd` or `jax.grad` differentiate with respect to it.
+        current: shape (T, n_trace) (nA), one cell a trace.
+        dt: time step (ms).
+
+    Returns:
+        V (mV) and spikes, each (T, n_trace): V[k] at time k dt, before current[k] acts; spikes[k] of step k.
+    """
+    cell = neuron(current.shape[1:], **parameters)
+    with brainstate.environ.context(dt=dt):
+        cell.init_state()
+        return brainstate.transform.for_loop(lambda x: (cell.V.value, cell.update(x)), current)
+
+
+# ---- Spike trains ---------------------------------------------------------------------------------------------------
+
+
+def detect_spikes(V, level, rearm=10.0):
+    """Upward crossings of a level by recorded potentials.
+
+    The next one counts once V has been `rearm` below the level: noise does not make one spike several.
+
+    Args:
+        V: shape (T, n_trace) (mV).
+        level, rearm: (mV).
+
+    Returns:
+        Array (T, n_trace) of 0 and 1; as in `simulate`, entry k is for a crossing between samples k and k + 1.
+    """
+    sample = np.arange(len(V))[:, None]
+    last_above = np.maximum.accumulate(np.where(level <= V, sample, -1))
+    last_below = np.maximum.accumulate(np.where(level - rearm > V, sample, -1))
+    armed = (last_below > last_above) | (last_above < 0)
+    return np.append(armed[:-1] & (level <= V[1:]), np.zeros_like(armed[:1]), axis=0).astype(float)
+
+
+def van_rossum_distance(model, data, dt, tau):
+    """Squared distance of spike trains (van Rossum 2001), the mean over traces of (1 / tau) sum_t (f - g)^2 dt.
+
+    f and g are the trains filtered with exp(-t / tau). A spike against none costs 1/2, less what the end cuts off.
+
+    Args:
+        model, data: spike trains, shape (T, n_trace); those of the model may be soft.
+        dt, tau: time step and time constant (ms).
+
+    Returns:
+        A scalar, differentiable in both trains.
+    """
+    decay = math.exp(-dt / tau)
+
+    def step(filtered, x):
+        filtered = decay * filtered + x
+        return filtered, filtered
+
+    _, filtered = jax.lax.scan(step, jnp.zeros_like(model[0] - data[0]), model - data)
+    return dt / tau * jnp.mean(jnp.sum(filtered**2, axis=0))
+
+
+def coincidence_factor(model, data, dt, delta=4.0):
+    """Coincidence factor Gamma of Jolivet et al. (2008) between two spike trains.
+
+    Gamma = (N_coinc - 2 r_model delta N_data) / (N_data + N_model) * 2 / (1 - 2 r_model delta)
+
+    is 1 for trains that agree within delta, 0 for what a Poisson train of the model's rate r_model would reach by
+    chance, and negative below. A spike takes part in at most one coincidence.
+
+    Args:
+        model, data: spike trains, shape (T,), 0 or 1.
+        dt, delta: time step and one side of the coincidence window (ms).
+
+    Returns:
+        A float; NaN where Gamma is undefined: no spike in either train, or 2 r_model delta >= 1.
+    """
+    t_model, t_data = (np.flatnonzero(train) * dt for train in (model, data))
+    chance = 2 * delta * len(t_model) / (len(model) * dt)
+    if len(t_model) + len(t_data) == 0 or chance >= 1:
+        return math.nan
+    n_coinc = i = j = 0
+    while i < len(t_model) and j < len(t_data):
+        lag = t_model[i] - t_data[j]
+        match = abs(lag) <= delta + 1e-6 * dt
+        n_coinc, i, j = n_coinc + match, i + (match or lag < 0), j + (match or lag > 0)
+    return float((n_coinc - chance * len(t_data)) / (len(t_model) + len(t_data)) * 2 / (1 - chance))
+
+
+# ---- Fitting --------------------------------------------------------------------------------------------------------
+
+METHODS = ("L-BFGS-B", "DE", "PSO", "TwoPointsDE", "CMA", "bayesian")
+GRADIENT_BLOCKS = (8, 50)  # parameter sets on each device
+# Tolerances below what float32 resolves: a start ends where its line search finds nothing lower.
+LBFGSB_OPTIONS = {"maxiter": 1000, "maxfun": 20000, "ftol": 1e-12, "gtol": 1e-8}
+
+
+@dataclasses.dataclass
+class Start:
+    """One start of a fit and the best point it has seen, both in [0, 1]^k."""
+
+    initial: np.ndarray | None
+    x: np.ndarray
+    loss: float = math.inf
+    n_gradients: int = 0
+    status: str = "interrupted"
+
+
+class FitProblem:
+    """A loss over a box of parameters, evaluated for many parameter sets at once and recorded.
+
+    A set is x in [0, 1]^k, with parameter = low + x (high - low). Losses are one compiled program, a batch of n_sample
+    sets split over the devices. Gradients are in forward mode: k parameters cost about k simulations more and store
+    nothing, where reverse mode stores the trajectory. They are computed in padded blocks of one of two sizes, so that
+    the few starts of a fit that take long do not cost what all of them do.
+
+    Args:
+        model: (parameters, data) -> array with time first, such as potentials (T, n_trace).
+        loss: (output of the model, data) -> scalar.
+        bounds: {name: Quantity [low, high]}.
+        data: pytree of arrays, an argument of the compiled programs.
+        n_sample: parameter sets that wait for evaluation at the same time.
+        devices: JAX devices.
+    """
+
+    def __init__(self, model, loss, bounds, data, n_sample, devices):
+        self.model, self.loss, self.data, self.n_sample = model, loss, data, n_sample
+        self.units = {name: bound.unit for name, bound in bounds.items()}
+        self.low, self.high = np.array([bound.mantissa for bound in bounds.values()], dtype=np.float64).T
+        self.mesh = Mesh(np.array(devices), ("batch",))
+        self.programs, self.seconds = {}, {"compile": 0.0, "run": 0.0}
+        self.n_simulations = self.n_gradients = 0
+        self.best_x, self.best_loss = np.full(len(bounds), 0.5), math.inf
+        self.history, self.on_round, self.interrupted = [], lambda row: None, False
+
+    def values(self, x):
+        """{name: value in the unit of its bounds} at x, never outside the bounds."""
+        values = np.clip(self.low + np.asarray(x, np.float64) * (self.high - self.low), self.low, self.high)
+        return dict(zip(self.units, values.tolist(), strict=True))
+
+    def parameters(self, X):
+        """{name: values with unit} at the rows of X (n, k), or at one x (k,), which may be traced."""
+        values = jnp.asarray(self.low) + X * jnp.asarray(self.high - self.low)
+        return {name: value * unit for (name, unit), value in zip(self.units.items(), values.T, strict=True)}
+
+    def _losses(self, X, data):
+        """The model runs on the traces of all sets as one flat population: XLA vectorises that best on a CPU."""
+        n_trace = jax.tree.leaves(data)[0].shape[1]
+        population = jax.tree.map(lambda x: jnp.tile(x, len(X)), data)
+        output = self.model(self.parameters(jnp.repeat(X, n_trace, axis=0)), population)
+        return jax.vmap(self.loss, (1, None))(output.reshape(len(output), len(X), n_trace), data)
+
+    def _losses_and_grads(self, X, data):
+        def along(direction):
+            return jax.jvp(lambda X: self._losses(X, data), (X,), (jnp.broadcast_to(direction, X.shape),))
+
+        return jax.vmap(along, out_axes=(None, -1))(jnp.eye(X.shape[1]))
+
+    def _program(self, gradient, n_block):
+        if (gradient, n_block) not in self.programs:
+            start = time.perf_counter()
+            split, copied = PartitionSpec("batch"), PartitionSpec()
+            specs = dict(mesh=self.mesh, in_specs=(split, copied), out_specs=split, check_vma=False)
+            function = jax.shard_map(self._losses_and_grads if gradient else self._losses, **specs)
+            data = jax.tree.map(lambda x: np.asarray(x, jnp.result_type(float)), self.data)
+            data = jax.device_put(data, NamedSharding(self.mesh, copied))
+            X = np.zeros((n_block, len(self.units)), jnp.result_type(float))
+            program = jax.jit(function).lower(X, data).compile()
+            self.programs[gradient, n_block] = lambda X: program(X, data)
+            self.seconds["compile"] += time.perf_counter() - start
+        return self.programs[gradient, n_block]
+
+    def evaluate(self, X, gradient=False):
+        """Losses (n,), or losses and gradients (n, k), at the rows of X (n, k); a round of the history."""
+        small, large = (size * self.mesh.size for size in GRADIENT_BLOCKS)
+        n_block = small if len(X) <= 3 * small else large
+        if not gradient:
+            n_block = -(-self.n_sample // self.mesh.size) * self.mesh.size
+        program = self._program(gradient, n_block)
+        start = time.perf_counter()
+        padded = np.pad(X, ((0, -len(X) % n_block), (0, 0)), mode="edge").astype(jnp.result_type(float))
+        out = [program(block) for block in padded.reshape(-1, n_block, len(self.units))]
+        out = jax.tree.map(lambda *blocks: np.concatenate(blocks)[: len(X)].astype(np.float64), *out)
+        self.seconds["run"] += time.perf_counter() - start
+        self._record(X, out[0] if gradient else out, gradient)
+        return out
+
+    def _record(self, X, losses, gradient):
+        self.n_simulations += len(X)
+        self.n_gradients += len(X) * gradient
+        best = np.argmin(np.where(np.isfinite(losses), losses, math.inf))
+        if losses[best] < self.best_loss:
+            self.best_x, self.best_loss = X[best].copy(), float(losses[best])
+        row = dict(round=len(self.history) + 1, active=len(X), n_simulations=self.n_simulations)
+        row |= dict(n_gradients=self.n_gradients, seconds=sum(self.seconds.values()), best_loss=self.best_loss)
+        self.history.append(row)
+        self.on_round(row)
+
+    def name_nan(self, x):
+        """Where the model stops being finite at x, in words."""
+        output = np.asarray(jax.jit(self.model)(self.parameters(jnp.asarray(x)), self.data))
+        where = ", ".join(f"{name} = {value:.6g} {self.units[name]}" for name, value in self.values(x).items())
+        if np.isfinite(output).all():
+            return f"NaN in the gradient at {where}"
+        step, trace = np.argwhere(~np.isfinite(output))[0][:2]
+        return f"NaN at time step {step} of trace {trace} at {where}"
+
+
+def lbfgsb_multistart(problem, x0):
+    """Minimise from every row of x0 (n, k) with SciPy's L-BFGS-B, all starts advancing together.
+
+    Each start is an ordinary `scipy.optimize.minimize` in a thread that sleeps while it waits for a loss and gradient;
+    the points that all of them wait for are evaluated in one round. Its iterates are those it would have alone.
+
+    Returns:
+        A `Start` a row. NaN ends a start and KeyboardInterrupt all; the best points seen are kept.
+    """
+    starts = [Start(x, x) for x in x0]
+    requests, replies = queue.SimpleQueue(), [queue.SimpleQueue() for _ in starts]
+
+    def run(i, start):
+        def loss_and_grad(x):
+            requests.put((i, x.copy()))
+            loss, grad = replies[i].get()
+            start.n_gradients += 1
+            if not np.isfinite([loss, *grad]).all():
+                raise FloatingPointError(problem.name_nan(x))
+            if loss < start.loss:
+                start.x, start.loss = x.copy(), float(loss)
+            return loss, grad
+
+        try:
+            box = [(0.0, 1.0)] * len(start.x)
+            start.status = scipy.optimize.minimize(
+                loss_and_grad, start.x, jac=True, method="L-BFGS-B", bounds=box, options=LBFGSB_OPTIONS
+            ).message
+        except FloatingPointError as error:
+            start.status = str(error)
+        requests.put((i, None))
+
+    for i, start in enumerate(starts):
+        threading.Thread(target=run, args=(i, start), daemon=True).start()
+    active, waiting = len(starts), {}
+    try:
+        while active:
+            i, x = requests.get()
+            if x is None:
+                active -= 1
+            else:
+                waiting[i] = x
+            if active and len(waiting) == active:
+                points, waiting = sorted(waiting.items()), {}
+                losses, grads = problem.evaluate(np.stack([x for _, x in points]), gradient=True)
+                for (i, _), loss, grad in zip(points, losses, grads, strict=True):
+                    replies[i].put((loss, grad))
+    except KeyboardInterrupt:
+        problem.interrupted = True  # the threads sleep on, and end with the process
+    return starts
+
+
+def derivative_free(problem, method, n_iter, seed):
+    """Minimise in n_iter rounds of n_sample evaluations, each round one call.
+
+    DE, PSO, TwoPointsDE and CMA are Nevergrad's, through braintools; bayesian is scikit-optimize's Gaussian process
+    with expected improvement and constant-liar batches. A loss of NaN counts as the largest number there is.
+
+    Returns:
+        A list of one `Start`, without initial point: the best set of all rounds.
+    """
+    status = "budget used"
+
+    def losses_at(X):
+        nonlocal status
+        losses, X = problem.evaluate(np.asarray(X)), np.asarray(X)
+        if np.isnan(losses).any():
+            status = problem.name_nan(X[np.isnan(losses)][0])
+        return np.where(np.isnan(losses), np.finfo(np.float32).max, losses)
+
+    box = [(0.0, 1.0)] * len(problem.units)
+    try:
+        if method == "bayesian":
+            import skopt  # here because the import takes seconds
+
+            optimiser = skopt.Optimizer(box, n_initial_points=problem.n_sample, acq_func="EI", random_state=seed)
+            for _ in range(n_iter):
+                X = optimiser.ask(n_points=problem.n_sample)
+                optimiser.tell(X, losses_at(X).tolist())
+        else:
+            budget = dict(budget=n_iter * problem.n_sample, num_workers=problem.n_sample)
+            optimiser = braintools.optim.NevergradOptimizer(
+                lambda *x: losses_at(np.stack(x, axis=1)), box, problem.n_sample, method, seed=seed, **budget
+            )
+            optimiser.minimize(n_iter, verbose=False)
+    except KeyboardInterrupt:
+        problem.interrupted, status = True, Start.status
+    return [Start(None, problem.best_x, problem.best_loss, 0, status)]
+
+
+def random_starts(problem, seed):
+    """Starts (n_sample, k), uniform in the box."""
+    return np.random.default_rng(seed).random((problem.n_sample, len(problem.units)))
+
+
+def minimise(problem, method, n_iter, seed):
+    """Fit by one of METHODS, with a progress bar; the `Start`s of the fit."""
+    total = None if method == "L-BFGS-B" else n_iter * problem.n_sample
+    with tqdm(total=total, desc=method, unit=" simulations", leave=False, disable=None) as bar:
+
+        def on_round(row):
+            bar.set_postfix(best_loss=f"{row['best_loss']:.3g}", active=row["active"], refresh=False)
+            bar.update(row["n_simulations"] - bar.n)
+
+        problem.on_round = on_round
+        if method == "L-BFGS-B":
+            return lbfgsb_multistart(problem, random_starts(problem, seed))
+        return derivative_free(problem, method, n_iter, seed)
+
+
+def write_report(run, args, problem, starts, free_run, recordings, known, loss_name):
+    """Save result.json, config.json, the history and the figures of a fit, and print its summary.
+
+    Args:
+        free_run: (parameters, current) -> V (mV) and spikes of the free-running model, each (T, n_trace).
+        recordings: {"fit" or "validation": dict of current (nA), V (mV) and spikes}.
+        known: {name: value} of the parameters behind the target, or None.
+    """
+    if not math.isfinite(problem.best_loss):
+        raise BadInput(f"no start has a finite loss; start 0: {starts[0].status}")
+    best, units = problem.values(problem.best_x), {name: str(unit) for name, unit in problem.units.items()}
+    rmse, gamma = {"validation": None}, {}
+    for name, data in recordings.items():
+        V, spikes = free_run(problem.parameters(problem.best_x), data["current"])
+        rmse[name] = float(np.sqrt(np.mean((V - data["V"]) ** 2)))
+        trains = zip(spikes.T, data["spikes"].T, strict=True)
+        gamma[name] = [coincidence_factor(*pair, args.dt, args.delta) for pair in trains]
+        run.save(f"traces_{name}.png", plot_traces(data["current"], args.dt, data=data["V"], model=V))
+    run.save("losses.png", plot_losses(starts, problem.history, loss_name))
+    run.save("history.csv", problem.history)
+    run.save("config.json", run.config())
+    result = dict(parameters=best, units=units, known_parameters=known, loss=problem.best_loss, loss_name=loss_name)
+    result |= dict(gamma=gamma["fit"], rmse=rmse["fit"], validation_rmse=rmse["validation"])
+    result |= dict(n_simulations=problem.n_simulations, n_gradients=problem.n_gradients, seconds=problem.seconds)
+    result["starts"] = [
+        dict(dataclasses.asdict(start), initial=initial, parameters=problem.values(start.x))
+        for start in starts
+        for initial in [None if start.initial is None else problem.values(start.initial)]
+    ]
+    run.save("result.json", result | dict(interrupted=problem.interrupted, seed=args.seed))
+
+    for name, value in best.items():
+        truth = f"   true {known[name]:<9.6g} off by {abs(value / known[name] - 1):.3%}" if known else ""
+        print(f"{name:>6} = {value:<10.6g} {units[name]:<3}{truth}")
+    print(f"{loss_name}: {problem.best_loss:.3g}, the best of {len(starts)} starts")
+    for name, values in gamma.items():
+        values = " ".join("-" if math.isnan(value) else f"{value:.2f}" for value in values)
+        print(f"{name}: RMSE {rmse[name]:.4g} mV, Gamma {values}")
+    for i, start in enumerate(starts):
+        if start.status.startswith("NaN"):
+            print(f"start {i} ended: {start.status}")
+    print("{run:.1f} s to run and {compile:.1f} s to compile".format(**problem.seconds), end=", ")
+    print(f"{problem.n_simulations} simulations, {problem.n_gradients} of them with gradient")
+
+
+def write_visualization(run, problem, free_run, data, dt, seed):
+    """Save the target with the responses of the model at random parameter sets: what a fit starts from."""
+    sets = random_starts(problem, seed)
+    responses = [free_run(problem.parameters(x), data["current"]) for x in sets]
+    figure = plot_traces(data["current"], dt, data=data["V"])
+    for trace, axis in enumerate(figure.axes[data["V"].shape[1] :]):
+        for V, _ in responses:
+            axis.plot(np.arange(len(V)) * dt, V[:, trace], color="tab:red", alpha=0.3, lw=0.7, zorder=0)
+    run.save("target.png", figure)
+    run.save("config.json", run.config())
+    losses = problem.evaluate(sets)
+    counts = dict(n_spikes=data["spikes"].sum(0), n_spikes_models=[spikes.sum(0) for _, spikes in responses])
+    run.save("result.json", dict(parameters=[problem.values(x) for x in sets], losses=losses, **counts))
+    print(f"spikes a trace: {data['spikes'].sum(0).astype(int).tolist()}")
+    print(f"losses of {len(sets)} random parameter sets: {np.min(losses):.4g} to {np.max(losses):.4g}")
+
+
+# ---- Recordings -----------------------------------------------------------------------------------------------------
+
+CURRENT_UNITS = {"A": 1e9, "uA": 1e3, "nA": 1.0, "pA": 1e-3}  # in nA
+VOLTAGE_UNITS = {"V": 1e3, "mV": 1.0}  # in mV
+
+
+class BadInput(ValueError):
+    """Input that cannot be used. The message names the argument or file, what was found and what was expected."""
+
+
+def to_number(text, kind=float):
+    """kind(text), and NaN for what is not such a number."""
+    try:
+        return kind(text)
+    except ValueError:
+        return math.nan
+
+
+def read_traces(path):
+    """Numbers (T, n_trace) of a CSV file: a header of sample numbers, then a line a trace behind an index column."""
+    try:
+        with open(path, newline="") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: {getattr(error, 'strerror', 'not text')}; expected a CSV file of traces") from None
+    if not rows or len(header) < 2 or header[1:] != [str(k) for k in range(len(header) - 1)]:
+        raise BadInput(f"{path}: expected a header of sample numbers (,0,1,2,...) and then an index and a trace a line")
+    for i, row in enumerate(rows):
+        if len(row) != len(header):
+            raise BadInput(
+                f"{path}: found {len(row) - 1} samples in trace {i}, expected {len(header) - 1} as in the header"
+            )
+    values = np.array([[to_number(text) for text in row[1:]] for row in rows]).T
+    for sample, trace in np.argwhere(~np.isfinite(values)):
+        found = rows[trace][sample + 1]
+        raise BadInput(f"{path}: found {found!r} at sample {sample} of trace {trace}, expected a finite number")
+    return values
+
+
+def read_recording(current_path, voltage_path, args):
+    """Currents (nA) and potentials (mV) of a recording, each (T, n_trace)."""
+    current = read_traces(current_path) * CURRENT_UNITS[args.current_unit]
+    V = read_traces(voltage_path) * VOLTAGE_UNITS[args.voltage_unit]
+    if current.shape != V.shape:
+        found, expected = (f"{x.shape[1]} traces of {x.shape[0]} samples" for x in (V, current))
+        raise BadInput(f"{voltage_path}: found {found}, expected {expected} as in {current_path}")
+    if not 1 < np.abs(V).max() < 500:
+        raise BadInput(
+            f"{voltage_path}: found potentials up to {np.abs(V).max():.3g} mV, read in {args.voltage_unit}; expected "
+            "1 to 500 mV, as neurons have (is --voltage_unit right?)"
+        )
+    return current, V
+
+
+# ---- Command line and run folder ------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Prints defaults, keeps the layout of the text around the arguments, and reports an error in one line."""
+
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        def _get_help_string(self, action):
+            if isinstance(action.default, Path):
+                return f"{action.help} (default: {action.default.parent.name}/{action.default.name})"
+            return super()._get_help_string(action) if action.default is not None else action.help
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=self.Formatter, **kwargs)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def number(kind, low=-math.inf, above=-math.inf):
+    """argparse type: a finite int or float, at least `low` and greater than `above`."""
+
+    def parse(text):
+        value = to_number(text, kind)
+        if not (math.isfinite(value) and value >= low and value > above):
+            limit = f" >= {low}" if math.isfinite(low) else f" > {above}" if math.isfinite(above) else ""
+            noun = "an integer" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected {noun}{limit}")
+        return value
+
+    return parse
+
+
+def add_run_arguments(parser):
+    """Arguments that every script has."""
+    add = parser.add_argument_group("run").add_argument
+    add("--seed", type=number(int, low=0), default=0, help="the one seed of all that is random")
+    add("--precision", type=int, choices=(32, 64), default=32, help="bits of the floating-point numbers")
+    add("--devices", default="all", help="indices into jax.devices(), such as 0,1; each core of a CPU is a device")
+    add("--output", type=Path, metavar="DIR", help="run folder; without it, a new one in results/")
+
+
+def add_fit_arguments(parser):
+    """Arguments of both neuron scripts, which set defaults of their own."""
+    add = parser.add_argument_group("fit").add_argument
+    add("--mode", choices=("fit", "visualize"), default="fit", help="visualize: only draw the target and random models")
+    fit_target = "mean squared error of the potential, or van Rossum distance of the spikes"
+    add("--fit_target", choices=("potential", "spike"), default="potential", help=fit_target)
+    add("--method", choices=METHODS, default="L-BFGS-B", help="L-BFGS-B uses gradients, the others do not")
+    add("--n_sample", type=number(int, low=1), default=20, help="starts of L-BFGS-B, population of the other methods")
+    add("--n_iter", type=number(int, low=1), default=5, help="rounds of the derivative-free methods")
+    n_point = "the potential error takes every (T // N)-th of the T samples; all without this argument"
+    add("--n_point", type=number(int, low=1), metavar="N", help=n_point)
+    add("--tau_rossum", type=number(float, above=0), default=5.0, help="time constant of the van Rossum distance (ms)")
+    add("--delta", type=number(float, above=0), default=4.0, help="half-width of the coincidence window of Gamma (ms)")
+
+    add = parser.add_argument_group("data").add_argument
+    target = "fit the recorded traces, or the model's own response to the currents at the paper's parameters"
+    add("--target", choices=("recorded", "simulated"), default="recorded", help=target)
+    add("--current", type=Path, metavar="CSV", help="currents: a header of sample numbers, an index and a trace a line")
+    add("--voltage", type=Path, metavar="CSV", help="recorded potentials, in the same layout")
+    for kind in ("current", "voltage"):
+        help = f"{kind} traces for validation only; without this argument, those that belong to the traces in data/"
+        add(f"--validation_{kind}", type=Path, metavar="CSV", help=help)
+    add("--dt", type=number(float, above=0), help="time between samples, and step of the simulation (ms)")
+    add("--current_unit", choices=CURRENT_UNITS, default="A", help="unit of the current files")
+    add("--voltage_unit", choices=VOLTAGE_UNITS, default="mV", help="unit of the voltage files")
+    add("--noise_std", type=number(float, low=0), default=0.0, help="s.d. of white noise added to the target (mV)")
+
+
+def setup_jax(args):
+    """Set precision and compilation cache; the JAX devices that `--devices` names."""
+    jax.config.update("jax_enable_x64", args.precision == 64)
+    brainstate.environ.set(precision=args.precision)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "differentiable-brain-modeling")
+    jax.config.update("jax_compilation_cache_dir", jax.config.jax_compilation_cache_dir or str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    devices = jax.devices()
+    indices = range(len(devices)) if args.devices == "all" else [to_number(i, int) for i in args.devices.split(",")]
+    if len(set(indices)) < len(indices) or not set(indices) <= set(range(len(devices))):
+        expected = f"different indices from 0 to {len(devices) - 1}, joined by commas"
+        raise BadInput(f"argument --devices: found {args.devices!r}, expected {expected}")
+    return [devices[i] for i in indices]
+
+
+class RunFolder:
+    """The folder of one run: `--output`, or a new results/SCRIPT/NAME. Its files are written whole.
+
+    The folder is made with its first file. Where NAME is taken, -2, -3, ... is added; --output must be new or empty.
+    """
+
+    def __init__(self, args, script, name):
+        def taken(path):
+            return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+        if args.output and taken(args.output):
+            raise BadInput(f"argument --output: {args.output} holds another run, expected a new or empty folder")
+        self.path, self.args, copy = args.output or Path("results", script, name), args, 1
+        while taken(self.path):
+            copy += 1
+            self.path = Path("results", script, f"{name}-{copy}")
+
+    def save(self, name, content):
+        """Save a figure as PNG, a list of dicts as CSV, or anything else as JSON."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.path / f".{name}"
+        if isinstance(content, plt.Figure):
+            content.savefig(temporary, dpi=150, format="png")
+            plt.close(content)
+        elif name.endswith(".csv"):
+            with open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, content[0])
+                writer.writeheader()
+                writer.writerows(content)
+        else:
+            temporary.write_text(json.dumps(to_json(content), indent=2) + "\n")
+        temporary.replace(self.path / name)
+
+    def config(self):
+        """What this run was: command, arguments, devices and versions."""
+        devices = [f"{device} ({device.device_kind})" for device in jax.devices()]
+        packages = ["brainpy", "brainstate", "brainunit", "braintools", "jax", "jaxlib", "numpy", "scipy", "nevergrad"]
+        versions = {name: importlib.metadata.version(name) for name in packages}
+        config = dict(command=shlex.join(sys.argv), arguments=vars(self.args), devices=devices)
+        return config | dict(python=platform.python_version(), packages=versions)
+
+
+def to_json(content):
+    """Content in the types of JSON: arrays as lists, paths as text, and null for numbers that are not finite."""
+    if isinstance(content, dict):
+        return {key: to_json(value) for key, value in content.items()}
+    if isinstance(content, list | tuple | np.ndarray):
+        return [to_json(value) for value in content]
+    if isinstance(content, float):
+        return float(content) if math.isfinite(content) else None
+    return content if isinstance(content, int | str | None) else str(content)
+
+
+def run_script(main):
+    """Run main(): its result is the exit status, and bad input one line on stderr and exit status 2."""
+    try:
+        sys.exit(main())
+    except BadInput as error:
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {error}\n")
+        sys.exit(2)
+
+
+# ---- Figures --------------------------------------------------------------------------------------------------------
+
+
+def plot_traces(current, dt, **potentials):
+    """Currents (nA) and below them potentials (mV), all (T, n_trace), the first of them black and the second red."""
+    t, n_trace = np.arange(len(current)) * dt, current.shape[1]
+    layout = dict(sharex=True, sharey="row", squeeze=False, height_ratios=(1, 3), layout="constrained")
+    figure, axes = plt.subplots(2, n_trace, figsize=(1 + 2.4 * n_trace, 4), **layout)
+    for trace, (top, bottom) in enumerate(axes.T):
+        top.plot(t, current[:, trace], color="0.4", lw=1)
+        top.set_title(f"trace {trace}", fontsize=10)
+        for (label, V), style in zip(potentials.items(), ("k-", "r--"), strict=False):
+            bottom.plot(t, V[:, trace], style, lw=1.5, label=label)
+        bottom.set_xlabel("t (ms)")
+    axes[0, 0].set_ylabel("I (nA)")
+    axes[1, 0].set_ylabel("V (mV)")
+    axes[1, -1].legend(loc="upper right", fontsize=8)
+    return figure
+
+
+def plot_losses(starts, history, loss_name):
+    """Left, the losses of all starts, sorted; right, the best loss against the simulations made."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    left.plot(1 + np.arange(len(starts)), sorted(start.loss for start in starts), "k.")
+    left.set(xlabel="start, best first", ylabel=loss_name, yscale="log")
+    right.plot(*zip(*((row["n_simulations"], row["best_loss"]) for row in history), strict=True), "k.-")
+    right.set(xlabel="simulations", ylabel="best loss so far", xscale="log", yscale="log")
+    return figure
