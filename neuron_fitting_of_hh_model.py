@@ -60,8 +60,8 @@ def make_model(dt):
 def soft_spikes(V, level, width=2.0):
     """Spike train that is a smooth function of the potential: the rise of a logistic across the level.
 
-    s[k] = max(0, L(V[k+1]) - L(V[k])), L(V) = 1 / (1 + exp(-(V - level) / width)): an upward crossing has mass 1,
-    spread over the steps that the rise takes. Its gradient is the true one.
+    s[k] = max(0, L(V[k+1]) - L(V[k])), L(V) = 1 / (1 + exp(-(V - level) / width)): a rise from far below the level to
+    far above it has mass 1, spread over the steps that it takes. The gradient is the true one.
 
     Args:
         V: shape (T, n_trace) (mV).
@@ -86,22 +86,33 @@ def make_loss(args, n_step):
 # ---- Data -----------------------------------------------------------------------------------------------------------
 
 
+def recording_paths(args):
+    """{"fit": (current, voltage), "validation": ...} of the files to read, and whether the target is that of data/.
+
+    A simulated target needs currents alone; the traces in data/ come with their own validation.
+    """
+    shipped = [DATA / "input_traces_hh.csv", DATA / "output_traces_hh.csv"]
+    own = [path.resolve() != default for path, default in zip((args.current, args.voltage), shipped, strict=True)]
+    paths = {"fit": [args.current, args.voltage], "validation": [args.validation_current, args.validation_voltage]}
+    if not own[0] and not any(paths["validation"]):
+        paths["validation"] = [DATA / f"{kind}_traces_hh_validation.csv" for kind in ("input", "output")]
+    if args.target == "simulated":
+        paths = {name: [current, None] for name, (current, _) in paths.items()}
+    elif own[0] != own[1]:
+        raise utils.BadInput("argument --current: found it or --voltage alone, expected both")
+    elif paths["validation"].count(None) == 1:
+        raise utils.BadInput("argument --validation_current: found it or --validation_voltage alone, expected both")
+    return {name: pair for name, pair in paths.items() if any(pair)}, not any(own)
+
+
 def load_recordings(args, model, seed):
     """The target, and validation traces where there are any, each current (nA), V (mV) and spikes of (T, n_trace).
 
     Returns:
         {"fit": dict, "validation": dict}, and {name: value} of the parameters behind the target where they are known.
     """
-    paths = {"fit": (args.current, args.voltage)}
-    shipped = paths["fit"] == (DATA / "input_traces_hh.csv", DATA / "output_traces_hh.csv")
-    if args.validation_current or args.validation_voltage:
-        paths["validation"] = (args.validation_current, args.validation_voltage)
-    elif shipped:
-        paths["validation"] = (DATA / "input_traces_hh_validation.csv", DATA / "output_traces_hh_validation.csv")
-    if None in paths.get("validation", ()):
-        raise utils.BadInput("argument --validation_current: found it or --validation_voltage alone, expected both")
+    paths, shipped = recording_paths(args)
     traces = {name: utils.read_recording(*pair, args) for name, pair in paths.items()}
-
     known = json.loads((DATA / "parameters_hh.json").read_text())["parameters"] if shipped else None
     if args.target == "simulated":
         known = PAPER_PARAMETERS
@@ -133,7 +144,7 @@ def main():
     args = parse_args()
     devices = utils.setup_jax(args)
     name = f"{args.mode}_{args.target}_{args.fit_target}_{args.method}_seed{args.seed}"
-    run = utils.RunFolder(args, SCRIPT, name)
+    run = utils.RunFolder(args, devices, SCRIPT, name)
     noise_seed, fit_seed = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(args.seed).spawn(2))
 
     model = make_model(args.dt)

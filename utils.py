@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 
 # Read by the libraries when they are imported. JAX spreads a batch over its devices: on a CPU, each core is made one.
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
+N_CORE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(N_CORE))
 # SciPy's matrices are tiny here, and the idle threads of its BLAS spin on the cores that simulate.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Errors come as exceptions; XLA's own log would call each program from the compilation cache one.
@@ -46,30 +47,32 @@ import matplotlib.pyplot as plt
 
 @jax.custom_jvp
 def exprel(x):
-    """(exp(x) - 1) / x, and 1 at 0, with a derivative as safe.
+    """(exp(x) - 1) / x, and 1 at 0; value and derivative are accurate to a few units in the last place.
 
-    A series where |x| < 1/2, and exp(x) - 1 elsewhere: accurate to a few units in the last place. The simulation is
-    four times faster than with `brainunit.math.exprel`, whose expm1 XLA does not vectorise on a CPU.
+    A series where |x| < 1/2, else exp(x) - 1. A simulation is four times faster than with `brainunit.math.exprel`,
+    whose expm1 XLA does not vectorise on a CPU.
     """
     x = jnp.asarray(x)
-    return jnp.where(jnp.abs(x) < 0.5, _series(x, slope=False), (jnp.exp(x) - 1) / jnp.where(x == 0, 1, x))
+    return jnp.where(jnp.abs(x) < 0.5, _exprel_series(x, 0), (jnp.exp(x) - 1) / jnp.where(x == 0, 1, x))
 
 
-@exprel.defjvp
-def _exprel_jvp(primals, tangents):
-    """From exp(x) = exprel(x) + x exprel'(x): one series gives both value and slope."""
-    x = jnp.asarray(primals[0])
-    small, exp, divisor = jnp.abs(x) < 0.5, jnp.exp(x), jnp.where(x == 0, 1, x)
-    slope, direct = _series(x, slope=True), (exp - 1) / divisor
-    value = jnp.where(small, exp - x * slope, direct)
-    return value, jnp.where(small, slope, (exp - direct) / divisor) * tangents[0]
+def _exprel_jvp(tangent, value, x):
+    slope = (jnp.exp(x) - value) / jnp.where(x == 0, 1, x)
+    return tangent * jnp.where(jnp.abs(x) < 0.5, _exprel_series(x, 1), slope)
 
 
-def _series(x, slope):
-    """sum_k x^k / (k + 1)!, or its derivative, to below the rounding error where |x| < 1/2."""
-    k = np.arange(7 if x.dtype == jnp.float32 else 14, -1, -1)
-    factorial = scipy.special.factorial(k + 1 + slope)
-    return jnp.polyval(((k + 1) ** slope / factorial).astype(x.dtype), x)
+exprel.defjvps(_exprel_jvp)
+
+
+def _exprel_series(x, derivative):
+    k = np.arange(8 if x.dtype == jnp.float32 else 14, -1, -1)  # the next term is below the rounding error
+    return jnp.polyval(jnp.asarray((k + 1.0) ** derivative / scipy.special.factorial(k + 1 + derivative), x.dtype), x)
+
+
+def bernoulli(x):
+    """x / (exp(x) - 1), the reciprocal of `exprel`, whose value and derivative overflow nowhere."""
+    size = jnp.abs(x)
+    return jnp.exp(-size) / exprel(-size) + jax.nn.relu(-x)
 
 
 def exp_euler(x, drift, rate):
@@ -113,6 +116,7 @@ class HH(brainpy.state.Neuron):
         C: membrane capacitance (nF).
         V_th: level whose upward crossing is a spike (mV).
         V_initializer, gate_initializer: V (mV) and m, h, n at the start; by default the paper's -65 mV and 0.
+        **kwargs: those of `brainpy.state.Neuron`, such as the surrogate gradient `spk_fun` of the spikes.
     """
 
     def __init__(
@@ -129,9 +133,9 @@ class HH(brainpy.state.Neuron):
         V_th=0.0 * u.mV,
         V_initializer=V_START,
         gate_initializer=GATE_START,
-        name=None,
+        **kwargs,
     ):
-        super().__init__(in_size, name=name)
+        super().__init__(in_size, **kwargs)
         constants = dict(gL=gL, gNa=gNa, gK=gK, V_T=V_T, EL=EL, ENa=ENa, EK=EK, C=C, V_th=V_th)
         for key, value in constants.items():
             setattr(self, key, braintools.init.param(value, self.varshape))
@@ -145,10 +149,10 @@ class HH(brainpy.state.Neuron):
     def rates(self, V):
         """(alpha, beta) of m, h and n at potential V."""
         v = (V - self.V_T).to_decimal(u.mV)
-        m = 1.28 / exprel((13 - v) / 4), 1.4 / exprel((v - 40) / 5)
+        m = 1.28 * bernoulli((13 - v) / 4), 1.4 * bernoulli((v - 40) / 5)
         # exp is the published rate; the paper's code has exprel here.
-        h = 0.128 * jnp.exp((17 - v) / 18), 4 / (1 + jnp.exp((40 - v) / 5))
-        n = 0.16 / exprel((15 - v) / 5), 0.5 * jnp.exp((10 - v) / 40)
+        h = 0.128 * jnp.exp((17 - v) / 18), 4 * jax.nn.sigmoid((v - 40) / 5)
+        n = 0.16 * bernoulli((15 - v) / 5), 0.5 * jnp.exp((10 - v) / 40)
         return [(alpha / u.ms, beta / u.ms) for alpha, beta in (m, h, n)]
 
     def update(self, x=0.0 * u.nA):
@@ -371,7 +375,7 @@ class FitProblem:
         output = np.asarray(jax.jit(self.model)(self.parameters(jnp.asarray(x)), self.data))
         where = ", ".join(f"{name} = {value:.6g} {self.units[name]}" for name, value in self.values(x).items())
         if np.isfinite(output).all():
-            return f"NaN in the gradient at {where}"
+            return f"NaN in the loss or its gradient at {where}"
         step, trace = np.argwhere(~np.isfinite(output))[0][:2]
         return f"NaN at time step {step} of trace {trace} at {where}"
 
@@ -385,7 +389,7 @@ def lbfgsb_multistart(problem, x0):
     Returns:
         A `Start` a row. NaN ends a start and KeyboardInterrupt all; the best points seen are kept.
     """
-    starts = [Start(x, x) for x in x0]
+    starts, failures = [Start(x, x) for x in x0], []
     requests, replies = queue.SimpleQueue(), [queue.SimpleQueue() for _ in starts]
 
     def run(i, start):
@@ -393,10 +397,10 @@ def lbfgsb_multistart(problem, x0):
             requests.put((i, x.copy()))
             loss, grad = replies[i].get()
             start.n_gradients += 1
-            if not np.isfinite([loss, *grad]).all():
-                raise FloatingPointError(problem.name_nan(x))
             if loss < start.loss:
                 start.x, start.loss = x.copy(), float(loss)
+            if not np.isfinite([loss, *grad]).all():
+                raise FloatingPointError(problem.name_nan(x))
             return loss, grad
 
         try:
@@ -406,13 +410,15 @@ def lbfgsb_multistart(problem, x0):
             ).message
         except FloatingPointError as error:
             start.status = str(error)
+        except Exception as error:
+            failures.append(error)
         requests.put((i, None))
 
     for i, start in enumerate(starts):
         threading.Thread(target=run, args=(i, start), daemon=True).start()
     active, waiting = len(starts), {}
     try:
-        while active:
+        while active and not failures:
             i, x = requests.get()
             if x is None:
                 active -= 1
@@ -425,6 +431,8 @@ def lbfgsb_multistart(problem, x0):
                     replies[i].put((loss, grad))
     except KeyboardInterrupt:
         problem.interrupted = True  # the threads sleep on, and end with the process
+    if failures:
+        raise failures[0]
     return starts
 
 
@@ -432,19 +440,23 @@ def derivative_free(problem, method, n_iter, seed):
     """Minimise in n_iter rounds of n_sample evaluations, each round one call.
 
     DE, PSO, TwoPointsDE and CMA are Nevergrad's, through braintools; bayesian is scikit-optimize's Gaussian process
-    with expected improvement and constant-liar batches. A loss of NaN counts as the largest number there is.
+    with expected improvement and constant-liar batches. A loss that is not finite counts as the largest finite one.
 
     Returns:
         A list of one `Start`, without initial point: the best set of all rounds.
     """
-    status = "budget used"
+    status, largest, first_bad, n_bad = "budget used", 0.0, "", 0
 
     def losses_at(X):
-        nonlocal status
-        losses, X = problem.evaluate(np.asarray(X)), np.asarray(X)
-        if np.isnan(losses).any():
-            status = problem.name_nan(X[np.isnan(losses)][0])
-        return np.where(np.isnan(losses), np.finfo(np.float32).max, losses)
+        nonlocal largest, first_bad, n_bad
+        X = np.asarray(X)
+        losses = problem.evaluate(X)
+        finite = np.isfinite(losses)
+        largest = max(largest, losses[finite].max(initial=0.0))
+        n_bad += int(np.sum(~finite))
+        if not finite.all() and not first_bad:
+            first_bad = problem.name_nan(X[~finite][0])
+        return np.where(finite, losses, largest)
 
     box = [(0.0, 1.0)] * len(problem.units)
     try:
@@ -463,6 +475,8 @@ def derivative_free(problem, method, n_iter, seed):
             optimiser.minimize(n_iter, verbose=False)
     except KeyboardInterrupt:
         problem.interrupted, status = True, Start.status
+    if n_bad:
+        status += f"; {n_bad} losses were not finite, first {first_bad}"
     return [Start(None, problem.best_x, problem.best_loss, 0, status)]
 
 
@@ -495,32 +509,42 @@ def write_report(run, args, problem, starts, free_run, recordings, known, loss_n
         known: {name: value} of the parameters behind the target, or None.
     """
     if not math.isfinite(problem.best_loss):
+        if problem.interrupted:
+            raise KeyboardInterrupt
         raise BadInput(f"no start has a finite loss; start 0: {starts[0].status}")
     best, units = problem.values(problem.best_x), {name: str(unit) for name, unit in problem.units.items()}
-    rmse, gamma = {"validation": None}, {}
+    responses, rmse, gamma = {}, {"validation": None}, {}
     for name, data in recordings.items():
-        V, spikes = free_run(problem.parameters(problem.best_x), data["current"])
-        rmse[name] = float(np.sqrt(np.mean((V - data["V"]) ** 2)))
+        responses[name], spikes = free_run(problem.parameters(problem.best_x), data["current"])
+        rmse[name] = float(np.sqrt(np.mean((responses[name] - data["V"]) ** 2)))
         trains = zip(spikes.T, data["spikes"].T, strict=True)
         gamma[name] = [coincidence_factor(*pair, args.dt, args.delta) for pair in trains]
-        run.save(f"traces_{name}.png", plot_traces(data["current"], args.dt, data=data["V"], model=V))
-    run.save("losses.png", plot_losses(starts, problem.history, loss_name))
-    run.save("history.csv", problem.history)
-    run.save("config.json", run.config())
     result = dict(parameters=best, units=units, known_parameters=known, loss=problem.best_loss, loss_name=loss_name)
     result |= dict(gamma=gamma["fit"], rmse=rmse["fit"], validation_rmse=rmse["validation"])
     result |= dict(n_simulations=problem.n_simulations, n_gradients=problem.n_gradients, seconds=problem.seconds)
     result["starts"] = [
-        dict(dataclasses.asdict(start), initial=initial, parameters=problem.values(start.x))
+        dict(
+            initial=None if start.initial is None else problem.values(start.initial),
+            parameters=problem.values(start.x),
+            loss=start.loss,
+            n_gradients=start.n_gradients,
+            status=start.status,
+        )
         for start in starts
-        for initial in [None if start.initial is None else problem.values(start.initial)]
     ]
     run.save("result.json", result | dict(interrupted=problem.interrupted, seed=args.seed))
+    run.save("config.json", run.config())
+    run.save("history.csv", problem.history)
+    run.save("losses.png", plot_losses(starts, problem.history, loss_name))
+    for name, data in recordings.items():
+        run.save(f"traces_{name}.png", plot_traces(data["current"], args.dt, data=data["V"], model=responses[name]))
 
     for name, value in best.items():
         truth = f"   true {known[name]:<9.6g} off by {abs(value / known[name] - 1):.3%}" if known else ""
         print(f"{name:>6} = {value:<10.6g} {units[name]:<3}{truth}")
-    print(f"{loss_name}: {problem.best_loss:.3g}, the best of {len(starts)} starts")
+    near = sum(start.loss <= 1.1 * problem.best_loss + 1e-3 for start in starts)
+    reached = f", reached (to 10 % + 0.001) from {near} of {len(starts)} starts" if len(starts) > 1 else ""
+    print(f"{loss_name}: {problem.best_loss:.3g}{reached}")
     for name, values in gamma.items():
         values = " ".join("-" if math.isnan(value) else f"{value:.2f}" for value in values)
         print(f"{name}: RMSE {rmse[name]:.4g} mV, Gamma {values}")
@@ -535,17 +559,18 @@ def write_visualization(run, problem, free_run, data, dt, seed):
     """Save the target with the responses of the model at random parameter sets: what a fit starts from."""
     sets = random_starts(problem, seed)
     responses = [free_run(problem.parameters(x), data["current"]) for x in sets]
-    figure = plot_traces(data["current"], dt, data=data["V"])
-    for trace, axis in enumerate(figure.axes[data["V"].shape[1] :]):
+    figure = plot_traces(data["current"], dt, target=data["V"])
+    for trace, axis in enumerate(figure.axes[len(figure.axes) // 2 :]):
         for V, _ in responses:
             axis.plot(np.arange(len(V)) * dt, V[:, trace], color="tab:red", alpha=0.3, lw=0.7, zorder=0)
+    figure.suptitle("black: the target; red: the model at random parameters", fontsize=10)
     run.save("target.png", figure)
     run.save("config.json", run.config())
     losses = problem.evaluate(sets)
     counts = dict(n_spikes=data["spikes"].sum(0), n_spikes_models=[spikes.sum(0) for _, spikes in responses])
     run.save("result.json", dict(parameters=[problem.values(x) for x in sets], losses=losses, **counts))
     print(f"spikes a trace: {data['spikes'].sum(0).astype(int).tolist()}")
-    print(f"losses of {len(sets)} random parameter sets: {np.min(losses):.4g} to {np.max(losses):.4g}")
+    print(f"losses of {len(sets)} random parameter sets: {np.nanmin(losses):.4g} to {np.nanmax(losses):.4g}")
 
 
 # ---- Recordings -----------------------------------------------------------------------------------------------------
@@ -570,9 +595,9 @@ def read_traces(path):
     """Numbers (T, n_trace) of a CSV file: a header of sample numbers, then a line a trace behind an index column."""
     try:
         with open(path, newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: {getattr(error, 'strerror', 'not text')}; expected a CSV file of traces") from None
+            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{path}: {getattr(error, 'strerror', 'not CSV')}; expected a CSV file of traces") from None
     if not rows or len(header) < 2 or header[1:] != [str(k) for k in range(len(header) - 1)]:
         raise BadInput(f"{path}: expected a header of sample numbers (,0,1,2,...) and then an index and a trace a line")
     for i, row in enumerate(rows):
@@ -588,8 +613,10 @@ def read_traces(path):
 
 
 def read_recording(current_path, voltage_path, args):
-    """Currents (nA) and potentials (mV) of a recording, each (T, n_trace)."""
+    """Currents (nA) and potentials (mV) of a recording, each (T, n_trace); no potentials without a path to them."""
     current = read_traces(current_path) * CURRENT_UNITS[args.current_unit]
+    if voltage_path is None:
+        return current, None
     V = read_traces(voltage_path) * VOLTAGE_UNITS[args.voltage_unit]
     if current.shape != V.shape:
         found, expected = (f"{x.shape[1]} traces of {x.shape[0]} samples" for x in (V, current))
@@ -652,10 +679,10 @@ def add_fit_arguments(parser):
     add("--fit_target", choices=("potential", "spike"), default="potential", help=fit_target)
     add("--method", choices=METHODS, default="L-BFGS-B", help="L-BFGS-B uses gradients, the others do not")
     add("--n_sample", type=number(int, low=1), default=20, help="starts of L-BFGS-B, population of the other methods")
-    add("--n_iter", type=number(int, low=1), default=5, help="rounds of the derivative-free methods")
+    add("--n_iter", type=number(int, low=1), default=5, help="rounds of the other methods; L-BFGS-B ignores it")
     n_point = "the potential error takes every (T // N)-th of the T samples; all without this argument"
     add("--n_point", type=number(int, low=1), metavar="N", help=n_point)
-    add("--tau_rossum", type=number(float, above=0), default=5.0, help="time constant of the van Rossum distance (ms)")
+    add("--tau_rossum", type=number(float, above=0), default=5.0, help="time constant of the spike loss (ms)")
     add("--delta", type=number(float, above=0), default=4.0, help="half-width of the coincidence window of Gamma (ms)")
 
     add = parser.add_argument_group("data").add_argument
@@ -684,29 +711,38 @@ def setup_jax(args):
     if len(set(indices)) < len(indices) or not set(indices) <= set(range(len(devices))):
         expected = f"different indices from 0 to {len(devices) - 1}, joined by commas"
         raise BadInput(f"argument --devices: found {args.devices!r}, expected {expected}")
+    jax.config.update("jax_default_device", devices[indices[0]])
     return [devices[i] for i in indices]
 
 
 class RunFolder:
-    """The folder of one run: `--output`, or a new results/SCRIPT/NAME. Its files are written whole.
+    """The folder of one run: `--output`, or results/SCRIPT/NAME, with -2, -3, ... added where that is taken.
 
-    The folder is made with its first file. Where NAME is taken, -2, -3, ... is added; --output must be new or empty.
+    The folder is made with its first file, and every file is written whole.
     """
 
-    def __init__(self, args, script, name):
-        def taken(path):
-            return path.exists() and not (path.is_dir() and not any(path.iterdir()))
-
-        if args.output and taken(args.output):
+    def __init__(self, args, devices, script, name):
+        self.args, self.devices, self.made = args, devices, False
+        self.path = args.output or Path("results", script, name)
+        if args.output and args.output.exists() and (args.output.is_file() or any(args.output.iterdir())):
             raise BadInput(f"argument --output: {args.output} holds another run, expected a new or empty folder")
-        self.path, self.args, copy = args.output or Path("results", script, name), args, 1
-        while taken(self.path):
-            copy += 1
-            self.path = Path("results", script, f"{name}-{copy}")
+        parent = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise BadInput(f"argument --output: {parent} is not a folder that can be written, expected one")
+
+    def _make(self):
+        first, copy = self.path, 1
+        while not self.made:
+            try:
+                self.path.mkdir(parents=True, exist_ok=bool(self.args.output))
+                self.made = True
+            except FileExistsError:
+                copy += 1
+                self.path = first.with_name(f"{first.name}-{copy}")
 
     def save(self, name, content):
         """Save a figure as PNG, a list of dicts as CSV, or anything else as JSON."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         temporary = self.path / f".{name}"
         if isinstance(content, plt.Figure):
             content.savefig(temporary, dpi=150, format="png")
@@ -722,21 +758,22 @@ class RunFolder:
 
     def config(self):
         """What this run was: command, arguments, devices and versions."""
-        devices = [f"{device} ({device.device_kind})" for device in jax.devices()]
-        packages = ["brainpy", "brainstate", "brainunit", "braintools", "jax", "jaxlib", "numpy", "scipy", "nevergrad"]
-        versions = {name: importlib.metadata.version(name) for name in packages}
+        devices = [f"{device} ({device.device_kind})" for device in self.devices]
+        packages = ["brainpy", "brainstate", "brainunit", "braintools", "jax", "jaxlib", "numpy", "scipy"]
+        versions = {name: importlib.metadata.version(name) for name in [*packages, "nevergrad", "scikit-optimize"]}
         config = dict(command=shlex.join(sys.argv), arguments=vars(self.args), devices=devices)
         return config | dict(python=platform.python_version(), packages=versions)
 
 
 def to_json(content):
     """Content in the types of JSON: arrays as lists, paths as text, and null for numbers that are not finite."""
+    content = content.tolist() if hasattr(content, "tolist") else content
     if isinstance(content, dict):
         return {key: to_json(value) for key, value in content.items()}
-    if isinstance(content, list | tuple | np.ndarray):
+    if isinstance(content, list | tuple):
         return [to_json(value) for value in content]
     if isinstance(content, float):
-        return float(content) if math.isfinite(content) else None
+        return content if math.isfinite(content) else None
     return content if isinstance(content, int | str | None) else str(content)
 
 
@@ -747,14 +784,17 @@ def run_script(main):
     except BadInput as error:
         sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {error}\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: interrupted before there was anything to keep\n")
+        sys.exit(130)
 
 
 # ---- Figures --------------------------------------------------------------------------------------------------------
 
 
 def plot_traces(current, dt, **potentials):
-    """Currents (nA) and below them potentials (mV), all (T, n_trace), the first of them black and the second red."""
-    t, n_trace = np.arange(len(current)) * dt, current.shape[1]
+    """Currents (nA) over potentials (mV), all (T, n_trace): the first black, the second red; the first 20 traces."""
+    t, n_trace = np.arange(len(current)) * dt, min(20, current.shape[1])
     layout = dict(sharex=True, sharey="row", squeeze=False, height_ratios=(1, 3), layout="constrained")
     figure, axes = plt.subplots(2, n_trace, figsize=(1 + 2.4 * n_trace, 4), **layout)
     for trace, (top, bottom) in enumerate(axes.T):
@@ -765,7 +805,7 @@ def plot_traces(current, dt, **potentials):
         bottom.set_xlabel("t (ms)")
     axes[0, 0].set_ylabel("I (nA)")
     axes[1, 0].set_ylabel("V (mV)")
-    axes[1, -1].legend(loc="upper right", fontsize=8)
+    figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
     return figure
 
 
@@ -774,6 +814,7 @@ def plot_losses(starts, history, loss_name):
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     left.plot(1 + np.arange(len(starts)), sorted(start.loss for start in starts), "k.")
     left.set(xlabel="start, best first", ylabel=loss_name, yscale="log")
+    left.xaxis.get_major_locator().set_params(integer=True)
     right.plot(*zip(*((row["n_simulations"], row["best_loss"]) for row in history), strict=True), "k.-")
     right.set(xlabel="simulations", ylabel="best loss so far", xscale="log", yscale="log")
     return figure

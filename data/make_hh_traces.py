@@ -34,7 +34,7 @@ def training_currents():
     """Five traces of 14.97 ms (nA): pulses that leave at most one spike in each, one that hyperpolarises."""
     current = np.zeros((1497, 5))
     for trace, (start, stop, value) in enumerate(
-        [(499, 998, 0.3), (499, 998, 1.0), (499, 1200, 2.0), (499, 998, -1.0), (499, 600, 8.0)]
+        [(499, 998, 0.3), (499, 998, 1.0), (499, 998, 2.0), (499, 998, -1.0), (499, 600, 8.0)]
     ):
         current[start:stop, trace] = value
     return current

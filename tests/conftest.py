@@ -1,0 +1,12 @@
+import utils  # isort: skip  (first: it configures JAX)
+
+import brainstate
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64():
+    """Run the test in float64."""
+    with jax.enable_x64(True), brainstate.environ.context(precision=64):
+        yield utils

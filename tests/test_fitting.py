@@ -1,0 +1,196 @@
+"""The fitting machinery: batched losses and gradients, lock-step L-BFGS-B, derivative-free methods, recordings."""
+
+import math
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+
+import neuron_fitting_of_hh_model as hh
+import utils
+
+BOUNDS = {"a": u.Quantity([-2.0, 2.0], unit=u.mV), "b": u.Quantity([0.0, 3.0], unit=u.mV)}
+
+
+def line_problem(n_sample=4, model=None, devices=None):
+    """Fit a + b t to two straight lines of four samples: a quadratic loss with its minimum inside the box."""
+
+    def line(parameters, data):
+        a, b = (parameters[name].to_decimal(u.mV) for name in "ab")
+        return a + b * data["t"]
+
+    t = np.tile(np.linspace(0, 1, 4)[:, None], (1, 2))
+    data = {"t": t, "V": 0.5 + 1.5 * t + np.array([0.1, -0.1])}
+    loss = lambda V, data: jnp.mean((V - data["V"]) ** 2)  # noqa: E731
+    return utils.FitProblem(model or line, loss, BOUNDS, data, n_sample, devices or jax.devices())
+
+
+def hh_problem(n_sample):
+    current = np.zeros((600, 2))
+    current[100:] = [2.0, 0.3]
+    model = hh.make_model(0.01)
+    V = np.asarray(model({n: x * b.unit for (n, b), x in zip(hh.BOUNDS.items(), (0.01, 25, 6, -58), strict=True)},
+                         {"current": current}))  # fmt: skip
+    assert V.max() > 20
+    loss = lambda V, data: jnp.mean((V - data["V"]) ** 2)  # noqa: E731
+    return utils.FitProblem(model, loss, hh.BOUNDS, dict(current=current, V=V), n_sample, jax.devices())
+
+
+class Rosenbrock:
+    """Stands in for a FitProblem: losses and gradients of a hard function, in NumPy."""
+
+    def __init__(self, stop_after=math.inf):
+        self.rounds, self.interrupted, self.stop_after = [], False, stop_after
+
+    def evaluate(self, X, gradient=False):
+        self.rounds.append(len(X))
+        if len(self.rounds) > self.stop_after:
+            raise KeyboardInterrupt
+        Z = 4 * X - 2
+        return scipy.optimize.rosen(Z.T), np.stack([4 * scipy.optimize.rosen_der(z) for z in Z])
+
+
+@pytest.mark.parametrize("n", [1, 5, 60])
+def test_batched_gradients_equal_reverse_mode_one_by_one(n, x64):
+    problem = hh_problem(n_sample=n)
+    X = np.random.default_rng(0).random((n, 4))
+    losses, grads = problem.evaluate(X, gradient=True)
+    np.testing.assert_allclose(problem.evaluate(X), losses, rtol=1e-8)
+    assert np.abs(grads).max(axis=0).min() > 0
+    one = jax.jit(
+        jax.value_and_grad(lambda x: problem.loss(problem.model(problem.parameters(x), problem.data), problem.data))
+    )
+    for i in {0, n // 2, n - 1}:
+        loss, grad = one(jnp.asarray(X[i]))
+        np.testing.assert_allclose(losses[i], loss, rtol=1e-8)
+        np.testing.assert_allclose(grads[i], grad, rtol=1e-6, atol=1e-9)
+    assert (problem.n_simulations, problem.n_gradients) == (2 * n, n)
+
+
+def test_the_number_of_devices_changes_nothing():
+    if len(jax.devices()) < 2:
+        pytest.skip("one core, one device")
+    X = np.random.default_rng(0).random((7, 2))
+    one, all_ = line_problem(devices=jax.devices()[:1]), line_problem()
+    for a, b in zip(one.evaluate(X, gradient=True), all_.evaluate(X, gradient=True), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_every_start_makes_the_iterates_it_would_make_alone():
+    problem, x0 = Rosenbrock(), np.random.default_rng(0).random((9, 3))
+    starts = utils.lbfgsb_multistart(problem, x0)
+    for start, x in zip(starts, x0, strict=True):
+        alone = scipy.optimize.minimize(
+            lambda x: tuple(y[0] for y in Rosenbrock().evaluate(x[None])),
+            x,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(0, 1)] * 3,
+            options=utils.LBFGSB_OPTIONS,
+        )
+        np.testing.assert_array_equal(start.initial, x)
+        assert start.loss == pytest.approx(alone.fun, rel=1e-12, abs=1e-30)
+        np.testing.assert_array_equal(start.x, alone.x)
+        assert start.n_gradients == alone.nfev
+        assert start.status == alone.message
+    assert problem.rounds[0] == 9
+    assert len(problem.rounds) == max(start.n_gradients for start in starts)
+
+
+def test_ctrl_c_keeps_the_best_point_of_every_start():
+    problem = Rosenbrock(stop_after=5)
+    x0 = np.random.default_rng(0).random((4, 2))
+    starts = utils.lbfgsb_multistart(problem, x0)
+    assert problem.interrupted
+    initial, _ = Rosenbrock().evaluate(x0)
+    for start, loss in zip(starts, initial, strict=True):
+        assert start.n_gradients == 5
+        assert start.status == "interrupted"
+        assert start.loss < loss
+
+
+def test_nan_ends_its_start_by_name_and_no_other():
+    def model(parameters, data):
+        a, b = (parameters[name].to_decimal(u.mV) for name in "ab")
+        return (a + b * data["t"]) * jnp.sqrt(b - 0.3 + (data["t"] <= 0.5))
+
+    problem = line_problem(model=model)
+    starts = utils.lbfgsb_multistart(problem, np.array([[0.5, 0.05], [0.4, 0.5]]))
+    assert starts[0].status.startswith("NaN at time step 2 of trace 0 at a = 0 mV, b = 0.15 mV")
+    assert starts[0].n_gradients == 1
+    assert starts[1].n_gradients > 1
+    assert "NaN" not in starts[1].status
+
+
+@pytest.mark.parametrize("method", utils.METHODS)
+def test_every_method_finds_the_minimum(method):
+    n_iter, near = {"L-BFGS-B": (1, 1e-6), "bayesian": (4, 5e-3)}.get(method, (100, 1e-4))
+    problem, floor = line_problem(n_sample=10), 0.1**2
+    starts = utils.minimise(problem, method, n_iter, seed=2)
+    assert 0.999 * floor < problem.best_loss < floor + near
+    # The median gap of random search with as many evaluations is larger.
+    random = line_problem(n_sample=30 * problem.n_simulations)
+    losses = random.evaluate(utils.random_starts(random, seed=0)).reshape(30, -1)
+    assert np.median(losses.min(axis=1)) > floor + near
+    assert min(start.loss for start in starts) == problem.best_loss
+    assert np.isfinite(problem.best_x).all()
+    losses = [row["best_loss"] for row in problem.history]
+    assert losses == sorted(losses, reverse=True)
+    if method != "L-BFGS-B":
+        assert problem.n_gradients == 0
+        assert {row["active"] for row in problem.history} == {10}  # a population is one call
+
+
+@pytest.mark.parametrize("method", ["L-BFGS-B", "DE", "CMA"])
+def test_the_same_seed_gives_the_same_numbers(method):
+    def fit(seed):
+        problem = line_problem()
+        return [start.x.tolist() for start in utils.minimise(problem, method, 3, seed)], problem.n_simulations
+
+    assert fit(1) == fit(1)
+    assert fit(1) != fit(2)
+
+
+def test_parameters_stay_inside_their_bounds():
+    problem = line_problem()
+    for x in (0.0, 1.0, np.nextafter(1, 0), 1e-300):
+        for name, value in problem.values([x, x]).items():
+            low, high = (float(limit) for limit in BOUNDS[name].mantissa)
+            assert low <= value <= high
+            assert low <= float(problem.parameters(np.array([x, x]))[name].to_decimal(u.mV)) <= high
+    assert problem.values([1.0, 0.0]) == {"a": 2.0, "b": 0.0}
+
+
+def test_an_error_in_a_start_is_raised_and_does_not_hang(monkeypatch):
+    problem = line_problem(model=lambda parameters, data: data["t"] * jnp.nan)
+
+    def out_of_memory(x):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(problem, "name_nan", out_of_memory)
+    with pytest.raises(MemoryError, match="no room"):
+        utils.lbfgsb_multistart(problem, np.full((3, 2), 0.5))
+
+
+@pytest.mark.parametrize("method", ["DE", "bayesian"])
+def test_losses_that_are_not_finite_are_survived_and_counted(method):
+    def model(parameters, data):
+        a, b = (parameters[name].to_decimal(u.mV) for name in "ab")
+        return a + b * data["t"] + jnp.where(a > 1, jnp.inf, 0)
+
+    problem = line_problem(n_sample=12, model=model)
+    (start,) = utils.minimise(problem, method, 2, 0)
+    assert math.isfinite(start.loss)
+    assert "losses were not finite, first NaN at time step 0 of trace 0 at a = 1." in start.status
+
+
+def test_the_minimum_outside_the_box_is_found_on_its_edge():
+    def model(parameters, data):
+        return parameters["a"].to_decimal(u.mV) + 5 + parameters["b"].to_decimal(u.mV) * data["t"]
+
+    problem = line_problem(model=model)
+    utils.minimise(problem, "L-BFGS-B", 1, 0)
+    assert problem.values(problem.best_x)["a"] == -2.0

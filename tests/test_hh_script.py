@@ -1,0 +1,331 @@
+"""neuron_fitting_of_hh_model.py from end to end: what it finds, what it writes, and how it refuses bad input."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import neuron_fitting_of_hh_model as hh
+import utils
+
+SCRIPT = Path(hh.__file__)
+GOAL = {"gL": 0.012, "gNa": 22.0, "gK": 5.2, "V_T": -56.0}
+
+
+def run(*arguments, cwd):
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def result_of(done, cwd):
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    folder = cwd / done.stdout.splitlines()[-1]
+    return json.loads((folder / "result.json").read_text()), folder
+
+
+def write_traces(path, values):
+    """values (n_trace, T) in the layout of the released files."""
+    lines = [",".join(["", *(str(k) for k in range(len(values[0])))])]
+    lines += [",".join([str(i), *(str(x) for x in row)]) for i, row in enumerate(values)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Two traces of 6 ms, one with a spike, as the arguments of the script."""
+    current = np.zeros((2, 600))
+    current[:, 200:] = [[3.0], [0.3]]
+    V = hh.make_model(0.01)({n: x * b.unit for (n, b), x in zip(hh.BOUNDS.items(), GOAL.values(), strict=True)},
+                            {"current": current.T})  # fmt: skip
+    assert np.max(V) > 20
+    files = write_traces(tmp_path / "I.csv", current * 1e-9), write_traces(tmp_path / "V.csv", np.asarray(V).T)
+    return ["--current", files[0], "--voltage", files[1], "--n_sample", 3]
+
+
+# ---- What it finds --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("arguments", "tolerance"), [(["--seed", 1], 0.01), (["--noise_std", 1], 0.1)])
+def test_default_fit_recovers_the_parameters(arguments, tolerance, tmp_path):
+    result, folder = result_of(run(*arguments, cwd=tmp_path), tmp_path)
+    for name, value in GOAL.items():
+        assert result["parameters"][name] == pytest.approx(value, rel=tolerance)
+        low, high = hh.BOUNDS[name].mantissa
+        assert low <= result["parameters"][name] <= high
+    assert result["validation_rmse"] < 0.5
+    assert result["gamma"] == [None, 1.0, 1.0, None, 1.0]
+    names = {path.name for path in folder.iterdir()}
+    figures = {"traces_fit.png", "traces_validation.png", "losses.png"}
+    assert names == figures | {"config.json", "result.json", "history.csv"}
+
+
+def test_paper_protocol_reaches_the_papers_loss(tmp_path):
+    result, _ = result_of(run("--target", "simulated", "--n_point", 10, cwd=tmp_path), tmp_path)
+    assert result["loss"] <= 1e-8
+    assert result["known_parameters"] == hh.PAPER_PARAMETERS
+    assert len(result["starts"]) == 20
+
+
+def test_spike_target_puts_every_spike_in_its_place(tmp_path):
+    result, _ = result_of(run("--fit_target", "spike", cwd=tmp_path), tmp_path)
+    assert result["gamma"] == [None, 1.0, 1.0, None, 1.0]
+    assert result["loss"] < 0.01
+    assert result["loss_name"] == "van Rossum distance of the spikes"
+
+
+# ---- What it writes -------------------------------------------------------------------------------------------------
+
+
+def test_result_and_history_are_complete(tiny, tmp_path):
+    result, folder = result_of(run(*tiny, "--precision", 64, "--devices", 0, "--output", "out", cwd=tmp_path), tmp_path)
+    assert folder == tmp_path / "out"
+    assert result["units"] == {"gL": "uS", "gNa": "uS", "gK": "uS", "V_T": "mV"}
+    assert (result["seed"], result["validation_rmse"], result["known_parameters"]) == (0, None, None)
+    assert set(result["seconds"]) == {"compile", "run"}
+    assert result["seconds"]["run"] > 0
+    assert len(result["starts"]) == 3
+    assert sum(start["n_gradients"] for start in result["starts"]) == result["n_gradients"] == result["n_simulations"]
+    for start in result["starts"]:
+        assert set(start) >= {"initial", "parameters", "loss", "n_gradients", "status"}
+        assert start["loss"] >= result["loss"]
+    best = min(result["starts"], key=lambda start: start["loss"])
+    assert best["parameters"] == result["parameters"]
+
+    config = json.loads((folder / "config.json").read_text())
+    assert config["arguments"]["precision"] == 64
+    assert len(config["devices"]) == 1
+    assert config["packages"]["jax"]
+    assert "--devices 0" in config["command"]
+    with open(folder / "history.csv") as file:
+        history = list(csv.DictReader(file))
+    assert int(history[-1]["n_simulations"]) == result["n_simulations"]
+    assert float(history[-1]["best_loss"]) == result["loss"]
+
+
+def test_a_second_run_has_a_folder_of_its_own_and_the_same_numbers(tiny, tmp_path):
+    first, folder = result_of(run(*tiny, cwd=tmp_path), tmp_path)
+    second, other = result_of(run(*tiny, cwd=tmp_path), tmp_path)
+    assert folder.name == "fit_recorded_potential_L-BFGS-B_seed0"
+    assert other.name == folder.name + "-2"
+    for timing in (first, second):
+        del timing["seconds"]
+    assert first == second
+
+
+@pytest.mark.parametrize("method", ["DE", "bayesian"])
+def test_derivative_free_methods_and_units(method, tiny, tmp_path):
+    for name, factor in (("I.csv", 1e12), ("V.csv", 1e-3)):  # now in pA and V
+        write_traces(tmp_path / name, utils.read_traces(tmp_path / name).T * factor)
+    units = ["--current_unit", "pA", "--voltage_unit", "V"]
+    result, _ = result_of(run(*tiny, *units, "--method", method, "--n_iter", 4, cwd=tmp_path), tmp_path)
+    assert (result["n_simulations"], result["n_gradients"]) == (12, 0)
+    assert 0 < result["loss"] < 2000
+    assert result["starts"][0]["initial"] is None
+
+
+def test_visualize_draws_without_fitting(tiny, tmp_path):
+    result, folder = result_of(run(*tiny, "--mode", "visualize", cwd=tmp_path), tmp_path)
+    assert result["n_spikes"] == [1, 0]
+    assert len(result["losses"]) == 3
+    assert (folder / "target.png").stat().st_size > 10_000
+
+
+def test_a_validation_recording_of_the_user(tiny, tmp_path):
+    own = ["--validation_current", tmp_path / "I.csv", "--validation_voltage", tmp_path / "V.csv"]
+    result, folder = result_of(run(*tiny, *own, cwd=tmp_path), tmp_path)
+    assert result["validation_rmse"] == pytest.approx(result["rmse"])
+    assert (folder / "traces_validation.png").exists()
+
+
+@pytest.mark.parametrize("n_round", [0, 4])
+def test_ctrl_c_keeps_what_was_done(n_round, tiny, tmp_path, monkeypatch, capsys):
+    evaluate, rounds = utils.FitProblem.evaluate, []
+
+    def interrupted(self, X, gradient=False):
+        rounds.append(len(X))
+        if len(rounds) > n_round:
+            raise KeyboardInterrupt
+        return evaluate(self, X, gradient)
+
+    monkeypatch.setattr(utils.FitProblem, "evaluate", interrupted)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, tiny), "--output", "out"])
+    with pytest.raises(SystemExit) as stop:
+        utils.run_script(hh.main)
+    assert stop.value.code == 130
+    output, errors = capsys.readouterr()
+    if n_round == 0:
+        assert "interrupted before there was anything to keep" in errors
+        assert not (tmp_path / "out").exists()
+        return
+    assert output.splitlines()[-1] == "out"
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["interrupted"]
+    assert {start["status"] for start in result["starts"]} == {"interrupted"}
+    assert result["n_gradients"] == 12
+
+
+def test_a_signal_ends_a_running_fit(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--n_sample", "1500", "--output", "out"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(15)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+
+
+# ---- Bad input ------------------------------------------------------------------------------------------------------
+
+
+def damage(change):
+    """Replace V.csv by what change makes of its lines."""
+
+    def apply(folder):
+        path = folder / "V.csv"
+        path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+
+    return apply
+
+
+def in_volt(folder):
+    write_traces(folder / "V.csv", utils.read_traces(folder / "V.csv").T * 1e-3)
+
+
+def without_a_trace(folder):
+    write_traces(folder / "V.csv", utils.read_traces(folder / "V.csv").T[:1])
+
+
+def nothing(folder):
+    pass
+
+
+def other_run(folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "result.json").write_text("{}")
+
+
+def replaced(lines, text):
+    cells = lines[2].split(",")
+    cells[5] = text
+    return [*lines[:2], ",".join(cells)]
+
+
+BAD_FILES = {
+    "missing": (lambda folder: (folder / "V.csv").unlink(), "V.csv: No such file or directory"),
+    "empty": (damage(lambda lines: []), "V.csv: expected a header"),
+    "no header": (damage(lambda lines: lines[1:]), "V.csv: expected a header"),
+    "ragged": (damage(lambda lines: [*lines[:2], lines[2].rsplit(",", 1)[0]]), "found 599 samples in trace 1"),
+    "not numeric": (damage(lambda lines: replaced(lines, "spike")), "found 'spike' at sample 4 of trace 1"),
+    "NaN": (damage(lambda lines: replaced(lines, "nan")), "found 'nan' at sample 4 of trace 1"),
+    "unequal shape": (without_a_trace, "found 1 traces of 600 samples, expected 2 traces of 600 samples"),
+    "in V": (in_volt, "mV, read in mV; expected 1 to 500 mV"),
+    "a binary file": (lambda folder: (folder / "V.csv").write_bytes(bytes(range(128, 256))), "V.csv: not CSV"),
+}
+BAD_ARGUMENTS = {
+    "--dt 0": "argument --dt: found '0', expected a number > 0",
+    "--dt -0.1": "argument --dt: found '-0.1', expected a number > 0",
+    "--dt inf": "argument --dt: found 'inf'",
+    "--method SGD": "argument --method: invalid choice: 'SGD'",
+    "--n_sample 0": "argument --n_sample: found '0', expected an integer >= 1",
+    "--n_sample 2.5": "argument --n_sample: found '2.5', expected an integer >= 1",
+    "--n_point 601": "argument --n_point: found 601, expected at most the 600 samples",
+    "--noise_std -1": "argument --noise_std: found '-1', expected a number >= 0",
+    "--seed x": "argument --seed: found 'x', expected an integer >= 0",
+    "--devices 99": "argument --devices: found '99', expected different indices from 0 to",
+    "--devices 0,0": "argument --devices: found '0,0'",
+    "--devices gpu": "argument --devices: found 'gpu'",
+    "--fit_target spike --spike_level 90": "argument --spike_level: found 90 mV",
+    "--validation_current I.csv": "argument --validation_current: found it or --validation_voltage alone",
+    "--voltage nowhere.csv": "nowhere.csv: No such file",
+    "--output I.csv": "argument --output: I.csv holds another run",
+    "--output I.csv/run": "I.csv is not a folder that can be written",
+    "--gate h": "unrecognized arguments: --gate h",
+}
+
+
+def refused(monkeypatch, capsys, folder, arguments):
+    """Run the script in this process; its one line on stderr."""
+    before = sorted(folder.rglob("*"))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        utils.run_script(hh.main)
+    assert stop.value.code == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert len(errors.splitlines()) == 1
+    assert sorted(folder.rglob("*")) == before
+    return errors
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files(case, tiny, tmp_path, monkeypatch, capsys):
+    spoil, message = BAD_FILES[case]
+    spoil(tmp_path)
+    assert message in refused(monkeypatch, capsys, tmp_path, tiny)
+
+
+@pytest.mark.parametrize("arguments", BAD_ARGUMENTS)
+def test_bad_arguments(arguments, tiny, tmp_path, monkeypatch, capsys):
+    message = BAD_ARGUMENTS[arguments]
+    assert message in refused(monkeypatch, capsys, tmp_path, [*tiny, *arguments.split()])
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(tiny, tmp_path, monkeypatch, capsys):
+    other_run(tmp_path)
+    errors = refused(monkeypatch, capsys, tmp_path, [*tiny, "--output", "out"])
+    assert "argument --output: out holds another run, expected a new or empty folder" in errors
+
+
+def test_a_simulation_that_ends_in_nan_everywhere_is_named(tiny, tmp_path, monkeypatch, capsys):
+    write_traces(tmp_path / "I.csv", np.full((2, 600), 1e30))
+    errors = refused(monkeypatch, capsys, tmp_path, tiny)
+    assert "no start has a finite loss; start 0: NaN at time step" in errors
+    assert "gNa = " in errors
+
+
+def test_bad_input_of_the_command_line():
+    done = run("--n_sample", 0, cwd=".")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_current_without_its_voltage_is_refused(tiny, tmp_path, monkeypatch, capsys):
+    errors = refused(monkeypatch, capsys, tmp_path, tiny[:2])
+    assert "argument --current: found it or --voltage alone, expected both" in errors
+
+
+def test_a_simulated_target_needs_currents_alone(tiny, tmp_path):
+    arguments = [*tiny[:2], *tiny[4:], "--target", "simulated", "--validation_current", tmp_path / "I.csv"]
+    result, _ = result_of(run(*arguments, cwd=tmp_path), tmp_path)
+    assert result["known_parameters"] == hh.PAPER_PARAMETERS
+    assert result["validation_rmse"] == pytest.approx(result["rmse"], rel=1e-3)
+
+
+def test_help_explains_every_argument(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--help"])
+    with pytest.raises(SystemExit) as stop:
+        hh.main()
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for argument, value in vars(arguments_of(monkeypatch)).items():
+        explanation = text.split(f"\n  --{argument} ")[1].split("\n  --")[0]
+        assert len(explanation.split()) > 4
+        if value is not None and not isinstance(value, Path):
+            assert f"(default: {value})" in " ".join(explanation.split())
+    assert text.count(f"python {SCRIPT.name}") == 2
+    assert "None" not in text
+
+
+def arguments_of(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
+    return hh.parse_args()
