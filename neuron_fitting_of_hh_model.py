@@ -78,7 +78,8 @@ def make_loss(args, n_step):
         return lambda V, data: jnp.mean((V - data["V"])[::stride] ** 2), "mean squared error of the potential (mV^2)"
 
     def spike_loss(V, data):
-        return utils.van_rossum_distance(soft_spikes(V, args.spike_level), data["spikes"], args.dt, args.tau_rossum)
+        spikes = soft_spikes(V, args.spike_level)
+        return utils.van_rossum_distance(spikes, data["spikes"], args.dt * u.ms, args.tau_rossum * u.ms)
 
     return spike_loss, "van Rossum distance of the spikes"
 

@@ -224,17 +224,18 @@ def van_rossum_distance(model, data, dt, tau):
     Returns:
         A scalar, differentiable in both trains.
     """
-    decay = math.exp(-dt / tau)
+    ratio = dt.to_decimal(u.ms) / tau.to_decimal(u.ms)
+    decay = math.exp(-ratio)
 
     def step(filtered, x):
         filtered = decay * filtered + x
         return filtered, filtered
 
     _, filtered = jax.lax.scan(step, jnp.zeros_like(model[0] - data[0]), model - data)
-    return dt / tau * jnp.mean(jnp.sum(filtered**2, axis=0))
+    return ratio * jnp.mean(jnp.sum(filtered**2, axis=0))
 
 
-def coincidence_factor(model, data, dt, delta=4.0):
+def coincidence_factor(model, data, dt, delta=4.0 * u.ms):
     """Coincidence factor Gamma of Jolivet et al. (2008) between two spike trains.
 
     Gamma = (N_coinc - 2 r_model delta N_data) / (N_data + N_model) * 2 / (1 - 2 r_model delta)
@@ -249,14 +250,15 @@ def coincidence_factor(model, data, dt, delta=4.0):
     Returns:
         A float; NaN where Gamma is undefined: no spike in either train, or 2 r_model delta >= 1.
     """
-    t_model, t_data = (np.flatnonzero(train) * dt for train in (model, data))
-    chance = 2 * delta * len(t_model) / (len(model) * dt)
+    window = delta.to_decimal(u.ms) / dt.to_decimal(u.ms)
+    t_model, t_data = np.flatnonzero(model), np.flatnonzero(data)
+    chance = 2 * window * len(t_model) / len(model)
     if len(t_model) + len(t_data) == 0 or chance >= 1:
         return math.nan
     n_coinc = i = j = 0
     while i < len(t_model) and j < len(t_data):
         lag = t_model[i] - t_data[j]
-        match = abs(lag) <= delta + 1e-6 * dt
+        match = abs(lag) <= window + 1e-6
         n_coinc, i, j = n_coinc + match, i + (match or lag < 0), j + (match or lag > 0)
     return float((n_coinc - chance * len(t_data)) / (len(t_model) + len(t_data)) * 2 / (1 - chance))
 
@@ -518,7 +520,7 @@ def write_report(run, args, problem, starts, free_run, recordings, known, loss_n
         responses[name], spikes = free_run(problem.parameters(problem.best_x), data["current"])
         rmse[name] = float(np.sqrt(np.mean((responses[name] - data["V"]) ** 2)))
         trains = zip(spikes.T, data["spikes"].T, strict=True)
-        gamma[name] = [coincidence_factor(*pair, args.dt, args.delta) for pair in trains]
+        gamma[name] = [coincidence_factor(*pair, args.dt * u.ms, args.delta * u.ms) for pair in trains]
     result = dict(parameters=best, units=units, known_parameters=known, loss=problem.best_loss, loss_name=loss_name)
     result |= dict(gamma=gamma["fit"], rmse=rmse["fit"], validation_rmse=rmse["validation"])
     result |= dict(n_simulations=problem.n_simulations, n_gradients=problem.n_gradients, seconds=problem.seconds)

@@ -3,6 +3,7 @@
 import math
 
 import braintools
+import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,14 @@ def train(times, n_step=1000, dt=0.1):
     spikes = np.zeros(n_step)
     spikes[np.round(np.asarray(times, float) / dt).astype(int)] = 1
     return spikes
+
+
+def distance(model, data, dt, tau):
+    return utils.van_rossum_distance(model, data, dt * u.ms, tau * u.ms)
+
+
+def coincidence(model, data, dt, delta=4.0):
+    return utils.coincidence_factor(model, data, dt * u.ms, delta * u.ms)
 
 
 def test_noise_on_a_crossing_makes_no_spikes():
@@ -40,17 +49,17 @@ def test_a_trace_that_begins_above_the_level_has_no_spike_there():
 
 def test_van_rossum_closed_form():
     one, none, dt, tau = train([30])[:, None], train([])[:, None], 0.1, 5.0
-    assert utils.van_rossum_distance(one, none, dt, tau) == pytest.approx(0.5, rel=0.03)
+    assert distance(one, none, dt, tau) == pytest.approx(0.5, rel=0.03)
     for lag in (0.0, 1.0, 5.0, 20.0):
         shifted = train([30 + lag])[:, None]
         expected = 1 - math.exp(-lag / tau)
-        assert utils.van_rossum_distance(one, shifted, dt, tau) == pytest.approx(expected, rel=0.03, abs=1e-6)
+        assert distance(one, shifted, dt, tau) == pytest.approx(expected, rel=0.03, abs=1e-6)
 
 
 def test_van_rossum_agrees_with_braintools():
     tau, times = 4.0, ([10.0, 33.3, 60.1], [12.0, 35.0, 70.0, 71.0])
     theirs = braintools.metric.van_rossum_distance(*map(np.array, times), tau=tau) ** 2 * tau
-    ours = utils.van_rossum_distance(*(train(t, 2000)[:, None] for t in times), 0.1, tau)
+    ours = distance(*(train(t, 2000)[:, None] for t in times), 0.1, tau)
     assert ours > 0.5
     assert ours == pytest.approx(theirs, rel=0.05)
 
@@ -77,7 +86,7 @@ def test_gamma_equals_a_brute_force_matching():
     rng, n_defined = np.random.default_rng(0), 0
     for _ in range(50):
         model, data = (rng.random(2000) < rate for rate in rng.uniform(0.002, 0.018, 2))
-        gamma, undefined = utils.coincidence_factor(model, data, 0.1, 4.0), 2 * 4.0 * model.sum() / 200 >= 1
+        gamma, undefined = coincidence(model, data, 0.1, 4.0), 2 * 4.0 * model.sum() / 200 >= 1
         assert math.isnan(gamma) == undefined
         if not undefined:
             n_defined += 1
@@ -87,28 +96,29 @@ def test_gamma_equals_a_brute_force_matching():
 
 def test_gamma_of_equal_shifted_and_absent_trains():
     data = train([10, 40, 80])
-    assert utils.coincidence_factor(data, data, 0.1) == pytest.approx(1)
-    assert utils.coincidence_factor(train([14, 36, 84]), data, 0.1) == pytest.approx(1)
-    assert utils.coincidence_factor(train([14.1, 35.9, 84.1]), data, 0.1) < 0
-    assert utils.coincidence_factor(train([]), data, 0.1) == 0
-    assert utils.coincidence_factor(data, train([]), 0.1) == 0
-    assert math.isnan(utils.coincidence_factor(train([]), train([]), 0.1))
+    assert coincidence(data, data, 0.1) == pytest.approx(1)
+    assert coincidence(train([14, 36, 84]), data, 0.1) == pytest.approx(1)
+    assert coincidence(train([14.1, 35.9, 84.1]), data, 0.1) < 0
+    assert coincidence(train([]), data, 0.1) == 0
+    assert coincidence(data, train([]), 0.1) == 0
+    assert math.isnan(coincidence(train([]), train([]), 0.1))
+    assert utils.coincidence_factor(data, data, 0.0001 * u.second, 4000.0 * u.us) == pytest.approx(1)
 
 
 def test_gamma_does_not_depend_on_the_sampling():
     fine, coarse = ([train(t, n, dt) for t in ([10, 40], [12, 47])] for n, dt in ((10000, 0.01), (200, 0.5)))
-    assert utils.coincidence_factor(*fine, 0.01) == pytest.approx(utils.coincidence_factor(*coarse, 0.5))
+    assert coincidence(*fine, 0.01) == pytest.approx(coincidence(*coarse, 0.5))
 
 
 def test_gamma_is_undefined_at_rates_where_chance_explains_all():
     dense = train(np.arange(0, 100, 8))
-    assert math.isnan(utils.coincidence_factor(dense, train([10, 40]), 0.1, delta=4.0))
-    assert utils.coincidence_factor(dense, dense, 0.1, delta=2.0) == pytest.approx(1)
+    assert math.isnan(coincidence(dense, train([10, 40]), 0.1, delta=4.0))
+    assert coincidence(dense, dense, 0.1, delta=2.0) == pytest.approx(1)
 
 
 def test_gamma_of_poisson_trains_is_zero_on_average():
     rng = np.random.default_rng(1)
-    gammas = [utils.coincidence_factor(*(rng.random((2, 20000)) < 0.001), 0.1, 2.0) for _ in range(300)]
+    gammas = [coincidence(*(rng.random((2, 20000)) < 0.001), 0.1, 2.0) for _ in range(300)]
     assert np.mean(gammas) == pytest.approx(0, abs=0.04)
 
 
@@ -121,7 +131,7 @@ def test_gradient_of_the_spike_loss_is_alive_and_true(x64):
     def loss(x):
         values = low + x * (high - low)
         V = model({n: v * b.unit for (n, b), v in zip(hh.BOUNDS.items(), values, strict=True)}, data)
-        return utils.van_rossum_distance(hh.soft_spikes(V, 0.0), data["spikes"], 0.01, 5.0)
+        return distance(hh.soft_spikes(V, 0.0), data["spikes"], 0.01, 5.0)
 
     x = jnp.array([0.1, 0.6, 0.3, 0.5])
     gradient = jax.jacfwd(loss)(x)
