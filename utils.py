@@ -93,6 +93,7 @@ def relax(x, alpha, beta):
 # ---- Neurons --------------------------------------------------------------------------------------------------------
 
 V_START, GATE_START = braintools.init.Constant(-65.0 * u.mV), braintools.init.ZeroInit()
+SURROGATE = braintools.surrogate.ReluGrad(alpha=0.3, width=1.0)
 
 
 class HH(brainpy.state.Neuron):
@@ -169,6 +170,81 @@ class HH(brainpy.state.Neuron):
         """1 where V (by default the present one) is at least V_th, with the surrogate gradient `spk_fun`."""
         V = self.V.value if V is None else V
         return self.spk_fun((V - self.V_th).to_decimal(u.mV))
+
+
+class GIF(brainpy.state.Neuron):
+    r"""Generalised integrate-and-fire neuron (Mihalas & Niebur 2009).
+
+    .. math::
+
+        \tau \dot V &= -(V - V_{rest}) + R (I + I_1 + I_2), \quad \dot I_1 = -k_1 I_1, \quad \dot I_2 = -k_2 I_2 \\
+        \dot V_{th} &= a (V - V_{rest}) - b (V_{th} - V_{th,inf})
+
+    A step emits a spike if V >= V_th at its start; resets I_j -> R_j I_j + A_j and V -> V_reset (`spk_reset` 'hard') or
+    V - V_th ('soft'); floors V_th at V_th_reset; and then integrates by exponential Euler. The surrogate gradient
+    `spk_fun` acts on (V - V_th) / |V_th|.
+
+    Args:
+        in_size: number or shape of the neurons.
+        a, b, k1, k2: rates of threshold and currents (1/ms).
+        V_rest, V_reset, V_th_inf, V_th_reset: potentials (mV); V starts at V_rest, V_th at V_th_inf, I_1 and I_2 at 0.
+        R, tau: membrane resistance (Mohm) and time constant (ms).
+        R1, R2, A1, A2: factor and increment (nA) of I_1 and I_2 at a spike.
+        spk_fun, spk_reset, name: as in `brainpy.state.Neuron`; by default the paper's surrogate.
+
+    Potentials, R and currents may be numbers without unit, as long as all of them are.
+    """
+
+    def __init__(
+        self,
+        in_size,
+        a=0.005 / u.ms,
+        b=0.01 / u.ms,
+        k1=0.2 / u.ms,
+        k2=0.02 / u.ms,
+        V_rest=-70.0 * u.mV,
+        V_reset=-70.0 * u.mV,
+        V_th_inf=-50.0 * u.mV,
+        V_th_reset=-60.0 * u.mV,
+        R=20.0 * u.Mohm,
+        tau=20.0 * u.ms,
+        R1=0.0,
+        R2=1.0,
+        A1=0.0 * u.nA,
+        A2=0.0 * u.nA,
+        spk_fun=SURROGATE,
+        spk_reset="hard",
+        name=None,
+    ):
+        super().__init__(in_size, spk_fun=spk_fun, spk_reset=spk_reset, name=name)
+        constants = dict(a=a, b=b, k1=k1, k2=k2, V_rest=V_rest, V_reset=V_reset, V_th_inf=V_th_inf, tau=tau)
+        constants |= dict(V_th_reset=V_th_reset, R=R, R1=R1, R2=R2, A1=A1, A2=A2)
+        for key, value in constants.items():
+            setattr(self, key, braintools.init.param(value, self.varshape))
+
+    def init_state(self, batch_size=None, **kwargs):
+        def state(value):
+            return brainstate.HiddenState.init(braintools.init.Constant(value), self.varshape, batch_size)
+
+        self.V, self.V_th, self.I1, self.I2 = map(state, (self.V_rest, self.V_th_inf, 0 * self.A1, 0 * self.A2))
+
+    def get_spike(self):
+        """1 where V >= V_th, else 0, with the surrogate gradient."""
+        V_th = self.V_th.value
+        return self.spk_fun(u.get_magnitude((self.V.value - V_th) / u.math.abs(V_th)))
+
+    def update(self, x=0.0 * u.nA, spike=None):
+        """One step under the current x (nA); the spikes of its start, or those given, which then drive the reset."""
+        spike = self.get_spike() if spike is None else spike
+        V, V_th, I1, I2 = self.V.value, self.V_th.value, self.I1.value, self.I2.value
+        V = V + spike * (self.V_reset - V) if self.spk_reset == "hard" else V - spike * V_th
+        V_th = u.math.maximum(V_th, self.V_th_reset)
+        I1, I2 = I1 + spike * ((self.R1 - 1) * I1 + self.A1), I2 + spike * ((self.R2 - 1) * I2 + self.A2)
+        I = self.sum_current_inputs(x, V) + I1 + I2
+        self.V.value = self.sum_delta_inputs(exp_euler(V, (self.R * I - (V - self.V_rest)) / self.tau, 1 / self.tau))
+        self.V_th.value = exp_euler(V_th, self.a * (V - self.V_rest) - self.b * (V_th - self.V_th_inf), self.b)
+        self.I1.value, self.I2.value = exp_euler(I1, -self.k1 * I1, self.k1), exp_euler(I2, -self.k2 * I2, self.k2)
+        return spike
 
 
 def simulate(neuron, parameters, current, dt):

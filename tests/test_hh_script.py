@@ -174,7 +174,9 @@ def test_ctrl_c_keeps_what_was_done(n_round, tiny, tmp_path, monkeypatch, capsys
 
 
 def test_a_signal_ends_a_running_fit(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--n_sample", "1500", "--output", "out"]
+    # Children of a background job ignore SIGINT unless it is reset before they start.
+    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", heed, sys.executable, str(SCRIPT), "--n_sample", "1500", "--output", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(15)
     process.send_signal(signal.SIGINT)
@@ -287,7 +289,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(tiny, tmp_path, monkeypat
 
 
 def test_a_simulation_that_ends_in_nan_everywhere_is_named(tiny, tmp_path, monkeypatch, capsys):
-    write_traces(tmp_path / "I.csv", np.full((2, 600), 1e30))
+    write_traces(tmp_path / "I.csv", np.full((2, 600), -1e-3))
     errors = refused(monkeypatch, capsys, tmp_path, tiny)
     assert "no start has a finite loss; start 0: NaN at time step" in errors
     assert "gNa = " in errors
