@@ -18,14 +18,23 @@ import numpy as np
 SCRIPT = Path(__file__).stem
 DATA = Path(__file__).resolve().parent / "data"
 
-# Wang et al. (2024): the box of the fit, and the parameters at which their code simulates its own target.
-BOUNDS = {
+# Wang et al. (2024) fit the first four in these bounds to a simulation at PAPER_PARAMETERS. The other bounds are ours.
+RANGES = {
     "gL": u.Quantity([1e-4, 0.1], unit=u.uS),
     "gNa": u.Quantity([0.01, 40.0], unit=u.uS),
     "gK": u.Quantity([0.01, 20.0], unit=u.uS),
     "V_T": u.Quantity([-65.0, -50.0], unit=u.mV),
+    "EL": u.Quantity([-80.0, -50.0], unit=u.mV),
+    "ENa": u.Quantity([40.0, 60.0], unit=u.mV),
+    "EK": u.Quantity([-100.0, -80.0], unit=u.mV),
+    "C": u.Quantity([0.05, 0.5], unit=u.nF),
 }
+FITTED = ["gL", "gNa", "gK", "V_T"]
 PAPER_PARAMETERS = {"gL": 0.0083637, "gNa": 24.6977, "gK": 5.8149, "V_T": -55.3109}
+SHIPPED = {
+    "fit": [DATA / "input_traces_hh.csv", DATA / "output_traces_hh.csv"],
+    "validation": [DATA / "input_traces_hh_validation.csv", DATA / "output_traces_hh_validation.csv"],
+}
 
 
 def parse_args():
@@ -35,12 +44,9 @@ def parse_args():
         f"  python {SCRIPT}.py --noise_std 1 --seed 3\n"
         f"  python {SCRIPT}.py --current currents.csv --voltage potentials.csv --current_unit nA --dt 0.02",
     )
-    utils.add_fit_arguments(parser)
-    parser.add_argument_group("spikes of this cell").add_argument(
-        "--spike_level", type=utils.number(float), default=0.0, help="a spike is an upward crossing of it (mV)"
-    )
+    utils.add_fit_arguments(parser, RANGES, FITTED)
     utils.add_run_arguments(parser)
-    parser.set_defaults(dt=0.01, current=DATA / "input_traces_hh.csv", voltage=DATA / "output_traces_hh.csv")
+    parser.set_defaults(dt=0.01, target="recorded")
     return parser.parse_args()
 
 
@@ -84,58 +90,31 @@ def make_loss(args, n_step):
     return spike_loss, "van Rossum distance of the spikes"
 
 
-# ---- Data -----------------------------------------------------------------------------------------------------------
+def make_predictions(args, model, problem, data, spikes):
+    """What `utils.identifiability` asks how well it is determined: the potentials, or the times of the model's spikes.
 
-
-def recording_paths(args):
-    """{"fit": (current, voltage), "validation": ...} of the files to read, and whether the target is that of data/.
-
-    A simulated target needs currents alone; the traces in data/ come with their own validation.
+    A spike's time is that at which V, linear within the step of the crossing, is at the level: its derivative is
+    -dV / (dV/dt). Its noise is at least that of rounding to a step, and the lag behind the recorded spikes if there are
+    as many of them.
     """
-    shipped = [DATA / "input_traces_hh.csv", DATA / "output_traces_hh.csv"]
-    own = [path.resolve() != default for path, default in zip((args.current, args.voltage), shipped, strict=True)]
-    paths = {"fit": [args.current, args.voltage], "validation": [args.validation_current, args.validation_voltage]}
-    if not own[0] and not any(paths["validation"]):
-        paths["validation"] = [DATA / f"{kind}_traces_hh_validation.csv" for kind in ("input", "output")]
-    if args.target == "simulated":
-        paths = {name: [current, None] for name, (current, _) in paths.items()}
-    elif own[0] != own[1]:
-        raise utils.BadInput("argument --current: found it or --voltage alone, expected both")
-    elif paths["validation"].count(None) == 1:
-        raise utils.BadInput("argument --validation_current: found it or --validation_voltage alone, expected both")
-    return {name: pair for name, pair in paths.items() if any(pair)}, not any(own)
+    if args.fit_target == "potential":
+        stride = len(data["V"]) // (args.n_point or len(data["V"]))
 
+        def potentials(x):
+            return model(problem.parameters(x), data)[::stride].ravel()
 
-def load_recordings(args, model, seed):
-    """The target, and validation traces where there are any, each current (nA), V (mV) and spikes of (T, n_trace).
+        return {"V_mV": (potentials, data["V"][::stride].ravel(), utils.V_RESOLUTION)}
 
-    Returns:
-        {"fit": dict, "validation": dict}, and {name: value} of the parameters behind the target where they are known.
-    """
-    paths, shipped = recording_paths(args)
-    traces = {name: utils.read_recording(*pair, args) for name, pair in paths.items()}
-    known = json.loads((DATA / "parameters_hh.json").read_text())["parameters"] if shipped else None
-    if args.target == "simulated":
-        known = PAPER_PARAMETERS
-        parameters = {name: known[name] * bound.unit for name, bound in BOUNDS.items()}
-        traces = {name: (I, np.asarray(model(parameters, dict(current=I)))) for name, (I, _) in traces.items()}
+    trace, step = np.nonzero(spikes.T)
+    trace_data, step_data = np.nonzero(data["spikes"].T)
 
-    I, V = traces["fit"]
-    traces["fit"] = I, V + args.noise_std * np.random.default_rng(seed).standard_normal(V.shape)
-    spikes = {name: utils.detect_spikes(V, args.spike_level) for name, (_, V) in traces.items()}
-    return {name: dict(current=I, V=V, spikes=spikes[name]) for name, (I, V) in traces.items()}, known
+    def times(x):
+        V = model(problem.parameters(x), data)
+        before, after = V[step, trace], V[step + 1, trace]
+        return args.dt * (step + (args.spike_level - before) / jax.lax.stop_gradient(after - before))
 
-
-def check_against_data(args, data):
-    """Refuse what the arguments ask of the target in vain."""
-    n_step = len(data["V"])
-    if (args.n_point or 0) > n_step:
-        raise utils.BadInput(
-            f"argument --n_point: found {args.n_point}, expected at most the {n_step} samples of a trace"
-        )
-    if args.fit_target == "spike" and not data["spikes"].any():
-        highest = f"potentials up to {data['V'].max():.3g} mV"
-        raise utils.BadInput(f"argument --spike_level: found {args.spike_level:g} mV and {highest}, expected spikes")
+    target = args.dt * (step_data + 0.5) if np.array_equal(trace, trace_data) else np.asarray(times(problem.best_x))
+    return {"spike_times_ms": (times, target, args.dt / 12**0.5)}
 
 
 # ---- Main -----------------------------------------------------------------------------------------------------------
@@ -144,27 +123,37 @@ def check_against_data(args, data):
 def main():
     args = parse_args()
     devices = utils.setup_jax(args)
+    bounds = utils.select_bounds(args, RANGES)
     name = f"{args.mode}_{args.target}_{args.fit_target}_{args.method}_seed{args.seed}"
     run = utils.RunFolder(args, devices, SCRIPT, name)
     noise_seed, fit_seed = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(args.seed).spawn(2))
 
     model = make_model(args.dt)
     compiled = jax.jit(model)
-    recordings, known = load_recordings(args, compiled, noise_seed)
-    data = recordings["fit"]
-    check_against_data(args, data)
-    loss, loss_name = make_loss(args, len(data["V"]))
-    problem = utils.FitProblem(model, loss, BOUNDS, data, args.n_sample, devices)
 
     def free_run(parameters, current):
         V = np.asarray(compiled(parameters, dict(current=current)))
         return V, utils.detect_spikes(V, args.spike_level)
 
+    known = PAPER_PARAMETERS
+    if args.target == "recorded":
+        shipped = not (args.current or args.voltage)
+        known = json.loads((DATA / "parameters_hh.json").read_text())["parameters"] if shipped else None
+    quantities = known and {name: value * RANGES[name].unit for name, value in known.items()}
+    recordings = utils.make_targets(args, utils.read_recordings(args, SHIPPED), free_run, quantities, noise_seed)
+    data = recordings["fit"]
+    loss, loss_name = make_loss(args, len(data["V"]))
+    problem = utils.FitProblem(model, loss, bounds, data, args.n_sample, devices)
+
+    def information():
+        _, spikes = free_run(problem.parameters(problem.best_x), data["current"])
+        return utils.identifiability(problem, make_predictions(args, model, problem, data, spikes))
+
     if args.mode == "visualize":
-        utils.write_visualization(run, problem, free_run, data, args.dt, fit_seed)
+        utils.write_visualization(run, problem, free_run, data, fit_seed)
     else:
         starts = utils.minimise(problem, args.method, args.n_iter, fit_seed)
-        utils.write_report(run, args, problem, starts, free_run, recordings, known, loss_name)
+        utils.write_report(run, problem, starts, loss_name, recordings, free_run, known, information)
     print(run.path)
     return 130 if problem.interrupted else 0
 

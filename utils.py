@@ -341,9 +341,10 @@ def coincidence_factor(model, data, dt, delta=4.0 * u.ms):
 
 # ---- Fitting --------------------------------------------------------------------------------------------------------
 
-METHODS = ("L-BFGS-B", "DE", "PSO", "TwoPointsDE", "CMA", "bayesian")
-GRADIENT_BLOCKS = (8, 50)  # parameter sets on each device
+METHODS = ("L-BFGS-B", "DE", "PSO", "TwoPointsDE", "CMA", "bayesian", "random")
+GRADIENT_BLOCKS = (10, 50)  # parameter sets on each device
 # Tolerances below what float32 resolves: a start ends where its line search finds nothing lower.
+V_RESOLUTION = 0.01  # mV; no recording is taken to be more exact
 LBFGSB_OPTIONS = {"maxiter": 1000, "maxfun": 20000, "ftol": 1e-12, "gtol": 1e-8}
 
 
@@ -355,6 +356,7 @@ class Start:
     x: np.ndarray
     loss: float = math.inf
     n_gradients: int = 0
+    flat: bool = False  # the gradient at the initial point is exactly zero
     status: str = "interrupted"
 
 
@@ -367,23 +369,31 @@ class FitProblem:
     the few starts of a fit that take long do not cost what all of them do.
 
     Args:
-        model: (parameters, data) -> array with time first, such as potentials (T, n_trace).
+        model: (parameters, data) -> array (..., n_trace), such as potentials (T, n_trace), or a pytree of them.
         loss: (output of the model, data) -> scalar.
         bounds: {name: Quantity [low, high]}.
-        data: pytree of arrays, an argument of the compiled programs.
+        data: dict of arrays (T, n_trace) and of scalars, arguments of the compiled programs.
         n_sample: parameter sets that wait for evaluation at the same time.
         devices: JAX devices.
+        trajectories: as model, each array (T, n_trace), where the model does not return these itself: to find NaN.
     """
 
-    def __init__(self, model, loss, bounds, data, n_sample, devices):
-        self.model, self.loss, self.data, self.n_sample = model, loss, data, n_sample
+    def __init__(self, model, loss, bounds, data, n_sample, devices, trajectories=None):
+        self.model, self.loss, self.n_sample, self.trajectories = model, loss, n_sample, trajectories or model
+        self.bounds, self.devices = bounds, devices
         self.units = {name: bound.unit for name, bound in bounds.items()}
         self.low, self.high = np.array([bound.mantissa for bound in bounds.values()], dtype=np.float64).T
         self.mesh = Mesh(np.array(devices), ("batch",))
         self.programs, self.seconds = {}, {"compile": 0.0, "run": 0.0}
         self.n_simulations = self.n_gradients = 0
-        self.best_x, self.best_loss = np.full(len(bounds), 0.5), math.inf
         self.history, self.on_round, self.interrupted = [], lambda row: None, False
+        self.set_data(**data)
+
+    def set_data(self, **data):
+        """Set the data, of the shapes that they had, which compiles nothing; the best point is forgotten."""
+        self.data = {name: np.asarray(x, jnp.result_type(float)) for name, x in data.items()}
+        self.device_data = jax.device_put(self.data, NamedSharding(self.mesh, PartitionSpec()))
+        self.best_x, self.best_loss = np.full(len(self.units), 0.5), math.inf
 
     def values(self, x):
         """{name: value in the unit of its bounds} at x, never outside the bounds."""
@@ -397,10 +407,11 @@ class FitProblem:
 
     def _losses(self, X, data):
         """The model runs on the traces of all sets as one flat population: XLA vectorises that best on a CPU."""
-        n_trace = jax.tree.leaves(data)[0].shape[1]
-        population = jax.tree.map(lambda x: jnp.tile(x, len(X)), data)
+        n_trace = next(x.shape[1] for x in data.values() if x.ndim)
+        population = {name: jnp.tile(x, len(X)) if x.ndim else x for name, x in data.items()}
         output = self.model(self.parameters(jnp.repeat(X, n_trace, axis=0)), population)
-        return jax.vmap(self.loss, (1, None))(output.reshape(len(output), len(X), n_trace), data)
+        output = jax.tree.map(lambda y: y.reshape(*y.shape[:-1], len(X), n_trace), output)
+        return jax.vmap(self.loss, (-2, None))(output, data)
 
     def _losses_and_grads(self, X, data):
         def along(direction):
@@ -414,24 +425,20 @@ class FitProblem:
             split, copied = PartitionSpec("batch"), PartitionSpec()
             specs = dict(mesh=self.mesh, in_specs=(split, copied), out_specs=split, check_vma=False)
             function = jax.shard_map(self._losses_and_grads if gradient else self._losses, **specs)
-            data = jax.tree.map(lambda x: np.asarray(x, jnp.result_type(float)), self.data)
-            data = jax.device_put(data, NamedSharding(self.mesh, copied))
             X = np.zeros((n_block, len(self.units)), jnp.result_type(float))
-            program = jax.jit(function).lower(X, data).compile()
-            self.programs[gradient, n_block] = lambda X: program(X, data)
+            self.programs[gradient, n_block] = jax.jit(function).lower(X, self.device_data).compile()
             self.seconds["compile"] += time.perf_counter() - start
         return self.programs[gradient, n_block]
 
     def evaluate(self, X, gradient=False):
         """Losses (n,), or losses and gradients (n, k), at the rows of X (n, k); a round of the history."""
-        small, large = (size * self.mesh.size for size in GRADIENT_BLOCKS)
-        n_block = small if len(X) <= 3 * small else large
-        if not gradient:
-            n_block = -(-self.n_sample // self.mesh.size) * self.mesh.size
+        n_all = -(-self.n_sample // self.mesh.size)
+        small, large = (min(size, n_all) for size in GRADIENT_BLOCKS)
+        n_block = self.mesh.size * (n_all if not gradient else small if len(X) <= 3 * small * self.mesh.size else large)
         program = self._program(gradient, n_block)
         start = time.perf_counter()
         padded = np.pad(X, ((0, -len(X) % n_block), (0, 0)), mode="edge").astype(jnp.result_type(float))
-        out = [program(block) for block in padded.reshape(-1, n_block, len(self.units))]
+        out = [program(block, self.device_data) for block in padded.reshape(-1, n_block, len(self.units))]
         out = jax.tree.map(lambda *blocks: np.concatenate(blocks)[: len(X)].astype(np.float64), *out)
         self.seconds["run"] += time.perf_counter() - start
         self._record(X, out[0] if gradient else out, gradient)
@@ -445,21 +452,23 @@ class FitProblem:
             self.best_x, self.best_loss = X[best].copy(), float(losses[best])
         row = dict(round=len(self.history) + 1, active=len(X), n_simulations=self.n_simulations)
         row |= dict(n_gradients=self.n_gradients, seconds=sum(self.seconds.values()), best_loss=self.best_loss)
+        row |= {name: float(x) for name, x in self.data.items() if x.ndim == 0}
         self.history.append(row)
         self.on_round(row)
 
     def name_nan(self, x):
         """Where the model stops being finite at x, in words."""
-        output = np.asarray(jax.jit(self.model)(self.parameters(jnp.asarray(x)), self.data))
+        outputs = jax.tree.leaves(jax.jit(self.trajectories)(self.parameters(jnp.asarray(x)), self.data))
         where = ", ".join(f"{name} = {value:.6g} {self.units[name]}" for name, value in self.values(x).items())
-        if np.isfinite(output).all():
+        finite = np.all([np.isfinite(output) for output in outputs], axis=0)
+        if finite.all():
             return f"NaN in the loss or its gradient at {where}"
-        step, trace = np.argwhere(~np.isfinite(output))[0][:2]
+        step, trace = np.argwhere(~finite)[0]
         return f"NaN at time step {step} of trace {trace} at {where}"
 
 
-def lbfgsb_multistart(problem, x0):
-    """Minimise from every row of x0 (n, k) with SciPy's L-BFGS-B, all starts advancing together.
+def lbfgsb_multistart(problem, x0, options=LBFGSB_OPTIONS):
+    """Minimise from every row of x0 (n, k) with SciPy's L-BFGS-B and its options, all starts advancing together.
 
     Each start is an ordinary `scipy.optimize.minimize` in a thread that sleeps while it waits for a loss and gradient;
     the points that all of them wait for are evaluated in one round. Its iterates are those it would have alone.
@@ -474,6 +483,7 @@ def lbfgsb_multistart(problem, x0):
         def loss_and_grad(x):
             requests.put((i, x.copy()))
             loss, grad = replies[i].get()
+            start.flat = start.flat if start.n_gradients else not grad.any()
             start.n_gradients += 1
             if loss < start.loss:
                 start.x, start.loss = x.copy(), float(loss)
@@ -484,7 +494,7 @@ def lbfgsb_multistart(problem, x0):
         try:
             box = [(0.0, 1.0)] * len(start.x)
             start.status = scipy.optimize.minimize(
-                loss_and_grad, start.x, jac=True, method="L-BFGS-B", bounds=box, options=LBFGSB_OPTIONS
+                loss_and_grad, start.x, jac=True, method="L-BFGS-B", bounds=box, options=options
             ).message
         except FloatingPointError as error:
             start.status = str(error)
@@ -518,7 +528,8 @@ def derivative_free(problem, method, n_iter, seed):
     """Minimise in n_iter rounds of n_sample evaluations, each round one call.
 
     DE, PSO, TwoPointsDE and CMA are Nevergrad's, through braintools; bayesian is scikit-optimize's Gaussian process
-    with expected improvement and constant-liar batches. A loss that is not finite counts as the largest finite one.
+    with expected improvement and constant-liar batches; random draws uniformly from the box. A loss that is not finite
+    counts as the largest finite one.
 
     Returns:
         A list of one `Start`, without initial point: the best set of all rounds.
@@ -538,7 +549,10 @@ def derivative_free(problem, method, n_iter, seed):
 
     box = [(0.0, 1.0)] * len(problem.units)
     try:
-        if method == "bayesian":
+        if method == "random":
+            for X in np.random.default_rng(seed).random((n_iter, problem.n_sample, len(box))):
+                losses_at(X)
+        elif method == "bayesian":
             import skopt  # here because the import takes seconds
 
             optimiser = skopt.Optimizer(box, n_initial_points=problem.n_sample, acq_func="EI", random_state=seed)
@@ -555,7 +569,7 @@ def derivative_free(problem, method, n_iter, seed):
         problem.interrupted, status = True, Start.status
     if n_bad:
         status += f"; {n_bad} losses were not finite, first {first_bad}"
-    return [Start(None, problem.best_x, problem.best_loss, 0, status)]
+    return [Start(None, problem.best_x, problem.best_loss, status=status)]
 
 
 def random_starts(problem, seed):
@@ -563,8 +577,11 @@ def random_starts(problem, seed):
     return np.random.default_rng(seed).random((problem.n_sample, len(problem.units)))
 
 
-def minimise(problem, method, n_iter, seed):
-    """Fit by one of METHODS, with a progress bar; the `Start`s of the fit."""
+def minimise(problem, method, n_iter, seed, multistart=None):
+    """Fit by one of METHODS, with a progress bar; the `Start`s of the fit.
+
+    For L-BFGS-B, multistart(problem, x0) does it in place of `lbfgsb_multistart`.
+    """
     total = None if method == "L-BFGS-B" else n_iter * problem.n_sample
     with tqdm(total=total, desc=method, unit=" simulations", leave=False, disable=None) as bar:
 
@@ -574,32 +591,100 @@ def minimise(problem, method, n_iter, seed):
 
         problem.on_round = on_round
         if method == "L-BFGS-B":
-            return lbfgsb_multistart(problem, random_starts(problem, seed))
+            return (multistart or lbfgsb_multistart)(problem, random_starts(problem, seed))
         return derivative_free(problem, method, n_iter, seed)
 
 
-def write_report(run, args, problem, starts, free_run, recordings, known, loss_name):
+def identifiability(problem, predictions, clusters=None):
+    """What the data determine at the best point: Fisher information, standard errors, undetermined directions.
+
+    In the coordinates x of the box, with J = (dy / dx) / s the derivatives of the predictions y in units of their noise
+    s, and residuals r = y - target, whose root mean square is taken for s:
+
+        F = J^T J  (Gauss-Newton),  H = F + 12,  covariance H^-1,  or with clusters  H^-1 (12 + C / (C - k) G^T G) H^-1
+
+    where 12 is what the box itself says, the precision of a uniform density, and row c of G is the sum of J r / s over
+    cluster c of C: within one, residuals may depend on each other (Liang & Zeger 1986). An eigenvector of F with an
+    eigenvalue below 12 is not determined: the data say less of it than the bounds.
+
+    Args:
+        predictions: {name: (function of x -> y (n,), target (n,), smallest s)}.
+        clusters: cluster of every prediction, from 0, in the order of `predictions`.
+
+    Returns:
+        A dict for result.json; standard errors in the units of the parameters, direction_errors in units of the box.
+    """
+    J, r, noise, x = [], [], {}, jnp.asarray(problem.best_x)
+    for name, (predict, target, smallest) in predictions.items():
+        y, jacobian = jax.jit(lambda x, f=predict: (f(x), jax.jacfwd(f)(x)))(x)
+        residual = np.asarray(y, np.float64) - target
+        noise[name] = max(float(np.sqrt(np.mean(residual**2))), smallest) if len(target) else smallest
+        J.append(np.asarray(jacobian, np.float64) / noise[name])
+        r.append(residual / noise[name])
+    J, r = np.concatenate(J), np.concatenate(r)
+    eigenvalues, vectors = np.linalg.eigh(J.T @ J)
+    box = 12 * np.eye(len(x))
+    covariance = np.linalg.inv(J.T @ J + box)
+    n_cluster = 0 if clusters is None else 1 + max(clusters)
+    if n_cluster > len(x):
+        G = np.zeros((n_cluster, len(x)))
+        np.add.at(G, clusters, J * r[:, None])
+        covariance = covariance @ (G.T @ G * n_cluster / (n_cluster - len(x)) + box) @ covariance
+    errors = np.sqrt(np.diag(covariance)) * (problem.high - problem.low)
+    return dict(
+        noise=noise,
+        standard_errors=dict(zip(problem.units, errors.tolist(), strict=True)),
+        eigenvalues=eigenvalues,
+        eigenvectors=vectors.T,
+        direction_errors=1 / np.sqrt(np.maximum(eigenvalues, 0) + 12),
+        undetermined=_name_directions(vectors[:, eigenvalues < 12], problem.units),
+    )
+
+
+def _name_directions(vectors, names):
+    """Directions (k, m) in words: the parameters that they contain whole, and what remains as sums of parameters."""
+    names = list(names)
+    alone = (vectors**2).sum(1) > 0.99
+    words = [name for name, is_alone in zip(names, alone, strict=True) if is_alone]
+    for vector in vectors.T[np.square(vectors[~alone]).sum(0) > 0.5]:
+        terms = [f"{value:+.2f} {name}" for name, value in zip(names, vector, strict=True) if abs(value) > 0.05]
+        words.append(" ".join(terms) + " (each in units of its bounds)")
+    return words
+
+
+def write_report(run, problem, starts, loss_name, recordings, free_run, known, information, extra=()):
     """Save result.json, config.json, the history and the figures of a fit, and print its summary.
 
     Args:
-        free_run: (parameters, current) -> V (mV) and spikes of the free-running model, each (T, n_trace).
         recordings: {"fit" or "validation": dict of current (nA), V (mV) and spikes}.
+        free_run: (parameters, current) -> V (mV) and spikes of the free-running model, each (T, n_trace).
         known: {name: value} of the parameters behind the target, or None.
+        information: () -> what `identifiability` returns.
+        extra: {what: number} to save and print besides.
     """
     if not math.isfinite(problem.best_loss):
         if problem.interrupted:
             raise KeyboardInterrupt
         raise BadInput(f"no start has a finite loss; start 0: {starts[0].status}")
-    best, units = problem.values(problem.best_x), {name: str(unit) for name, unit in problem.units.items()}
-    responses, rmse, gamma = {}, {"validation": None}, {}
+    args, best = run.args, problem.values(problem.best_x)
+    units = {name: str(unit).replace(" ", "") for name, unit in problem.units.items()}
+    known = known and {name: known[name] for name in best}
+    result = dict(parameters=best, units=units, known_parameters=known, loss=problem.best_loss, loss_name=loss_name)
+    responses, measures = {}, {}
     for name, data in recordings.items():
         responses[name], spikes = free_run(problem.parameters(problem.best_x), data["current"])
-        rmse[name] = float(np.sqrt(np.mean((responses[name] - data["V"]) ** 2)))
         trains = zip(spikes.T, data["spikes"].T, strict=True)
-        gamma[name] = [coincidence_factor(*pair, args.dt * u.ms, args.delta * u.ms) for pair in trains]
-    result = dict(parameters=best, units=units, known_parameters=known, loss=problem.best_loss, loss_name=loss_name)
-    result |= dict(gamma=gamma["fit"], rmse=rmse["fit"], validation_rmse=rmse["validation"])
-    result |= dict(n_simulations=problem.n_simulations, n_gradients=problem.n_gradients, seconds=problem.seconds)
+        measures[name] = dict(
+            rmse=float(np.sqrt(np.mean((responses[name] - data["V"]) ** 2))),
+            gamma=[coincidence_factor(*pair, args.dt * u.ms, args.delta * u.ms) for pair in trains],
+            n_spikes=data["spikes"].sum(0).astype(int),
+            n_spikes_model=spikes.sum(0).astype(int),
+            n_spikes_same_step=(spikes * data["spikes"]).sum(0).astype(int),
+        )
+    extra = dict(extra)
+    result |= extra | measures["fit"] | dict(validation=measures.get("validation"))
+    result |= dict(identifiability=information(), n_simulations=problem.n_simulations)
+    result |= dict(n_gradients=problem.n_gradients, seconds=problem.seconds)
     result["starts"] = [
         dict(
             initial=None if start.initial is None else problem.values(start.initial),
@@ -614,29 +699,44 @@ def write_report(run, args, problem, starts, free_run, recordings, known, loss_n
     run.save("config.json", run.config())
     run.save("history.csv", problem.history)
     run.save("losses.png", plot_losses(starts, problem.history, loss_name))
+    run.save("identifiability.png", plot_identifiability(result["identifiability"]))
     for name, data in recordings.items():
         run.save(f"traces_{name}.png", plot_traces(data["current"], args.dt, data=data["V"], model=responses[name]))
+    print_summary(result, measures, starts, extra)
 
-    for name, value in best.items():
-        truth = f"   true {known[name]:<9.6g} off by {abs(value / known[name] - 1):.3%}" if known else ""
-        print(f"{name:>6} = {value:<10.6g} {units[name]:<3}{truth}")
-    near = sum(start.loss <= 1.1 * problem.best_loss + 1e-3 for start in starts)
+
+def print_summary(result, measures, starts, extra):
+    """Print what `write_report` has saved, in short."""
+    known, information = result["known_parameters"], result["identifiability"]
+    for name, value in result["parameters"].items():
+        text = f"{name:>10} = {value:.6g} ± {information['standard_errors'][name]:.2g} {result['units'][name]}"
+        truth = f"true {known[name]:<7.6g} off by {abs(value / known[name] - 1):.3%}" if known and known[name] else ""
+        print(f"{text:<46}{truth}".rstrip())
+    for words in information["undetermined"]:
+        print(f"not determined by these data: {words}")
+    near = sum(start.loss <= 1.1 * result["loss"] + 1e-3 for start in starts)
     reached = f", reached (to 10 % + 0.001) from {near} of {len(starts)} starts" if len(starts) > 1 else ""
-    print(f"{loss_name}: {problem.best_loss:.3g}{reached}")
-    for name, values in gamma.items():
-        values = " ".join("-" if math.isnan(value) else f"{value:.2f}" for value in values)
-        print(f"{name}: RMSE {rmse[name]:.4g} mV, Gamma {values}")
+    print(f"{result['loss_name']}: {result['loss']:.3g}{reached}")
+    for what, value in extra.items():
+        print(f"{what.replace('_', ' ')}: {value:.3g}")
+    for name, row in measures.items():
+        gamma = " ".join("-" if math.isnan(value) else f"{value:.2f}" for value in row["gamma"])
+        same = f"{row['n_spikes_same_step'].sum()} of {row['n_spikes'].sum()} spikes at the same step"
+        print(f"{name}, free-running: RMSE {row['rmse']:.4g} mV ({row['rmse'] ** 2:.3g} mV^2), Gamma {gamma}, {same}")
     for i, start in enumerate(starts):
         if start.status.startswith("NaN"):
             print(f"start {i} ended: {start.status}")
-    print("{run:.1f} s to run and {compile:.1f} s to compile".format(**problem.seconds), end=", ")
-    print(f"{problem.n_simulations} simulations, {problem.n_gradients} of them with gradient")
+    if all(start.flat for start in starts):
+        print("WARNING: the gradient is zero at every start: this would be random search")
+    print("{run:.1f} s to run and {compile:.1f} s to compile".format(**result["seconds"]), end=", ")
+    print(f"{result['n_simulations']} simulations, {result['n_gradients']} of them with gradient")
 
 
-def write_visualization(run, problem, free_run, data, dt, seed):
+def write_visualization(run, problem, free_run, data, seed):
     """Save the target with the responses of the model at random parameter sets: what a fit starts from."""
     sets = random_starts(problem, seed)
     responses = [free_run(problem.parameters(x), data["current"]) for x in sets]
+    dt = run.args.dt
     figure = plot_traces(data["current"], dt, target=data["V"])
     for trace, axis in enumerate(figure.axes[len(figure.axes) // 2 :]):
         for V, _ in responses:
@@ -707,6 +807,55 @@ def read_recording(current_path, voltage_path, args):
     return current, V
 
 
+def read_recordings(args, shipped):
+    """{"fit" or "validation": (current, V)} of the files that the arguments name, or else of those in `shipped`.
+
+    Where a target is simulated, currents are enough and V is None.
+    """
+    own = {"fit": [args.current, args.voltage], "validation": [args.validation_current, args.validation_voltage]}
+    paths = own if any(own["fit"]) else shipped | {name: pair for name, pair in own.items() if any(pair)}
+    for name, (current, voltage) in paths.items():
+        prefix = "validation_" * (name == "validation")
+        if (voltage and not current) or (current and not voltage and args.target == "recorded"):
+            found = "voltage" if voltage else "current"
+            raise BadInput(
+                f"argument --{prefix}{found}: found it alone, expected --{prefix}current and --{prefix}voltage"
+            )
+    if args.target == "recorded" and "fit" not in paths:
+        raise BadInput("argument --target: found recorded without a recording, expected --current and --voltage")
+    if args.target == "simulated":
+        paths = {name: [current, None] for name, (current, _) in paths.items()}
+    return {name: read_recording(*pair, args) for name, pair in paths.items() if any(pair)}
+
+
+def make_targets(args, traces, free_run, known, seed):
+    """{"fit" or "validation": dict of current (nA), V (mV) and spikes}, each (T, n_trace).
+
+    Args:
+        traces: {name: (current, V)}; where V is None, it and the spikes are those of free_run(known, current).
+        seed: of the noise and the spike jitter, which the traces of the fit get.
+    """
+    targets, rng = {}, np.random.default_rng(seed)
+    for name, (current, V) in traces.items():
+        V, spikes = free_run(known, current) if V is None else (V, None)
+        if name == "fit":
+            V = V + args.noise_std * rng.standard_normal(V.shape)
+        spikes = detect_spikes(V, args.spike_level) if spikes is None else spikes
+        if name == "fit" and args.spike_jitter:
+            step, trace = np.nonzero(spikes)
+            shift = np.rint(rng.normal(0, args.spike_jitter / args.dt, len(step))).astype(int)
+            spikes = np.zeros_like(spikes)
+            spikes[np.clip(step + shift, 0, len(spikes) - 1), trace] = 1
+        targets[name] = dict(current=current, V=V, spikes=spikes)
+    n_step, highest = len(targets["fit"]["V"]), targets["fit"]["V"].max()
+    if (args.n_point or 0) > n_step:
+        raise BadInput(f"argument --n_point: found {args.n_point}, expected at most the {n_step} samples of a trace")
+    if args.fit_target == "spike" and not targets["fit"]["spikes"].any():
+        found = f"spike and potentials up to {highest:.3g} mV, spikes being crossings of {args.spike_level:g} mV"
+        raise BadInput(f"argument --fit_target: found {found} (--spike_level), expected spikes")
+    return targets
+
+
 # ---- Command line and run folder ------------------------------------------------------------------------------------
 
 
@@ -715,8 +864,6 @@ class Parser(argparse.ArgumentParser):
 
     class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
         def _get_help_string(self, action):
-            if isinstance(action.default, Path):
-                return f"{action.help} (default: {action.default.parent.name}/{action.default.name})"
             return super()._get_help_string(action) if action.default is not None else action.help
 
     def __init__(self, **kwargs):
@@ -740,6 +887,23 @@ def number(kind, low=-math.inf, above=-math.inf):
     return parse
 
 
+def bound(text):
+    """argparse type: NAME=LOW:HIGH as (name, [low, high])."""
+    name, _, limits = text.partition("=")
+    limits = [to_number(limit) for limit in limits.split(":")]
+    if len(limits) != 2 or not np.isfinite(limits).all() or limits[0] >= limits[1]:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=LOW:HIGH with numbers LOW < HIGH")
+    return name, limits
+
+
+def select_bounds(args, ranges):
+    """{name: Quantity [low, high]} of the parameters to fit: `ranges`, where `--bounds` has no others."""
+    bounds, own = {name: ranges[name] for name in args.fit_parameters}, dict(args.bounds)
+    if unknown := own.keys() - bounds.keys():
+        raise BadInput(f"argument --bounds: found {unknown.pop()!r}, expected one of {', '.join(bounds)}")
+    return bounds | {name: u.Quantity(limits, unit=bounds[name].unit) for name, limits in own.items()}
+
+
 def add_run_arguments(parser):
     """Arguments that every script has."""
     add = parser.add_argument_group("run").add_argument
@@ -749,13 +913,21 @@ def add_run_arguments(parser):
     add("--output", type=Path, metavar="DIR", help="run folder; without it, a new one in results/")
 
 
-def add_fit_arguments(parser):
-    """Arguments of both neuron scripts, which set defaults of their own."""
+def add_fit_arguments(parser, ranges, fitted):
+    """Arguments of both neuron scripts: the ranges of all parameters {name: Quantity}, and those fitted by default."""
     add = parser.add_argument_group("fit").add_argument
     add("--mode", choices=("fit", "visualize"), default="fit", help="visualize: only draw the target and random models")
-    fit_target = "mean squared error of the potential, or van Rossum distance of the spikes"
+    fit_target = "what to fit: potentials, by mean squared error, or spikes, by van Rossum distance"
     add("--fit_target", choices=("potential", "spike"), default="potential", help=fit_target)
     add("--method", choices=METHODS, default="L-BFGS-B", help="L-BFGS-B uses gradients, the others do not")
+    listed = (
+        f"{name} {bound.mantissa[0]:g}:{bound.mantissa[1]:g} {bound.unit}".replace(" / ", "/")
+        for name, bound in ranges.items()
+    )
+    fit_parameters = f"parameters to fit, of (with bounds): {', '.join(listed)}"
+    add("--fit_parameters", nargs="+", metavar="NAME", choices=ranges, default=fitted, help=fit_parameters)
+    bounds = "other bounds of fitted parameters, in the units above; without this argument, those above"
+    add("--bounds", nargs="+", type=bound, metavar="NAME=LOW:HIGH", default=[], help=bounds)
     add("--n_sample", type=number(int, low=1), default=20, help="starts of L-BFGS-B, population of the other methods")
     add("--n_iter", type=number(int, low=1), default=5, help="rounds of the other methods; L-BFGS-B ignores it")
     n_point = "the potential error takes every (T // N)-th of the T samples; all without this argument"
@@ -764,17 +936,22 @@ def add_fit_arguments(parser):
     add("--delta", type=number(float, above=0), default=4.0, help="half-width of the coincidence window of Gamma (ms)")
 
     add = parser.add_argument_group("data").add_argument
-    target = "fit the recorded traces, or the model's own response to the currents at the paper's parameters"
-    add("--target", choices=("recorded", "simulated"), default="recorded", help=target)
+    target = "fit recorded traces (so if --voltage is given), or the model's own response to the currents at the "
+    target += "paper's parameters"
+    add("--target", choices=("recorded", "simulated"), help=target)
     add("--current", type=Path, metavar="CSV", help="currents: a header of sample numbers, an index and a trace a line")
     add("--voltage", type=Path, metavar="CSV", help="recorded potentials, in the same layout")
     for kind in ("current", "voltage"):
-        help = f"{kind} traces for validation only; without this argument, those that belong to the traces in data/"
+        help = f"{kind} traces for validation only; without this argument, those that belong to the default target"
         add(f"--validation_{kind}", type=Path, metavar="CSV", help=help)
     add("--dt", type=number(float, above=0), help="time between samples, and step of the simulation (ms)")
     add("--current_unit", choices=CURRENT_UNITS, default="A", help="unit of the current files")
     add("--voltage_unit", choices=VOLTAGE_UNITS, default="mV", help="unit of the voltage files")
     add("--noise_std", type=number(float, low=0), default=0.0, help="s.d. of white noise added to the target (mV)")
+    jitter = "s.d. of a normal jitter added to the spike times of the target, rounded to steps (ms)"
+    add("--spike_jitter", type=number(float, low=0), default=0.0, help=jitter)
+    spike_level = "a spike of recorded potentials is an upward crossing of it (mV)"
+    add("--spike_level", type=number(float), default=0.0, help=spike_level)
 
 
 def setup_jax(args):
@@ -891,8 +1068,27 @@ def plot_losses(starts, history, loss_name):
     """Left, the losses of all starts, sorted; right, the best loss against the simulations made."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     left.plot(1 + np.arange(len(starts)), sorted(start.loss for start in starts), "k.")
-    left.set(xlabel="start, best first", ylabel=loss_name, yscale="log")
+    yscale = "log" if min(row["best_loss"] for row in history) > 0 else "linear"
+    left.set(xlabel="start, best first", ylabel=loss_name, yscale=yscale)
+    losses = [start.loss for start in starts if math.isfinite(start.loss)]
+    left.set_ylim(min(losses) / 3, max(losses) * 3) if yscale == "log" else None
     left.xaxis.get_major_locator().set_params(integer=True)
     right.plot(*zip(*((row["n_simulations"], row["best_loss"]) for row in history), strict=True), "k.-")
-    right.set(xlabel="simulations", ylabel="best loss so far", xscale="log", yscale="log")
+    right.set(xlabel="simulations", ylabel="best loss so far", xscale="log", yscale=yscale)
+    return figure
+
+
+def plot_identifiability(information):
+    """Left, the standard error along each eigenvector of the Fisher matrix, in units of the box; right, the vectors."""
+    names, eigenvalues = list(information["standard_errors"]), information["eigenvalues"]
+    index = np.arange(len(names))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    left.bar(index, information["direction_errors"], color=np.where(eigenvalues < 12, "tab:red", "0.4"))
+    left.axhline(12**-0.5, color="k", lw=0.8, ls="--")
+    left.set(yscale="log", xticks=index, xlabel="eigenvector", ylabel="standard error (units of the bounds)")
+    left.set_title("dashed: what the bounds alone say; red: the data say less", fontsize=10)
+    size = np.abs(information["eigenvectors"]).T
+    image = right.imshow(size, cmap="Greys", vmin=0, vmax=1, aspect="auto")
+    right.set(xlabel="eigenvector", xticks=index, yticks=index, yticklabels=names)
+    figure.colorbar(image, ax=right, label="size of the component")
     return figure

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts
+from scripts import result_of, write_traces
 
 import neuron_fitting_of_hh_model as hh
 import utils
@@ -19,23 +21,7 @@ GOAL = {"gL": 0.012, "gNa": 22.0, "gK": 5.2, "V_T": -56.0}
 
 
 def run(*arguments, cwd):
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
-def result_of(done, cwd):
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    folder = cwd / done.stdout.splitlines()[-1]
-    return json.loads((folder / "result.json").read_text()), folder
-
-
-def write_traces(path, values):
-    """values (n_trace, T) in the layout of the released files."""
-    lines = [",".join(["", *(str(k) for k in range(len(values[0])))])]
-    lines += [",".join([str(i), *(str(x) for x in row)]) for i, row in enumerate(values)]
-    path.write_text("\n".join(lines) + "\n")
-    return path
+    return scripts.run(hh, *arguments, cwd=cwd)
 
 
 @pytest.fixture
@@ -43,7 +29,7 @@ def tiny(tmp_path):
     """Two traces of 6 ms, one with a spike, as the arguments of the script."""
     current = np.zeros((2, 600))
     current[:, 200:] = [[3.0], [0.3]]
-    V = hh.make_model(0.01)({n: x * b.unit for (n, b), x in zip(hh.BOUNDS.items(), GOAL.values(), strict=True)},
+    V = hh.make_model(0.01)({n: x * b.unit for (n, b), x in zip(hh.RANGES.items(), GOAL.values(), strict=False)},
                             {"current": current.T})  # fmt: skip
     assert np.max(V) > 20
     files = write_traces(tmp_path / "I.csv", current * 1e-9), write_traces(tmp_path / "V.csv", np.asarray(V).T)
@@ -58,12 +44,13 @@ def test_default_fit_recovers_the_parameters(arguments, tolerance, tmp_path):
     result, folder = result_of(run(*arguments, cwd=tmp_path), tmp_path)
     for name, value in GOAL.items():
         assert result["parameters"][name] == pytest.approx(value, rel=tolerance)
-        low, high = hh.BOUNDS[name].mantissa
+        low, high = hh.RANGES[name].mantissa
         assert low <= result["parameters"][name] <= high
-    assert result["validation_rmse"] < 0.5
+    assert result["validation"]["rmse"] < 0.5
+    assert result["identifiability"]["undetermined"] == []
     assert result["gamma"] == [None, 1.0, 1.0, None, 1.0]
     names = {path.name for path in folder.iterdir()}
-    figures = {"traces_fit.png", "traces_validation.png", "losses.png"}
+    figures = {"traces_fit.png", "traces_validation.png", "losses.png", "identifiability.png"}
     assert names == figures | {"config.json", "result.json", "history.csv"}
 
 
@@ -79,6 +66,9 @@ def test_spike_target_puts_every_spike_in_its_place(tmp_path):
     assert result["gamma"] == [None, 1.0, 1.0, None, 1.0]
     assert result["loss"] < 0.01
     assert result["loss_name"] == "van Rossum distance of the spikes"
+    assert result["identifiability"]["undetermined"] == ["gK"]  # three spikes for four parameters
+    low, high = hh.RANGES["gK"].mantissa
+    assert result["identifiability"]["standard_errors"]["gK"] > 0.9 * (high - low) / 12**0.5
 
 
 # ---- What it writes -------------------------------------------------------------------------------------------------
@@ -88,7 +78,7 @@ def test_result_and_history_are_complete(tiny, tmp_path):
     result, folder = result_of(run(*tiny, "--precision", 64, "--devices", 0, "--output", "out", cwd=tmp_path), tmp_path)
     assert folder == tmp_path / "out"
     assert result["units"] == {"gL": "uS", "gNa": "uS", "gK": "uS", "V_T": "mV"}
-    assert (result["seed"], result["validation_rmse"], result["known_parameters"]) == (0, None, None)
+    assert (result["seed"], result["validation"], result["known_parameters"]) == (0, None, None)
     assert set(result["seconds"]) == {"compile", "run"}
     assert result["seconds"]["run"] > 0
     assert len(result["starts"]) == 3
@@ -131,6 +121,14 @@ def test_derivative_free_methods_and_units(method, tiny, tmp_path):
     assert result["starts"][0]["initial"] is None
 
 
+def test_other_parameters_and_bounds(tiny, tmp_path):
+    chosen = ["--fit_parameters", "gL", "C", "--bounds", "C=0.1:0.15", "--method", "random"]
+    result, _ = result_of(run(*tiny, *chosen, cwd=tmp_path), tmp_path)
+    assert list(result["parameters"]) == ["gL", "C"]
+    assert 0.1 <= result["parameters"]["C"] <= 0.15
+    assert result["units"]["C"] == "nF"
+
+
 def test_visualize_draws_without_fitting(tiny, tmp_path):
     result, folder = result_of(run(*tiny, "--mode", "visualize", cwd=tmp_path), tmp_path)
     assert result["n_spikes"] == [1, 0]
@@ -141,7 +139,7 @@ def test_visualize_draws_without_fitting(tiny, tmp_path):
 def test_a_validation_recording_of_the_user(tiny, tmp_path):
     own = ["--validation_current", tmp_path / "I.csv", "--validation_voltage", tmp_path / "V.csv"]
     result, folder = result_of(run(*tiny, *own, cwd=tmp_path), tmp_path)
-    assert result["validation_rmse"] == pytest.approx(result["rmse"])
+    assert result["validation"]["rmse"] == pytest.approx(result["rmse"])
     assert (folder / "traces_validation.png").exists()
 
 
@@ -245,28 +243,22 @@ BAD_ARGUMENTS = {
     "--devices 99": "argument --devices: found '99', expected different indices from 0 to",
     "--devices 0,0": "argument --devices: found '0,0'",
     "--devices gpu": "argument --devices: found 'gpu'",
-    "--fit_target spike --spike_level 90": "argument --spike_level: found 90 mV",
-    "--validation_current I.csv": "argument --validation_current: found it or --validation_voltage alone",
+    "--fit_target spike --spike_level 90": "argument --fit_target: found spike and potentials up to ",
+    "--validation_current I.csv": "argument --validation_current: found it alone",
     "--voltage nowhere.csv": "nowhere.csv: No such file",
     "--output I.csv": "argument --output: I.csv holds another run",
     "--output I.csv/run": "I.csv is not a folder that can be written",
+    "--fit_parameters gL gCa": "argument --fit_parameters: invalid choice: 'gCa'",
+    "--bounds gL": "argument --bounds: found 'gL', expected NAME=LOW:HIGH with numbers LOW < HIGH",
+    "--bounds gL=0.2:0.1": "argument --bounds: found 'gL=0.2:0.1', expected NAME=LOW:HIGH",
+    "--bounds gL=0:nan": "argument --bounds: found 'gL=0:nan'",
+    "--bounds C=0.1:0.2": "argument --bounds: found 'C', expected one of gL, gNa, gK, V_T",
     "--gate h": "unrecognized arguments: --gate h",
 }
 
 
 def refused(monkeypatch, capsys, folder, arguments):
-    """Run the script in this process; its one line on stderr."""
-    before = sorted(folder.rglob("*"))
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        utils.run_script(hh.main)
-    assert stop.value.code == 2
-    output, errors = capsys.readouterr()
-    assert output == ""
-    assert len(errors.splitlines()) == 1
-    assert sorted(folder.rglob("*")) == before
-    return errors
+    return scripts.refused(hh, monkeypatch, capsys, folder, arguments)
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
@@ -303,31 +295,15 @@ def test_bad_input_of_the_command_line():
 
 def test_a_current_without_its_voltage_is_refused(tiny, tmp_path, monkeypatch, capsys):
     errors = refused(monkeypatch, capsys, tmp_path, tiny[:2])
-    assert "argument --current: found it or --voltage alone, expected both" in errors
+    assert "argument --current: found it alone, expected --current and --voltage" in errors
 
 
 def test_a_simulated_target_needs_currents_alone(tiny, tmp_path):
     arguments = [*tiny[:2], *tiny[4:], "--target", "simulated", "--validation_current", tmp_path / "I.csv"]
     result, _ = result_of(run(*arguments, cwd=tmp_path), tmp_path)
     assert result["known_parameters"] == hh.PAPER_PARAMETERS
-    assert result["validation_rmse"] == pytest.approx(result["rmse"], rel=1e-3)
+    assert result["validation"]["rmse"] == pytest.approx(result["rmse"], rel=1e-3)
 
 
 def test_help_explains_every_argument(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--help"])
-    with pytest.raises(SystemExit) as stop:
-        hh.main()
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for argument, value in vars(arguments_of(monkeypatch)).items():
-        explanation = text.split(f"\n  --{argument} ")[1].split("\n  --")[0]
-        assert len(explanation.split()) > 4
-        if value is not None and not isinstance(value, Path):
-            assert f"(default: {value})" in " ".join(explanation.split())
-    assert text.count(f"python {SCRIPT.name}") == 2
-    assert "None" not in text
-
-
-def arguments_of(monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
-    return hh.parse_args()
+    scripts.check_help(hh, monkeypatch, capsys)

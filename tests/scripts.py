@@ -1,0 +1,63 @@
+"""Running a script as a user does, for the tests of all of them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import utils
+
+
+def run(script, *arguments, cwd):
+    command = [sys.executable, script.__file__, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def result_of(done, cwd):
+    """result.json and the folder of a run that ended well."""
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    folder = cwd / done.stdout.splitlines()[-1]
+    return json.loads((folder / "result.json").read_text()), folder
+
+
+def refused(script, monkeypatch, capsys, folder, arguments):
+    """The one line on stderr of a script that refuses its arguments, run in this process."""
+    before = sorted(folder.rglob("*"))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        utils.run_script(script.main)
+    assert stop.value.code == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert len(errors.splitlines()) == 1
+    assert sorted(folder.rglob("*")) == before
+    return errors
+
+
+def write_traces(path, values):
+    """values (n_trace, T) in the layout of the released files."""
+    lines = [",".join(["", *(str(k) for k in range(len(values[0])))])]
+    lines += [",".join([str(i), *(str(x) for x in row)]) for i, row in enumerate(values)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def check_help(script, monkeypatch, capsys):
+    """Every argument has an explanation and its default, and two examples stand at the end."""
+    monkeypatch.setattr(sys, "argv", [script.__file__])
+    defaults = vars(script.parse_args())
+    monkeypatch.setattr(sys, "argv", [script.__file__, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        script.main()
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for argument, value in defaults.items():
+        explanation = text.split(f"\n  --{argument} ")[1].split("\n  --")[0]
+        assert len(explanation.split()) > 4
+        if value and argument != "target":
+            assert f"(default: {value})" in " ".join(explanation.split())
+    assert text.count(f"python {script.SCRIPT}.py") == 2
+    assert "None" not in text

@@ -1,0 +1,309 @@
+"""neuron_fitting_of_gif_model.py: its likelihood and gradients, what it finds, and how it refuses bad input."""
+
+import csv
+import json
+import math
+import sys
+
+import brainunit as u
+import jax
+import numpy as np
+import pytest
+import scipy.special
+import scripts
+from scripts import result_of, write_traces
+
+import neuron_fitting_of_gif_model as gif
+import utils
+
+DT = 0.1
+CONSTANTS = {name: value * gif.RANGES[name].unit for name, value in gif.PROTOCOLS["identifiable"].items()}
+BOUNDS = {name: gif.RANGES[name] for name in gif.FITTED}
+
+
+def run(*arguments, cwd):
+    return scripts.run(gif, *arguments, cwd=cwd)
+
+
+def arguments(monkeypatch, *given):
+    monkeypatch.setattr(sys, "argv", [gif.__file__, *given])
+    return gif.parse_args()
+
+
+def target(n_step=1200):
+    """Two traces of the identifiable protocol, with spikes, and noise so that no residual is 0."""
+    current = gif.protocol_currents("identifiable", DT)["fit"][:n_step, :2]
+    out = gif.make_simulation(CONSTANTS, DT)({}, dict(current=current))
+    V = np.asarray(out["V"]) + 0.1 * np.random.default_rng(0).standard_normal(current.shape)
+    assert (out["spikes"].sum(0) >= 2).all()
+    return dict(current=current, V=V, spikes=np.asarray(out["spikes"]))
+
+
+def problem_of(args, width=0.5, n_sample=4):
+    data = target()
+    data |= dict(weight=gif.potential_weights(args, data["spikes"]), width=width)
+    if args.objective == "likelihood":
+        model, (loss, _) = gif.make_costs(CONSTANTS, DT), gif.likelihood_loss(args)
+    else:
+        model, (loss, _) = gif.make_simulation(CONSTANTS, DT), gif.simulation_loss(args)
+    trajectories = gif.make_trajectories(CONSTANTS, DT)
+    return utils.FitProblem(model, loss, BOUNDS, data, n_sample, jax.devices(), trajectories)
+
+
+# ---- The likelihood -------------------------------------------------------------------------------------------------
+
+
+def test_the_spike_on_a_rising_potential_is_logistic(x64):
+    """The probabilities of a first spike in step k are the mass of a logistic law in that step; early equals late."""
+    width, distance = 0.3, np.arange(-20, 21) * 0.25
+    before = np.concatenate([distance[:1], distance[:-1]])
+    silent, fired = (np.asarray(gif.spike_cost(distance, before, spike, width)) for spike in (0.0, 1.0))
+    cost = np.cumsum(silent) - silent + fired  # silent until step k, and then a spike
+    mass = np.diff(scipy.special.expit(distance / width))
+    np.testing.assert_allclose(np.exp(-cost[1:]), mass, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(-cost[1:]), np.exp(-cost[1:])[::-1], rtol=1e-6)
+    assert mass.max() > 0.1
+
+
+def test_teacher_forcing_by_its_own_spikes_is_the_simulation(x64):
+    current = gif.protocol_currents("identifiable", DT)["fit"]
+    free = gif.make_simulation(CONSTANTS, DT)({}, dict(current=current))
+    forced = gif.make_trajectories(CONSTANTS, DT)({}, dict(current=current, spikes=free["spikes"]))
+    np.testing.assert_allclose(forced["V"], free["V"], rtol=1e-12)
+    np.testing.assert_array_equal(forced["distance"] >= 0, free["spikes"])
+    assert free["spikes"].sum() > 50
+
+
+@pytest.mark.parametrize("fit_target", ["potential", "spike"])
+def test_the_loss_is_the_likelihood_of_the_trajectories(fit_target, monkeypatch, x64):
+    args = arguments(monkeypatch, "--objective", "likelihood", "--fit_target", fit_target, "--n_point", "300")
+    problem = problem_of(args, width=0.5)
+    x = np.array([0.3, 0.2, 0.4, 0.6])
+    data = problem.data
+    out = {name: np.asarray(y) for name, y in problem.trajectories(problem.parameters(x), data).items()}
+    logistic, expected = scipy.special.expit, 0.0
+    for trace in range(2):
+        y = out["distance"][:, trace] / 0.5
+        for step in range(1, len(y)):
+            if data["spikes"][step, trace]:
+                rise = max(y[step] - y[step - 1], 1e-3)
+                expected -= math.log(logistic(y[step]) * (1 - math.exp(-rise)))
+            else:
+                expected -= math.log(min(1.0, logistic(-y[step]) / logistic(-y[step - 1])))
+    if fit_target == "potential":
+        keep = data["weight"] > 0
+        assert keep[::4].any()
+        assert not keep[1::4].any()
+        assert not keep[data["spikes"] > 0].any()
+        mse = np.mean((out["V"] - data["V"])[keep] ** 2)
+        expected += keep.sum() / 2 * math.log1p(mse / utils.V_RESOLUTION**2)
+    assert problem.evaluate(x[None])[0] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("fit_target", ["potential", "spike"])
+def test_the_gradient_of_the_likelihood_is_that_of_finite_differences(fit_target, monkeypatch, x64):
+    problem = problem_of(arguments(monkeypatch, "--objective", "likelihood", "--fit_target", fit_target))
+    x = np.array([0.3, 0.2, 0.4, 0.6])
+    _, (gradient,) = problem.evaluate(x[None], gradient=True)
+    for i in range(4):
+        losses = [problem.evaluate((x + step * np.eye(4)[i])[None])[0] for step in (1e-6, -1e-6)]
+        assert abs(gradient[i]) > 1e-2
+        assert gradient[i] == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-4)
+
+
+# ---- The simulation -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit_target", ["potential", "spike"])
+def test_the_gradient_of_the_simulation_is_by_the_surrogate(fit_target, monkeypatch, x64):
+    """A loop that carries d/da of the state along, in which a spike has the derivative of the surrogate."""
+    problem = problem_of(arguments(monkeypatch, "--objective", "simulation", "--fit_target", fit_target))
+    x = np.array([0.03, 0.15, 0.2, 0.3])
+    p, data, slope = problem.values(x), problem.data, 0.0
+    phi = {name: -math.expm1(-rate * DT) / rate for name, rate in (p | {"V": 1 / 20}).items()}
+    for trace in range(2):
+        V, dV, V_th, dV_th, currents, dcurrents = -70.0, 0.0, -50.0, 0.0, np.zeros(2), np.zeros(2)
+        filtered = dfiltered = 0.0
+        for k, I in enumerate(data["current"][:, trace]):
+            error = V - data["V"][k, trace]
+            slope += (fit_target == "potential") * 2 * error * dV
+            z, dz = (V - V_th) / -V_th, (dV - dV_th) / -V_th + (V - V_th) * dV_th / V_th**2
+            s, ds = float(z >= 0), 0.3 * max(0.0, 1 - abs(z)) * dz
+            decay = math.exp(-DT / 5)
+            filtered, dfiltered = decay * filtered + s - data["spikes"][k, trace], decay * dfiltered + ds
+            slope += (fit_target == "spike") * 2 * filtered * dfiltered
+            V, dV = V + s * (-70 - V), dV * (1 - s) + ds * (-70 - V)
+            V_th, dV_th = max(V_th, -60.0), dV_th * (V_th > -60)
+            jump = np.array([1.0 - currents[0], -0.1])  # R1 = 0, R2 = 1, A1 = 1, A2 = -0.1
+            dcurrents = dcurrents + ds * jump + s * np.array([-dcurrents[0], 0.0])
+            currents = currents + s * jump
+            drift, ddrift = (20 * (I + currents.sum()) - (V + 70)) / 20, (20 * dcurrents.sum() - dV) / 20
+            rise = p["a"] * (V + 70) - p["b"] * (V_th + 50)
+            drise = V + 70 + p["a"] * dV - p["b"] * dV_th
+            V, dV, V_th, dV_th = (
+                V + phi["V"] * drift,
+                dV + phi["V"] * ddrift,
+                V_th + phi["b"] * rise,
+                dV_th + phi["b"] * drise,
+            )
+            keep = np.exp(-DT * np.array([p["k1"], p["k2"]]))
+            currents, dcurrents = currents * keep, dcurrents * keep
+    slope /= data["V"].size if fit_target == "potential" else 2 * 5 / DT
+    _, (gradient,) = problem.evaluate(x[None], gradient=True)
+    low, high = gif.RANGES["a"].mantissa
+    assert abs(slope) > 1e-3
+    assert float(gradient[0]) == pytest.approx(float(slope * (high - low)), rel=1e-6)
+
+
+# ---- What it finds --------------------------------------------------------------------------------------------------
+
+
+def away(result, names):
+    """Largest relative error of the parameters of each start."""
+    starts = [[start["parameters"][name] / result["known_parameters"][name] - 1 for name in names]
+              for start in result["starts"]]  # fmt: skip
+    return np.abs(starts).max(axis=1)
+
+
+def test_default_fit_finds_the_papers_neuron_from_any_start(tmp_path):
+    result, folder = result_of(run(cwd=tmp_path), tmp_path)
+    assert len(result["starts"]) == 20
+    assert np.mean(away(result, "ab") <= 0.01) >= 0.95
+    assert result["rmse"] ** 2 <= 0.05
+    assert result["n_spikes_same_step"] == result["n_spikes"] == result["n_spikes_model"] == [10, 5, 3, 0, 0]
+    assert result["gamma"][:3] == pytest.approx([1, 1, 1])
+    assert result["identifiability"]["undetermined"] == ["k1", "k2"]
+    assert set(result["identifiability"]["standard_errors"]) == set("ab") | {"k1", "k2"}
+    assert result["width_mV"] == pytest.approx(gif.WIDTHS[-1])
+    figures = {"traces_fit.png", "traces_validation.png", "losses.png", "identifiability.png"}
+    assert {path.name for path in folder.iterdir()} == figures | {"config.json", "result.json", "history.csv"}
+    with open(folder / "history.csv") as file:
+        widths = [float(row["width"]) for row in csv.DictReader(file)]
+    assert list(dict.fromkeys(widths)) == pytest.approx(gif.WIDTHS)
+
+
+def test_spikes_alone_are_enough(tmp_path):
+    result, _ = result_of(run("--fit_target", "spike", "--n_sample", 4, cwd=tmp_path), tmp_path)
+    assert result["gamma"][:3] == pytest.approx([1, 1, 1])
+    assert np.min(away(result, "ab")) <= 0.01
+
+
+def test_identifiable_protocol_determines_all_parameters(tmp_path):
+    result, _ = result_of(run("--protocol", "identifiable", "--n_sample", 6, cwd=tmp_path), tmp_path)
+    assert np.mean(away(result, gif.FITTED) <= 0.02) >= 0.9
+    assert result["identifiability"]["undetermined"] == []
+
+
+def test_noise_and_jitter_widen_the_likelihood_and_the_standard_errors(tmp_path):
+    noisy = ["--protocol", "identifiable", "--noise_std", 0.5, "--spike_jitter", 0.1, "--n_sample", 6]
+    result, _ = result_of(run(*noisy, cwd=tmp_path), tmp_path)
+    assert 0.02 < result["width_mV"] < 1
+    assert result["identifiability"]["noise"]["V_mV"] == pytest.approx(0.5, rel=0.05)
+    for name, error in result["identifiability"]["standard_errors"].items():
+        assert abs(result["parameters"][name] - result["known_parameters"][name]) < 4 * error
+        assert 1e-4 < error / result["known_parameters"][name] < 0.05
+
+
+def test_simulation_objective_stands_beside_random_search(tmp_path):
+    small = ["--objective", "simulation", "--n_sample", 4, "--n_point", 100]
+    result, _ = result_of(run(*small, cwd=tmp_path), tmp_path)
+    assert result["loss_name"] == "mean squared error of the potential (mV^2)"
+    assert result["random_search_loss"] > 0
+    assert result["loss"] < max(start["loss"] for start in result["starts"])
+
+
+@pytest.mark.parametrize("objective", ["simulation", "likelihood"])
+def test_a_gradient_that_is_zero_everywhere_is_announced(objective, tmp_path):
+    without_effect = ["--fit_parameters", "k1", "k2", "--objective", objective, "--n_sample", 2]
+    done = run(*without_effect, "--fit_target", "spike", cwd=tmp_path)
+    result, _ = result_of(done, tmp_path)
+    assert "the gradient is zero at every start: this would be random search" in done.stdout
+    assert result["identifiability"]["undetermined"] == ["k1", "k2"]
+
+
+@pytest.mark.parametrize("method", ["DE", "random"])
+def test_derivative_free_methods(method, tmp_path):
+    result, _ = result_of(run("--method", method, "--n_sample", 6, cwd=tmp_path), tmp_path)
+    assert (result["n_simulations"], result["n_gradients"]) == (30, 0)
+    assert math.isfinite(result["loss"])
+
+
+def test_a_recording_with_action_potentials(tmp_path):
+    """Potentials of a GIF neuron with an action potential after every spike; the neuron's R and tau are to be found."""
+    truth = CONSTANTS | {"R": 30.0 * u.Mohm, "tau": 15.0 * u.ms}
+    current = gif.protocol_currents("identifiable", DT)["fit"][:4000, :2] * 0.7
+    out = gif.make_simulation(truth, DT)({}, dict(current=current))
+    V, spikes = np.array(out["V"]), np.asarray(out["spikes"])
+    assert spikes.sum() > 5
+    V[1:][spikes[:-1] > 0] = 25.0
+    files = write_traces(tmp_path / "I.csv", current.T), write_traces(tmp_path / "V.csv", V.T)
+    recording = ["--current", files[0], "--voltage", files[1], "--current_unit", "nA", "--protocol", "identifiable"]
+    result, folder = result_of(run(*recording, "--fit_parameters", "R", "tau", "--n_sample", 4, cwd=tmp_path), tmp_path)
+    assert result["n_spikes"] == spikes.sum(0).tolist()
+    assert result["parameters"]["R"] == pytest.approx(30, rel=1e-3)
+    assert result["parameters"]["tau"] == pytest.approx(15, rel=1e-3)
+    assert (result["known_parameters"], result["validation"]) == (None, None)
+    assert json.loads((folder / "config.json").read_text())["arguments"]["target"] == "recorded"
+
+
+def test_ctrl_c_keeps_the_best_complete_width(monkeypatch, capsys, tmp_path):
+    evaluate, n_round = utils.FitProblem.evaluate, [0]
+
+    def interrupted(self, X, gradient=False):
+        n_round[0] += 1
+        if self.data["width"] < 0.5 and n_round[0] > 3:
+            raise KeyboardInterrupt
+        return evaluate(self, X, gradient)
+
+    monkeypatch.setattr(utils.FitProblem, "evaluate", interrupted)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [gif.__file__, "--n_sample", "2", "--output", "out"])
+    with pytest.raises(SystemExit) as stop:
+        utils.run_script(gif.main)
+    assert stop.value.code == 130
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["interrupted"]
+    assert result["width_mV"] == pytest.approx(0.7)
+
+
+def test_visualize_draws_without_fitting(tmp_path):
+    result, folder = result_of(run("--mode", "visualize", "--n_sample", 3, cwd=tmp_path), tmp_path)
+    assert result["n_spikes"] == [10, 5, 3, 0, 0]
+    assert (folder / "target.png").stat().st_size > 10_000
+
+
+# ---- Bad input ------------------------------------------------------------------------------------------------------
+
+BAD_ARGUMENTS = {
+    "--objective surrogate": "argument --objective: invalid choice: 'surrogate'",
+    "--protocol other": "argument --protocol: invalid choice: 'other'",
+    "--width_floor 0": "argument --width_floor: found '0', expected a number > 0",
+    "--t_blank -1": "argument --t_blank: found '-1', expected a number >= 0",
+    "--spike_jitter x": "argument --spike_jitter: found 'x', expected a number >= 0",
+    "--fit_parameters a gNa": "argument --fit_parameters: invalid choice: 'gNa'",
+    "--bounds tau=10:20": "argument --bounds: found 'tau', expected one of a, b, k1, k2",
+    "--bounds a=1:0": "argument --bounds: found 'a=1:0', expected NAME=LOW:HIGH",
+    "--target recorded": "argument --target: found recorded without a recording, expected --current and --voltage",
+    "--voltage V.csv": "argument --voltage: found it alone, expected --current and --voltage",
+    "--current nowhere.csv": "nowhere.csv: No such file",
+    "--n_point 10001": "argument --n_point: found 10001, expected at most the 10000 samples",
+    "--t_blank 2000 --protocol identifiable": "argument --t_blank: found 2000, expected less: no potential is left",
+}
+
+
+@pytest.mark.parametrize("text", BAD_ARGUMENTS)
+def test_bad_arguments(text, tmp_path, monkeypatch, capsys):
+    assert BAD_ARGUMENTS[text] in scripts.refused(gif, monkeypatch, capsys, tmp_path, text.split())
+
+
+def test_a_start_that_ends_in_nan_is_named(tmp_path):
+    """exp(-dt / tau) overflows for a negative time constant."""
+    done = run("--fit_parameters", "tau", "--bounds", "tau=-0.0008:0.002", "--n_sample", 6, cwd=tmp_path)
+    result, _ = result_of(done, tmp_path)
+    statuses = [start["status"] for start in result["starts"] if start["status"].startswith("NaN")]
+    assert 0 < len(statuses) < 6
+    assert all("at time step" in status and "tau = -" in status for status in statuses)
+
+
+def test_help_explains_every_argument(capsys, monkeypatch):
+    scripts.check_help(gif, monkeypatch, capsys)
