@@ -13,9 +13,11 @@ import math
 from pathlib import Path
 
 import brainstate
+import braintools
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 
 SCRIPT = Path(__file__).stem
@@ -43,6 +45,17 @@ FITTED = ["a", "b", "k1", "k2"]
 PAPER_PARAMETERS = {"a": 0.005, "b": 0.01, "k1": 0.2, "k2": 0.02, "A1": 0.0, "A2": 0.0, "R1": 0.0, "R2": 1.0, "R": 20.0}
 PAPER_PARAMETERS |= {"tau": 20.0, "V_rest": -70.0, "V_reset": -70.0, "V_th_inf": -50.0, "V_th_reset": -60.0}
 PROTOCOLS = {"paper": PAPER_PARAMETERS, "identifiable": PAPER_PARAMETERS | {"A1": 1.0, "A2": -0.1}}
+# Table S2: loss (mV^2) and seconds, mean and s.d. of each; 100 starts of L-BFGS-B.
+PAPER_STARTS, PAPER_RESULTS = (
+    100,
+    {
+        "L-BFGS-B": (6.799, 4.623, 5.404, 0.294),
+        "DE": (9.966, 2.281, 1.172, 0.09),
+        "PSO": (14.034, 2.857, 1.151, 0.150),
+        "TwoPointsDE": (9.702, 5.115, 1.161, 0.172),
+        "bayesian": (3.511, 1.741, 62.330, 10.917),
+    },
+)
 # The paper's currents: (nA, ms), one after the other, one second in all.
 PAPER_CURRENTS = [
     [(2.0, 200), (0.0, 800)],
@@ -314,6 +327,32 @@ def make_predictions(args, model, problem, data):
     return predictions, np.concatenate([interval[keep], interval[spikes]]).astype(int)
 
 
+# ---- Figure S4 ------------------------------------------------------------------------------------------------------
+
+
+def plot_surrogates():
+    """The surrogates of `braintools.surrogate` at their defaults: gradient (red), and the function that has it (black).
+
+    The last panel is the one of this neuron. Some surrogates are defined by the gradient alone.
+    """
+    module = braintools.surrogate
+    classes = [getattr(module, name) for name in module.__all__]
+    surrogates = {c.__name__: c() for c in classes if isinstance(c, type) and c is not module.Surrogate}
+    surrogates["this neuron's ReluGrad"] = utils.SURROGATE
+    x = jnp.linspace(-3, 3, 601)
+    layout = dict(sharex=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(-(-len(surrogates) // 5), 5, figsize=(11, 1.9 * -(-len(surrogates) // 5)), **layout)
+    for axis, (name, surrogate) in zip(axes.flat, surrogates.items(), strict=False):
+        if type(surrogate).surrogate_fun is not module.Surrogate.surrogate_fun:
+            axis.plot(x, surrogate.surrogate_fun(x), "k-", lw=1)
+        axis.plot(x, surrogate.surrogate_grad(x), "r-", lw=1)
+        axis.set_title(name, fontsize=8)
+    for axis in axes.flat[len(surrogates) :]:
+        axis.set_axis_off()
+    figure.supxlabel("distance from threshold x", fontsize=9)
+    return figure
+
+
 # ---- Main -----------------------------------------------------------------------------------------------------------
 
 
@@ -338,7 +377,8 @@ def main():
         traces = {name: (current, None) for name, current in protocol_currents(args.protocol, args.dt).items()} | traces
     recordings = utils.make_targets(args, traces, free_run, constants, noise_seed)
     args.objective = args.objective or ("likelihood" if recordings["fit"]["spikes"].any() else "simulation")
-    name = f"{args.mode}_{args.protocol}_{args.objective}_{args.fit_target}_{args.method}_seed{args.seed}"
+    way = args.protocol_budget if args.mode == "compare" else args.method
+    name = f"{args.mode}_{args.protocol}_{args.objective}_{args.fit_target}_{way}_seed{args.seed}"
     run = utils.RunFolder(args, devices, SCRIPT, name)
 
     widths = [width for width in WIDTHS if width > args.width_floor] + [args.width_floor]
@@ -350,7 +390,11 @@ def main():
         model, (loss, loss_name) = make_costs(constants, args.dt), likelihood_loss(args)
     else:
         model, (loss, loss_name) = simulation, simulation_loss(args)
-    problem = utils.FitProblem(model, loss, bounds, data, args.n_sample, devices, trajectories)
+
+    def make_problem(n_sample):
+        return utils.FitProblem(model, loss, bounds, data, n_sample, devices, trajectories)
+
+    problem = make_problem(args.n_sample)
 
     def multistart(problem, x0):
         return anneal(problem, widths, x0)
@@ -358,17 +402,23 @@ def main():
     def information():
         return utils.identifiability(problem, *make_predictions(args, trajectories, problem, data))
 
-    if args.mode == "visualize":
+    responses, known = {}, known if args.target == "simulated" else None
+    if args.mode == "compare":
+        names = [name for name in bounds if args.protocol == "identifiable" or name not in ("k1", "k2")]
+        n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
+        paper, anneals = {} if likelihood else PAPER_RESULTS, multistart if likelihood else None
+        responses = utils.compare(run, make_problem, n_start, names, data, free_run, known, paper, anneals)
+    elif args.mode == "visualize":
         utils.write_visualization(run, problem, free_run, recordings["fit"], fit_seed)
+        run.save("surrogates.png", plot_surrogates())
     else:
         starts = utils.minimise(problem, args.method, args.n_iter, fit_seed, multistart if likelihood else None)
         extra = {"width_mV": float(problem.data["width"])} if likelihood else {}
         if not likelihood and args.method == "L-BFGS-B" and not problem.interrupted:
             extra = {"random_search_loss": random_search_loss(problem, random_seed)}
-        known = known if args.target == "simulated" else None
         utils.write_report(run, problem, starts, loss_name, recordings, free_run, known, information, extra)
     print(run.path)
-    return 130 if problem.interrupted else 0
+    return 130 if problem.interrupted or responses is None else 0
 
 
 if __name__ == "__main__":

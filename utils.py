@@ -385,9 +385,15 @@ class FitProblem:
         self.low, self.high = np.array([bound.mantissa for bound in bounds.values()], dtype=np.float64).T
         self.mesh = Mesh(np.array(devices), ("batch",))
         self.programs, self.seconds = {}, {"compile": 0.0, "run": 0.0}
+        self.set_data(**data)
+        self.reset()
+
+    def reset(self):
+        """Begin another fit, with the programs that are compiled."""
         self.n_simulations = self.n_gradients = 0
         self.history, self.on_round, self.interrupted = [], lambda row: None, False
-        self.set_data(**data)
+        self.best_x, self.best_loss = np.full(len(self.units), 0.5), math.inf
+        self.begin = time.perf_counter() - self.seconds["compile"]
 
     def set_data(self, **data):
         """Set the data, of the shapes that they had, which compiles nothing; the best point is forgotten."""
@@ -436,11 +442,9 @@ class FitProblem:
         small, large = (min(size, n_all) for size in GRADIENT_BLOCKS)
         n_block = self.mesh.size * (n_all if not gradient else small if len(X) <= 3 * small * self.mesh.size else large)
         program = self._program(gradient, n_block)
-        start = time.perf_counter()
         padded = np.pad(X, ((0, -len(X) % n_block), (0, 0)), mode="edge").astype(jnp.result_type(float))
         out = [program(block, self.device_data) for block in padded.reshape(-1, n_block, len(self.units))]
         out = jax.tree.map(lambda *blocks: np.concatenate(blocks)[: len(X)].astype(np.float64), *out)
-        self.seconds["run"] += time.perf_counter() - start
         self._record(X, out[0] if gradient else out, gradient)
         return out
 
@@ -451,8 +455,9 @@ class FitProblem:
         if losses[best] < self.best_loss:
             self.best_x, self.best_loss = X[best].copy(), float(losses[best])
         row = dict(round=len(self.history) + 1, active=len(X), n_simulations=self.n_simulations)
-        row |= dict(n_gradients=self.n_gradients, seconds=sum(self.seconds.values()), best_loss=self.best_loss)
-        row |= {name: float(x) for name, x in self.data.items() if x.ndim == 0}
+        self.seconds["run"] = time.perf_counter() - self.begin - self.seconds["compile"]
+        row |= dict(n_gradients=self.n_gradients, seconds=self.seconds["run"], best_loss=self.best_loss)
+        row |= self.values(self.best_x) | {name: float(x) for name, x in self.data.items() if x.ndim == 0}
         self.history.append(row)
         self.on_round(row)
 
@@ -527,7 +532,7 @@ def lbfgsb_multistart(problem, x0, options=LBFGSB_OPTIONS):
 def derivative_free(problem, method, n_iter, seed):
     """Minimise in n_iter rounds of n_sample evaluations, each round one call.
 
-    DE, PSO, TwoPointsDE and CMA are Nevergrad's, through braintools; bayesian is scikit-optimize's Gaussian process
+    DE, PSO, TwoPointsDE and CMA are Nevergrad's, as they come; bayesian is scikit-optimize's Gaussian process
     with expected improvement and constant-liar batches; random draws uniformly from the box. A loss that is not finite
     counts as the largest finite one.
 
@@ -560,11 +565,17 @@ def derivative_free(problem, method, n_iter, seed):
                 X = optimiser.ask(n_points=problem.n_sample)
                 optimiser.tell(X, losses_at(X).tolist())
         else:
+            import nevergrad
+
+            unit_box = nevergrad.p.Array(shape=(len(box),), lower=0.0, upper=1.0)
+            unit_box.random_state.seed(seed)
             budget = dict(budget=n_iter * problem.n_sample, num_workers=problem.n_sample)
-            optimiser = braintools.optim.NevergradOptimizer(
-                lambda *x: losses_at(np.stack(x, axis=1)), box, problem.n_sample, method, seed=seed, **budget
-            )
-            optimiser.minimize(n_iter, verbose=False)
+            optimiser = nevergrad.optimizers.registry[method](unit_box, **budget)
+            for _ in range(n_iter):
+                candidates = [optimiser.ask() for _ in range(problem.n_sample)]
+                losses = losses_at([candidate.value for candidate in candidates])
+                for candidate, loss in zip(candidates, losses, strict=True):
+                    optimiser.tell(candidate, float(loss))
     except KeyboardInterrupt:
         problem.interrupted, status = True, Start.status
     if n_bad:
@@ -751,6 +762,183 @@ def write_visualization(run, problem, free_run, data, seed):
     print(f"losses of {len(sets)} random parameter sets: {np.nanmin(losses):.4g} to {np.nanmax(losses):.4g}")
 
 
+# ---- Comparing methods ----------------------------------------------------------------------------------------------
+
+BAYESIAN_EVALUATIONS = 100  # its Gaussian process takes a time that grows with their cube
+TEXT_COLUMNS = ("method", "curve")
+RECOVERED = 0.01  # relative error of the parameters up to which they count as found
+
+
+def gradient_cost(problem):
+    """Simulations that a gradient costs: the ratio of the times of a full batch with gradient and without."""
+    X, medians = random_starts(problem, 0), []
+    for gradient in (True, False):
+        times = []
+        for _ in range(8):
+            start = time.perf_counter()
+            problem.evaluate(X, gradient)
+            times.append(time.perf_counter() - start)
+        medians.append(float(np.median(times[1:])))
+    return medians[0] / medians[1]
+
+
+def at_limit(history, quantity, limit):
+    """Last row of a history in which the quantity, a function of the row, is within the limit; or else the first."""
+    return next((row for row in reversed(history) if quantity(row) <= limit), history[0])
+
+
+def run_repeat(problem, method, args, repeat, reference, multistart):
+    """One fit by one method as a row of numbers.
+
+    With a reference, the row of L-BFGS-B, the loss is that after as many simulations, a gradient counted as
+    reference["gradient_cost"] of them, and loss_equal_time that after as many seconds.
+    """
+    seed = int(np.random.SeedSequence([args.seed, repeat]).generate_state(1)[0])
+    n_iter, budget = args.n_iter, math.inf
+
+    def cost(row):
+        return row["n_simulations"] + (args.gradient_cost - 1) * row["n_gradients"]
+
+    if reference:
+        budget = cost(reference)
+        n_evaluation = BAYESIAN_EVALUATIONS if method == "bayesian" else 1.5 * budget  # 1.5, to use up the time too
+        n_iter = math.ceil(n_evaluation / problem.n_sample)
+    problem.reset()
+    starts = minimise(problem, method, n_iter, seed, multistart)
+    history = [row | dict(cost=cost(row)) for row in problem.history]
+    final = at_limit(history, cost, budget)
+    row = dict(method=method, repeat=repeat, seed=seed, loss=final["best_loss"], n_start=len(starts))
+    row["loss_equal_time"] = at_limit(history, lambda row: row["seconds"], (reference or final)["seconds"])["best_loss"]
+    row |= {name: final[name] for name in ("n_simulations", "n_gradients", "cost", "seconds", *problem.units)}
+    scalars = {name: x for name, x in problem.data.items() if x.ndim == 0}  # of the last width, if it was annealed
+    comparable = [row for row in history if all(row[name] == x for name, x in scalars.items())]
+    improved = [row for row, last in zip(comparable, [None, *comparable], strict=False)
+                if last is None or row["best_loss"] < last["best_loss"]]  # fmt: skip
+    curve = [[row["cost"], row["seconds"], row["best_loss"]] for row in [*improved, comparable[-1]]]
+    return row | dict(seconds_compile=problem.seconds["compile"], curve=curve)
+
+
+def compare(run, make_problem, n_start, names, recording, free_run, known, paper, multistart=None):
+    """Fit by every method of `--methods`, `--repeats` times, and save and print what came of it.
+
+    A repeat that is already in the folder is not run again.
+
+    Args:
+        make_problem: n_sample -> FitProblem.
+        n_start: starts of L-BFGS-B.
+        names: parameters that have to be found.
+        recording: current (nA), V (mV) and spikes of the target.
+        free_run: (parameters, current) -> V (mV) and spikes of the free-running model.
+        known: {name: value} behind the target.
+        paper: {method: (loss, its s.d., seconds, their s.d.)} of the paper's table.
+        multistart: as in `minimise`.
+
+    Returns:
+        {method: V of its best repeat, running freely}, or None if it was interrupted.
+    """
+    args = run.args
+    problems = {method: make_problem(n_start if method == "L-BFGS-B" else args.n_sample) for method in args.methods}
+    equal, rows = args.protocol_budget == "equal", []
+    if not args.gradient_cost:
+        stored = run.load("budget.json")
+        args.gradient_cost = (
+            stored["gradient_cost"] if stored else gradient_cost(make_problem(n_start)) if equal else 1.0
+        )
+    run.save("budget.json", dict(gradient_cost=args.gradient_cost))
+    run.save("config.json", run.config())
+    for repeat in tqdm(range(args.repeats), desc="compare", unit=" repeats", leave=False, disable=None):
+        reference = None
+        for method in args.methods:
+            name = f"repeats/{method}_{repeat}.json"
+            row, problem = run.load(name), problems[method]
+            if row is None:
+                row = run_repeat(problem, method, args, repeat, reference, multistart)
+                if problem.interrupted:
+                    return None
+                V, _ = free_run({name: row[name] * unit for name, unit in problem.units.items()}, recording["current"])
+                row["free_running_mse"] = float(np.mean((V - recording["V"]) ** 2))
+                row["recovered"] = known and max(abs(row[name] / known[name] - 1) for name in names) <= RECOVERED
+                run.save(name, row)
+            rows.append(row)
+            if method == "L-BFGS-B" and equal:
+                reference = row
+    return write_comparison(run, rows, paper, problems, recording, free_run)
+
+
+def write_comparison(run, rows, paper, problems, recording, free_run):
+    """Save repeats.csv, comparison.csv, the table in Markdown and the figures; print the table. See `compare`."""
+    methods, table = {}, []
+    for row in rows:
+        methods.setdefault(row["method"], []).append(row)
+    for method, repeats in methods.items():
+        column = {
+            name: np.array([row[name] for row in repeats], float) for name in repeats[0] if name not in TEXT_COLUMNS
+        }
+        line = dict(method=method, n_repeat=len(repeats))
+        for name in ("loss", "loss_equal_time", "free_running_mse", "seconds"):
+            values = column[name]
+            line |= {name: values.mean(), f"{name}_sd": values.std(ddof=min(1, len(values) - 1))}
+            line[f"{name}_median"] = np.median(values)
+        line |= {name: column[name].mean() for name in ("n_simulations", "n_gradients", "recovered")}
+        line["seconds_compile"] = column["seconds_compile"].max()
+        line["p"] = None
+        if method != "L-BFGS-B" and "L-BFGS-B" in methods:
+            difference = column["loss"] - [row["loss"] for row in methods["L-BFGS-B"]]
+            line["p"] = float(scipy.stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
+        names = ("paper_loss", "paper_loss_sd", "paper_seconds", "paper_seconds_sd")
+        table.append(line | dict(zip(names, paper.get(method, (None,) * 4), strict=True)))
+    scalars = [{name: value for name, value in row.items() if name != "curve"} for row in rows]
+    run.save("repeats.csv", scalars)
+    run.save("comparison.csv", table)
+    text = markdown_of(table, run.args)
+    run.save("comparison.md", text)
+    run.save("comparison.png", plot_comparison(methods))
+    best = {method: min(repeats, key=lambda row: row["loss"]) for method, repeats in methods.items()}
+    responses = {
+        method: free_run(
+            {name: row[name] * unit for name, unit in problems[method].units.items()}, recording["current"]
+        )[0]
+        for method, row in best.items()
+    }
+    run.save("methods.png", plot_methods(recording, run.args.dt, responses))
+    print(text, end="")
+    return responses
+
+
+def markdown_of(table, args):
+    """The comparison as a Markdown table and a line on how it was made."""
+    equal = args.protocol_budget == "equal"
+    head = [
+        "method",
+        "loss: mean ± sd (median)",
+        "loss in equal time: median",
+        "free-running, mV²: median",
+        "paper's loss",
+    ]
+    head += ["seconds", "to compile", "paper's seconds", "simulations", "of them gradients", "found", "p"]
+    lines = []
+    for row in table:
+        cells = [row["method"], f"{row['loss']:.3g} ± {row['loss_sd']:.2g} ({row['loss_median']:.3g})"]
+        cells += [f"{row['loss_equal_time_median']:.3g}", f"{row['free_running_mse_median']:.3g}"]
+        has_paper = row["paper_loss"] is not None
+        cells += [f"{row['paper_loss']:.3g} ± {row['paper_loss_sd']:.2g}" if has_paper else ""]
+        cells += [f"{row['seconds']:.2f} ± {row['seconds_sd']:.2f}", f"{row['seconds_compile']:.1f}"]
+        cells += [f"{row['paper_seconds']:.3g} ± {row['paper_seconds_sd']:.2g}" if has_paper else ""]
+        cells += [
+            f"{row['n_simulations']:.0f}",
+            f"{row['n_gradients']:.0f}",
+            "" if math.isnan(row["recovered"]) else f"{row['recovered']:.0%}",
+        ]
+        lines.append([*cells, "" if row["p"] is None else f"{row['p']:.2g}"])
+    keep = [i for i in range(len(head)) if equal or i != 2]
+    grid = [[line[i] for i in keep] for line in (head, ["---"] * len(head), *lines)]
+    note = f"{args.repeats} repeats; found: within {RECOVERED:.0%}; p: Wilcoxon signed-rank test against L-BFGS-B."
+    if equal:
+        note += f" A gradient counts as {args.gradient_cost:.2f} simulations."
+        note += f" bayesian has {BAYESIAN_EVALUATIONS} evaluations, which take it longer than the others have."
+    return "\n".join("| " + " | ".join(line) + " |" for line in grid) + f"\n\n{note}\n"
+
+
 # ---- Recordings -----------------------------------------------------------------------------------------------------
 
 CURRENT_UNITS = {"A": 1e9, "uA": 1e3, "nA": 1.0, "pA": 1e-3}  # in nA
@@ -916,7 +1104,8 @@ def add_run_arguments(parser):
 def add_fit_arguments(parser, ranges, fitted):
     """Arguments of both neuron scripts: the ranges of all parameters {name: Quantity}, and those fitted by default."""
     add = parser.add_argument_group("fit").add_argument
-    add("--mode", choices=("fit", "visualize"), default="fit", help="visualize: only draw the target and random models")
+    mode = "compare: fit by every method, several times; visualize: only draw the target and random models"
+    add("--mode", choices=("fit", "compare", "visualize"), default="fit", help=mode)
     fit_target = "what to fit: potentials, by mean squared error, or spikes, by van Rossum distance"
     add("--fit_target", choices=("potential", "spike"), default="potential", help=fit_target)
     add("--method", choices=METHODS, default="L-BFGS-B", help="L-BFGS-B uses gradients, the others do not")
@@ -928,12 +1117,27 @@ def add_fit_arguments(parser, ranges, fitted):
     add("--fit_parameters", nargs="+", metavar="NAME", choices=ranges, default=fitted, help=fit_parameters)
     bounds = "other bounds of fitted parameters, in the units above; without this argument, those above"
     add("--bounds", nargs="+", type=bound, metavar="NAME=LOW:HIGH", default=[], help=bounds)
-    add("--n_sample", type=number(int, low=1), default=20, help="starts of L-BFGS-B, population of the other methods")
+    add(
+        "--n_sample", type=number(int, low=1), default=20, help="starts of L-BFGS-B; sets that the others try at a time"
+    )
     add("--n_iter", type=number(int, low=1), default=5, help="rounds of the other methods; L-BFGS-B ignores it")
     n_point = "the potential error takes every (T // N)-th of the T samples; all without this argument"
     add("--n_point", type=number(int, low=1), metavar="N", help=n_point)
     add("--tau_rossum", type=number(float, above=0), default=5.0, help="time constant of the spike loss (ms)")
     add("--delta", type=number(float, above=0), default=4.0, help="half-width of the coincidence window of Gamma (ms)")
+
+    add = parser.add_argument_group("compare").add_argument
+    methods = "methods to compare, L-BFGS-B first, as the others are tested against it"
+    add("--methods", nargs="+", choices=METHODS, metavar="METHOD", default=list(METHODS), help=methods)
+    add("--repeats", type=number(int, low=1), default=10, help="fits by each method, from other random numbers")
+    budget = (
+        "paper: as many starts of L-BFGS-B as in the paper's release, to convergence, and n_iter rounds of n_sample; "
+        "equal: as many simulations, and separately as many seconds, as n_sample starts of L-BFGS-B take"
+    )
+    add("--protocol_budget", choices=("paper", "equal"), default="equal", help=budget)
+    cost = "simulations that a gradient counts for in an equal budget; measured without this argument"
+    add("--gradient_cost", type=number(float, above=0), metavar="N", help=cost)
+    add("--resume", type=Path, metavar="DIR", help="run folder of an interrupted comparison, to run what is missing")
 
     add = parser.add_argument_group("data").add_argument
     target = "fit recorded traces (so if --voltage is given), or the model's own response to the currents at the "
@@ -973,17 +1177,31 @@ def setup_jax(args):
 class RunFolder:
     """The folder of one run: `--output`, or results/SCRIPT/NAME, with -2, -3, ... added where that is taken.
 
-    The folder is made with its first file, and every file is written whole.
+    The folder is made with its first file, and every file is written whole. With `--resume` it is that of an earlier
+    run, which must have had the same arguments.
     """
 
     def __init__(self, args, devices, script, name):
-        self.args, self.devices, self.made = args, devices, False
-        self.path = args.output or Path("results", script, name)
+        self.args, self.devices, self.made = args, devices, bool(args.resume)
+        self.path = args.resume or args.output or Path("results", script, name)
+        if args.resume:
+            self._check_arguments()
+            return
         if args.output and args.output.exists() and (args.output.is_file() or any(args.output.iterdir())):
             raise BadInput(f"argument --output: {args.output} holds another run, expected a new or empty folder")
         parent = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise BadInput(f"argument --output: {parent} is not a folder that can be written, expected one")
+
+    def _check_arguments(self):
+        earlier = self.load("config.json")
+        if earlier is None:
+            raise BadInput(f"argument --resume: found no config.json in {self.path}, expected the folder of a run")
+        ours = to_json(vars(self.args))
+        for name in ours.keys() - {"resume", "output", "repeats", "gradient_cost"}:
+            if ours[name] != earlier["arguments"].get(name):
+                found = f"found {ours[name]} here and {earlier['arguments'].get(name)} in {self.path}"
+                raise BadInput(f"argument --{name}: {found}, expected the same to resume")
 
     def _make(self):
         first, copy = self.path, 1
@@ -996,9 +1214,11 @@ class RunFolder:
                 self.path = first.with_name(f"{first.name}-{copy}")
 
     def save(self, name, content):
-        """Save a figure as PNG, a list of dicts as CSV, or anything else as JSON."""
+        """Save a figure as PNG, a list of dicts as CSV, text as Markdown, or anything else as JSON."""
         self._make()
-        temporary = self.path / f".{name}"
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
         if isinstance(content, plt.Figure):
             content.savefig(temporary, dpi=150, format="png")
             plt.close(content)
@@ -1008,8 +1228,16 @@ class RunFolder:
                 writer.writeheader()
                 writer.writerows(content)
         else:
-            temporary.write_text(json.dumps(to_json(content), indent=2) + "\n")
-        temporary.replace(self.path / name)
+            temporary.write_text(content if name.endswith(".md") else json.dumps(to_json(content), indent=2) + "\n")
+        temporary.replace(path)
+
+    def load(self, name):
+        """Content of a JSON file of the folder, or None where there is none."""
+        path = self.path / name
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except ValueError:
+            raise BadInput(f"{path}: found something else than JSON, expected what an earlier run has saved") from None
 
     def config(self):
         """What this run was: command, arguments, devices and versions."""
@@ -1091,4 +1319,41 @@ def plot_identifiability(information):
     image = right.imshow(size, cmap="Greys", vmin=0, vmax=1, aspect="auto")
     right.set(xlabel="eigenvector", xticks=index, yticks=index, yticklabels=names)
     figure.colorbar(image, ax=right, label="size of the component")
+    return figure
+
+
+def plot_comparison(methods):
+    """Best loss so far against simulations and seconds: median and quartiles over the repeats {method: rows}."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    for column, (axis, xlabel) in enumerate(zip(axes, ("simulations", "seconds (without compilation)"), strict=True)):
+        for i, (method, repeats) in enumerate(methods.items()):
+            curves = [np.array(row["curve"]).T for row in repeats]
+            start, end = max(curve[column][0] for curve in curves), min(curve[column][-1] for curve in curves)
+            x = np.geomspace(start, max(start, end), 100)
+            best = [curve[2][np.searchsorted(curve[column], x * (1 + 1e-12), side="right") - 1] for curve in curves]
+            low, median, high = np.quantile(best, (0.25, 0.5, 0.75), axis=0)
+            axis.plot(x, median, color=f"C{i}", label=method)
+            axis.fill_between(x, low, high, color=f"C{i}", alpha=0.2, lw=0)
+        axis.set(xlabel=xlabel, xscale="log", yscale="log")
+    axes[0].set_ylabel("best loss so far")
+    axes[1].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def plot_methods(recording, dt, responses, traces=slice(0, 5)):
+    """Currents over potentials, a row a method and a column a trace: the target black, the fitted model red."""
+    traces = np.arange(recording["V"].shape[1])[traces]
+    t, n_row = np.arange(len(recording["V"])) * dt, 1 + len(responses)
+    layout = dict(sharex=True, sharey="row", squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(n_row, len(traces), figsize=(1 + 2 * len(traces), 1.3 * n_row), **layout)
+    for column, trace in enumerate(traces):
+        axes[0, column].plot(t, recording["current"][:, trace], color="0.4", lw=1)
+        axes[0, column].set_title(f"trace {trace}", fontsize=10)
+        for axis, (method, V) in zip(axes[1:, column], responses.items(), strict=True):
+            axis.plot(t, recording["V"][:, trace], "k-", lw=1.2)
+            axis.plot(t, V[:, trace], "r--", lw=1)
+            axes_label = f"{method}\nV (mV)"
+            axis.set_ylabel(axes_label if column == 0 else "", fontsize=8)
+        axes[-1, column].set_xlabel("t (ms)")
+    axes[0, 0].set_ylabel("I (nA)", fontsize=8)
     return figure

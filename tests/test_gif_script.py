@@ -266,10 +266,23 @@ def test_ctrl_c_keeps_the_best_complete_width(monkeypatch, capsys, tmp_path):
     assert result["width_mV"] == pytest.approx(0.7)
 
 
+def test_compare_counts_what_finds_the_parameters(tmp_path):
+    few = ["--mode", "compare", "--methods", "L-BFGS-B", "random", "--repeats", 2, "--n_sample", 3]
+    folder = tmp_path / run(*few, "--output", "out", cwd=tmp_path).stdout.splitlines()[-1]
+    with open(folder / "comparison.csv") as file:
+        gradients, random = csv.DictReader(file)
+    assert (float(gradients["recovered"]), float(random["recovered"])) == (1, 0)
+    assert float(gradients["free_running_mse"]) < 1e-9 < float(random["free_running_mse"])
+    cost = json.loads((folder / "budget.json").read_text())["gradient_cost"]
+    assert cost > 1
+    assert float(random["n_simulations"]) == pytest.approx(cost * float(gradients["n_gradients"]), abs=3)
+
+
 def test_visualize_draws_without_fitting(tmp_path):
     result, folder = result_of(run("--mode", "visualize", "--n_sample", 3, cwd=tmp_path), tmp_path)
     assert result["n_spikes"] == [10, 5, 3, 0, 0]
     assert (folder / "target.png").stat().st_size > 10_000
+    assert (folder / "surrogates.png").stat().st_size > 10_000  # figure S4
 
 
 # ---- Bad input ------------------------------------------------------------------------------------------------------

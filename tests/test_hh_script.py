@@ -129,6 +129,79 @@ def test_other_parameters_and_bounds(tiny, tmp_path):
     assert result["units"]["C"] == "nF"
 
 
+COMPARE = ["--mode", "compare", "--methods", "L-BFGS-B", "DE", "random", "--repeats", 2, "--gradient_cost", 3]
+
+
+def in_process(monkeypatch, folder, arguments):
+    """Exit status of the script, run in this process."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        utils.run_script(hh.main)
+    return stop.value.code
+
+
+def repeats_of(folder):
+    """The rows of a comparison without what depends on time."""
+    with open(folder / "repeats.csv") as file:
+        rows = list(csv.DictReader(file))
+    timed = ("seconds", "seconds_compile", "loss_equal_time")
+    return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+
+
+def test_compare_gives_every_method_the_same_budget(tiny, tmp_path, monkeypatch):
+    assert in_process(monkeypatch, tmp_path, [*tiny, *COMPARE, "--output", "out"]) == 0
+    rows = repeats_of(tmp_path / "out")
+    assert [row["method"] for row in rows] == ["L-BFGS-B", "DE", "random"] * 2
+    for repeat in range(2):
+        gradient, *others = rows[3 * repeat : 3 * repeat + 3]
+        budget = 3 * int(gradient["n_gradients"])
+        assert int(gradient["n_gradients"]) == int(gradient["n_simulations"]) > 10
+        for row in others:
+            assert budget - 3 < int(row["n_simulations"]) <= budget
+            assert float(row["loss"]) > float(gradient["loss"])
+    assert rows[0]["loss"] != rows[3]["loss"]
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| DE |" in text
+    assert "A gradient counts as 3.00 simulations" in text
+    for name in ("comparison.png", "methods.png", "figure_2.png", "comparison.csv"):
+        assert (tmp_path / "out" / name).exists()
+
+
+def test_compare_with_the_papers_budget(tiny, tmp_path, monkeypatch):
+    budget = ["--protocol_budget", "paper", "--n_iter", 2, "--output", "out"]
+    assert in_process(monkeypatch, tmp_path, [*tiny, *COMPARE, *budget, "--repeats", 1]) == 0
+    gradient, *others = repeats_of(tmp_path / "out")
+    assert int(gradient["n_start"]) == hh.PAPER_STARTS
+    assert [int(row["n_simulations"]) for row in others] == [6, 6]
+
+
+def test_an_interrupted_comparison_resumes_to_the_same_numbers(tiny, tmp_path, monkeypatch, capsys):
+    assert in_process(monkeypatch, tmp_path, [*tiny, *COMPARE, "--output", "whole"]) == 0
+    whole = repeats_of(tmp_path / "whole")
+
+    evaluate, rounds = utils.FitProblem.evaluate, []
+
+    def interrupted(self, X, gradient=False):
+        rounds.append(len(X))
+        if len(rounds) > 120:
+            raise KeyboardInterrupt
+        return evaluate(self, X, gradient)
+
+    monkeypatch.setattr(utils.FitProblem, "evaluate", interrupted)
+    assert in_process(monkeypatch, tmp_path, [*tiny, *COMPARE, "--output", "part"]) == 130
+    done = {path.name for path in (tmp_path / "part" / "repeats").iterdir()}
+    assert 0 < len(done) < 6
+    monkeypatch.setattr(utils.FitProblem, "evaluate", evaluate)
+
+    other = [*tiny, *COMPARE, "--resume", "part", "--seed", 1]
+    capsys.readouterr()
+    assert in_process(monkeypatch, tmp_path, other) == 2
+    assert "argument --seed: found 1 here and 0 in part, expected the same to resume" in capsys.readouterr().err
+    assert in_process(monkeypatch, tmp_path, [*tiny, *COMPARE, "--resume", "part"]) == 0
+    assert repeats_of(tmp_path / "part") == whole
+
+
 def test_visualize_draws_without_fitting(tiny, tmp_path):
     result, folder = result_of(run(*tiny, "--mode", "visualize", cwd=tmp_path), tmp_path)
     assert result["n_spikes"] == [1, 0]
@@ -253,6 +326,9 @@ BAD_ARGUMENTS = {
     "--bounds gL=0.2:0.1": "argument --bounds: found 'gL=0.2:0.1', expected NAME=LOW:HIGH",
     "--bounds gL=0:nan": "argument --bounds: found 'gL=0:nan'",
     "--bounds C=0.1:0.2": "argument --bounds: found 'C', expected one of gL, gNa, gK, V_T",
+    "--repeats 0": "argument --repeats: found '0', expected an integer >= 1",
+    "--mode compare --methods Adam": "argument --methods: invalid choice: 'Adam'",
+    "--mode compare --resume nowhere": "argument --resume: found no config.json in nowhere",
     "--gate h": "unrecognized arguments: --gate h",
 }
 

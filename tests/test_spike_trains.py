@@ -126,11 +126,11 @@ def test_gradient_of_the_spike_loss_is_alive_and_true(x64):
     t = np.arange(800) * 0.01
     data = dict(current=np.where(t >= 2, 2.0, 0.0)[:, None], spikes=train([4.5], 800, 0.01)[:, None])
     model = hh.make_model(0.01)
-    low, high = (np.array([float(bound.mantissa[i]) for bound in hh.BOUNDS.values()]) for i in (0, 1))
+    low, high = (np.array([float(hh.RANGES[name].mantissa[i]) for name in hh.FITTED]) for i in (0, 1))
 
     def loss(x):
         values = low + x * (high - low)
-        V = model({n: v * b.unit for (n, b), v in zip(hh.BOUNDS.items(), values, strict=True)}, data)
+        V = model({name: x * hh.RANGES[name].unit for name, x in zip(hh.FITTED, values, strict=True)}, data)
         return distance(hh.soft_spikes(V, 0.0), data["spikes"], 0.01, 5.0)
 
     x = jnp.array([0.1, 0.6, 0.3, 0.5])

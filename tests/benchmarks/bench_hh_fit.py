@@ -101,11 +101,10 @@ def main():
     args = script.parse_args()
     devices = utils.setup_jax(args)
     model = script.make_model(args.dt)
-    recordings, _ = script.load_recordings(args, jax.jit(model), 0)
-    data = recordings["fit"]
+    data = utils.make_targets(args, utils.read_recordings(args, script.SHIPPED), None, None, 0)["fit"]
     loss, _ = script.make_loss(args, len(data["V"]))
 
-    problem = utils.FitProblem(model, loss, script.BOUNDS, data, args.n_sample, devices)
+    problem = utils.FitProblem(model, loss, utils.select_bounds(args, script.RANGES), data, args.n_sample, devices)
     x0 = utils.random_starts(problem, ours.seed)
     for n in (1, args.n_sample):  # compile both block sizes
         problem.evaluate(x0[:n], gradient=True)
