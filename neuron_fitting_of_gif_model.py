@@ -46,16 +46,14 @@ PAPER_PARAMETERS = {"a": 0.005, "b": 0.01, "k1": 0.2, "k2": 0.02, "A1": 0.0, "A2
 PAPER_PARAMETERS |= {"tau": 20.0, "V_rest": -70.0, "V_reset": -70.0, "V_th_inf": -50.0, "V_th_reset": -60.0}
 PROTOCOLS = {"paper": PAPER_PARAMETERS, "identifiable": PAPER_PARAMETERS | {"A1": 1.0, "A2": -0.1}}
 # Table S2: loss (mV^2) and seconds, mean and s.d. of each; 100 starts of L-BFGS-B.
-PAPER_STARTS, PAPER_RESULTS = (
-    100,
-    {
-        "L-BFGS-B": (6.799, 4.623, 5.404, 0.294),
-        "DE": (9.966, 2.281, 1.172, 0.09),
-        "PSO": (14.034, 2.857, 1.151, 0.150),
-        "TwoPointsDE": (9.702, 5.115, 1.161, 0.172),
-        "bayesian": (3.511, 1.741, 62.330, 10.917),
-    },
-)
+PAPER_STARTS = 100
+PAPER_RESULTS = {
+    "L-BFGS-B": (6.799, 4.623, 5.404, 0.294),
+    "DE": (9.966, 2.281, 1.172, 0.09),
+    "PSO": (14.034, 2.857, 1.151, 0.150),
+    "TwoPointsDE": (9.702, 5.115, 1.161, 0.172),
+    "bayesian": (3.511, 1.741, 62.330, 10.917),
+}
 # The paper's currents: (nA, ms), one after the other, one second in all.
 PAPER_CURRENTS = [
     [(2.0, 200), (0.0, 800)],
@@ -84,19 +82,18 @@ def parse_args():
     add("--objective", choices=("simulation", "likelihood"), help=objective)
     protocol = (
         "simulated target: currents and neuron of the paper, in which A1 = A2 = 0 leaves k1 and k2 without effect, or "
-        "five noisy currents and non-zero A1 and A2, so that every fitted parameter matters"
+        "five noisy currents and non-zero A1 and A2, so that every fitted parameter matters; for your own traces, the "
+        "values of the parameters that are not fitted"
     )
     add("--protocol", choices=PROTOCOLS, default="paper", help=protocol)
-    width = "narrowest width of the spike likelihood, which is fitted too, from 5 mV downwards (mV)"
+    width = "narrowest width of the spike likelihood: L-BFGS-B fits it, from 5 mV downwards, others have this one (mV)"
     add("--width_floor", type=utils.number(float, above=0), default=WIDTHS[-1], help=width)
     blank = "the likelihood leaves out the potentials within this time of a recorded spike (ms)"
     add("--t_blank", type=utils.number(float, low=0), default=0.5, help=blank)
     utils.add_fit_arguments(parser, RANGES, FITTED)
     utils.add_run_arguments(parser)
     parser.set_defaults(dt=0.1, precision=64)  # in float32, one start in three ends early
-    args = parser.parse_args()
-    args.target = args.target or ("recorded" if args.voltage else "simulated")
-    return args
+    return utils.parse_fit_arguments(parser, shipped=False)
 
 
 # ---- Model ----------------------------------------------------------------------------------------------------------
@@ -279,6 +276,7 @@ def random_search_loss(problem, seed):
         problem.model, problem.loss, problem.bounds, problem.data, problem.n_sample, problem.devices
     )
     utils.minimise(other, "random", -(-problem.n_simulations // problem.n_sample), seed)
+    problem.interrupted |= other.interrupted
     return other.best_loss
 
 
@@ -392,7 +390,7 @@ def main():
         model, (loss, loss_name) = simulation, simulation_loss(args)
 
     def make_problem(n_sample):
-        return utils.FitProblem(model, loss, bounds, data, n_sample, devices, trajectories)
+        return utils.FitProblem(model, loss, bounds, data, n_sample, devices, trajectories if likelihood else None)
 
     problem = make_problem(args.n_sample)
 
@@ -404,10 +402,15 @@ def main():
 
     responses, known = {}, known if args.target == "simulated" else None
     if args.mode == "compare":
-        names = [name for name in bounds if args.protocol == "identifiable" or name not in ("k1", "k2")]
+        without_effect = (
+            {"k1", "k2", "R1", "R2"} if args.protocol == "paper" and not {"A1", "A2"} & set(bounds) else set()
+        )
+        task = dict(names=[name for name in bounds if name not in without_effect], known=known, recording=data)
+        task |= dict(free_run=free_run, loss_name=loss_name, multistart=multistart if likelihood else None)
+        as_paper = not (likelihood or args.current or args.noise_std) and args.fit_target == "potential"
         n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
-        paper, anneals = {} if likelihood else PAPER_RESULTS, multistart if likelihood else None
-        responses = utils.compare(run, make_problem, n_start, names, data, free_run, known, paper, anneals)
+        paper = PAPER_RESULTS if as_paper and args.protocol == "paper" else {}
+        responses = utils.compare(run, make_problem, n_start, paper, **task)
     elif args.mode == "visualize":
         utils.write_visualization(run, problem, free_run, recordings["fit"], fit_seed)
         run.save("surrogates.png", plot_surrogates())
@@ -415,7 +418,8 @@ def main():
         starts = utils.minimise(problem, args.method, args.n_iter, fit_seed, multistart if likelihood else None)
         extra = {"width_mV": float(problem.data["width"])} if likelihood else {}
         if not likelihood and args.method == "L-BFGS-B" and not problem.interrupted:
-            extra = {"random_search_loss": random_search_loss(problem, random_seed)}
+            random_loss = random_search_loss(problem, random_seed)
+            extra = {} if problem.interrupted else {"random_search_loss": random_loss}
         utils.write_report(run, problem, starts, loss_name, recordings, free_run, known, information, extra)
     print(run.path)
     return 130 if problem.interrupted or responses is None else 0

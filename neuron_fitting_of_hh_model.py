@@ -31,16 +31,15 @@ RANGES = {
 }
 FITTED = ["gL", "gNa", "gK", "V_T"]
 # Table S3: loss (mV^2) and seconds, mean and s.d. of each; 20 starts of L-BFGS-B.
-PAPER_STARTS, PAPER_RESULTS = (
-    20,
-    {
-        "L-BFGS-B": (2.3e-8, 1.55e-8, 3.818, 0.725),
-        "DE": (24.42, 22.55, 0.619, 0.139),
-        "PSO": (35.72, 24.06, 0.663, 0.168),
-        "TwoPointsDE": (32.31, 22.60, 0.658, 0.175),
-        "bayesian": (27.95, 25.76, 55.26, 12.39),
-    },
-)
+PAPER_STARTS = 20
+PAPER_RESULTS = {
+    "L-BFGS-B": (2.3e-8, 1.55e-8, 3.818, 0.725),
+    "DE": (24.42, 22.55, 0.619, 0.139),
+    "PSO": (35.72, 24.06, 0.663, 0.168),
+    "TwoPointsDE": (32.31, 22.60, 0.658, 0.175),
+    "bayesian": (27.95, 25.76, 55.26, 12.39),
+}
+CONSTANTS = {"EL": -65.0, "ENa": 50.0, "EK": -90.0, "C": 0.2}
 PAPER_PARAMETERS = {"gL": 0.0083637, "gNa": 24.6977, "gK": 5.8149, "V_T": -55.3109}
 SHIPPED = {
     "fit": [DATA / "input_traces_hh.csv", DATA / "output_traces_hh.csv"],
@@ -57,18 +56,21 @@ def parse_args():
     )
     utils.add_fit_arguments(parser, RANGES, FITTED)
     utils.add_run_arguments(parser)
-    parser.set_defaults(dt=0.01, target="recorded")
-    return parser.parse_args()
+    parser.set_defaults(dt=0.01)
+    return utils.parse_fit_arguments(parser, shipped=True)
 
 
 # ---- Model and loss -------------------------------------------------------------------------------------------------
 
 
-def make_model(dt):
-    """(parameters, data) -> potentials (T, n_trace) in mV under data["current"] in nA; dt in ms."""
+def make_model(dt, constants=None):
+    """(parameters, data) -> potentials (T, n_trace) in mV under data["current"] in nA; dt in ms.
+
+    constants: {name: value with unit} of parameters that are not fitted; without it, those of `utils.HH`.
+    """
 
     def model(parameters, data):
-        V, _ = utils.simulate(utils.HH, parameters, data["current"] * u.nA, dt * u.ms)
+        V, _ = utils.simulate(utils.HH, (constants or {}) | parameters, data["current"] * u.nA, dt * u.ms)
         return V.to_decimal(u.mV)
 
     return model
@@ -140,39 +142,42 @@ def main():
     run = utils.RunFolder(args, devices, SCRIPT, name)
     noise_seed, fit_seed = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(args.seed).spawn(2))
 
-    model = make_model(args.dt)
+    known = PAPER_PARAMETERS | CONSTANTS
+    if args.target == "recorded":
+        shipped = not (args.current or args.voltage)
+        known = shipped and json.loads((DATA / "parameters_hh.json").read_text())["parameters"] | CONSTANTS
+    constants = {name: value * RANGES[name].unit for name, value in (known or {}).items()}
+    model = make_model(args.dt, constants)
     compiled = jax.jit(model)
 
     def free_run(parameters, current):
         V = np.asarray(compiled(parameters, dict(current=current)))
         return V, utils.detect_spikes(V, args.spike_level)
 
-    known = PAPER_PARAMETERS
-    if args.target == "recorded":
-        shipped = not (args.current or args.voltage)
-        known = json.loads((DATA / "parameters_hh.json").read_text())["parameters"] if shipped else None
-    quantities = known and {name: value * RANGES[name].unit for name, value in known.items()}
-    recordings = utils.make_targets(args, utils.read_recordings(args, SHIPPED), free_run, quantities, noise_seed)
+    recordings = utils.make_targets(args, utils.read_recordings(args, SHIPPED), free_run, constants, noise_seed)
     data = recordings["fit"]
     loss, loss_name = make_loss(args, len(data["V"]))
 
     def make_problem(n_sample):
         return utils.FitProblem(model, loss, bounds, data, n_sample, devices)
 
-    problem = make_problem(args.n_sample)
+    problem, responses = make_problem(args.n_sample), {}
 
     def information():
         _, spikes = free_run(problem.parameters(problem.best_x), data["current"])
         return utils.identifiability(problem, make_predictions(args, model, problem, data, spikes))
 
-    responses = {}
     if args.mode == "compare":
-        n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
-        responses = utils.compare(run, make_problem, n_start, list(bounds), data, free_run, known, PAPER_RESULTS)
+        as_paper = (
+            args.target == "simulated" and args.fit_target == "potential" and not (args.current or args.noise_std)
+        )
+        n_start, paper = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample, PAPER_RESULTS
+        task = dict(names=list(bounds), known=known, recording=data, free_run=free_run, loss_name=loss_name)
+        responses = utils.compare(run, make_problem, n_start, paper if as_paper else {}, **task)
         if responses:
             papers = {method: V for method, V in responses.items() if method in PAPER_RESULTS}
-            spiking = np.flatnonzero(data["spikes"].any(0))
-            run.save("figure_2.png", utils.plot_methods(data, args.dt, papers, spiking))
+            spiking = np.flatnonzero(data["spikes"].any(0)) if data["spikes"].any() else np.arange(data["V"].shape[1])
+            run.save("figure_2.png", utils.plot_methods(data, args.dt, papers, spiking[:5]))
     elif args.mode == "visualize":
         utils.write_visualization(run, problem, free_run, data, fit_seed)
     else:

@@ -16,6 +16,7 @@ import shlex
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 # Read by the libraries when they are imported. JAX spreads a batch over its devices: on a CPU, each core is made one.
@@ -343,8 +344,8 @@ def coincidence_factor(model, data, dt, delta=4.0 * u.ms):
 
 METHODS = ("L-BFGS-B", "DE", "PSO", "TwoPointsDE", "CMA", "bayesian", "random")
 GRADIENT_BLOCKS = (10, 50)  # parameter sets on each device
-# Tolerances below what float32 resolves: a start ends where its line search finds nothing lower.
 V_RESOLUTION = 0.01  # mV; no recording is taken to be more exact
+# Tolerances below what float32 resolves: a start ends where its line search finds nothing lower.
 LBFGSB_OPTIONS = {"maxiter": 1000, "maxfun": 20000, "ftol": 1e-12, "gtol": 1e-8}
 
 
@@ -529,8 +530,8 @@ def lbfgsb_multistart(problem, x0, options=LBFGSB_OPTIONS):
     return starts
 
 
-def derivative_free(problem, method, n_iter, seed):
-    """Minimise in n_iter rounds of n_sample evaluations, each round one call.
+def derivative_free(problem, method, n_iter, seed, min_seconds=0.0):
+    """Minimise in n_iter rounds of n_sample evaluations, each round one call, and in more until min_seconds are over.
 
     DE, PSO, TwoPointsDE and CMA are Nevergrad's, as they come; bayesian is scikit-optimize's Gaussian process
     with expected improvement and constant-liar batches; random draws uniformly from the box. A loss that is not finite
@@ -539,31 +540,39 @@ def derivative_free(problem, method, n_iter, seed):
     Returns:
         A list of one `Start`, without initial point: the best set of all rounds.
     """
-    status, largest, first_bad, n_bad = "budget used", 0.0, "", 0
+    status, largest, first_bad, n_bad, box = "budget used", -math.inf, "", 0, [(0.0, 1.0)] * len(problem.units)
 
     def losses_at(X):
         nonlocal largest, first_bad, n_bad
         X = np.asarray(X)
         losses = problem.evaluate(X)
         finite = np.isfinite(losses)
-        largest = max(largest, losses[finite].max(initial=0.0))
+        largest = losses[finite].max(initial=largest)
         n_bad += int(np.sum(~finite))
         if not finite.all() and not first_bad:
             first_bad = problem.name_nan(X[~finite][0])
-        return np.where(finite, losses, largest)
+        return np.where(finite, losses, largest if math.isfinite(largest) else 1e30)
 
-    box = [(0.0, 1.0)] * len(problem.units)
+    def rounds():
+        n = 0
+        while n < n_iter or problem.seconds["run"] < min_seconds:
+            yield n
+            n += 1
+
     try:
         if method == "random":
-            for X in np.random.default_rng(seed).random((n_iter, problem.n_sample, len(box))):
-                losses_at(X)
+            rng = np.random.default_rng(seed)
+            for _ in rounds():
+                losses_at(rng.random((problem.n_sample, len(box))))
         elif method == "bayesian":
             import skopt  # here because the import takes seconds
 
             optimiser = skopt.Optimizer(box, n_initial_points=problem.n_sample, acq_func="EI", random_state=seed)
-            for _ in range(n_iter):
-                X = optimiser.ask(n_points=problem.n_sample)
-                optimiser.tell(X, losses_at(X).tolist())
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The objective has been evaluated")  # at a corner of the box
+                for _ in rounds():
+                    X = optimiser.ask(n_points=problem.n_sample)
+                    optimiser.tell(X, losses_at(X).tolist())
         else:
             import nevergrad
 
@@ -571,7 +580,7 @@ def derivative_free(problem, method, n_iter, seed):
             unit_box.random_state.seed(seed)
             budget = dict(budget=n_iter * problem.n_sample, num_workers=problem.n_sample)
             optimiser = nevergrad.optimizers.registry[method](unit_box, **budget)
-            for _ in range(n_iter):
+            for _ in rounds():
                 candidates = [optimiser.ask() for _ in range(problem.n_sample)]
                 losses = losses_at([candidate.value for candidate in candidates])
                 for candidate, loss in zip(candidates, losses, strict=True):
@@ -588,10 +597,10 @@ def random_starts(problem, seed):
     return np.random.default_rng(seed).random((problem.n_sample, len(problem.units)))
 
 
-def minimise(problem, method, n_iter, seed, multistart=None):
+def minimise(problem, method, n_iter, seed, multistart=None, min_seconds=0.0):
     """Fit by one of METHODS, with a progress bar; the `Start`s of the fit.
 
-    For L-BFGS-B, multistart(problem, x0) does it in place of `lbfgsb_multistart`.
+    L-BFGS-B is multistart(problem, x0), by default `lbfgsb_multistart`; for the others see `derivative_free`.
     """
     total = None if method == "L-BFGS-B" else n_iter * problem.n_sample
     with tqdm(total=total, desc=method, unit=" simulations", leave=False, disable=None) as bar:
@@ -603,7 +612,7 @@ def minimise(problem, method, n_iter, seed, multistart=None):
         problem.on_round = on_round
         if method == "L-BFGS-B":
             return (multistart or lbfgsb_multistart)(problem, random_starts(problem, seed))
-        return derivative_free(problem, method, n_iter, seed)
+        return derivative_free(problem, method, n_iter, seed, min_seconds)
 
 
 def identifiability(problem, predictions, clusters=None):
@@ -652,6 +661,11 @@ def identifiability(problem, predictions, clusters=None):
     )
 
 
+def unit_name(unit):
+    """The unit as text, empty for a number without."""
+    return "" if unit == u.UNITLESS else str(unit).replace(" ", "")
+
+
 def _name_directions(vectors, names):
     """Directions (k, m) in words: the parameters that they contain whole, and what remains as sums of parameters."""
     names = list(names)
@@ -678,7 +692,7 @@ def write_report(run, problem, starts, loss_name, recordings, free_run, known, i
             raise KeyboardInterrupt
         raise BadInput(f"no start has a finite loss; start 0: {starts[0].status}")
     args, best = run.args, problem.values(problem.best_x)
-    units = {name: str(unit).replace(" ", "") for name, unit in problem.units.items()}
+    units = {name: unit_name(unit) for name, unit in problem.units.items()}
     known = known and {name: known[name] for name in best}
     result = dict(parameters=best, units=units, known_parameters=known, loss=problem.best_loss, loss_name=loss_name)
     responses, measures = {}, {}
@@ -709,11 +723,17 @@ def write_report(run, problem, starts, loss_name, recordings, free_run, known, i
     run.save("result.json", result | dict(interrupted=problem.interrupted, seed=args.seed))
     run.save("config.json", run.config())
     run.save("history.csv", problem.history)
-    run.save("losses.png", plot_losses(starts, problem.history, loss_name))
+    run.save("losses.png", plot_losses(starts, comparable_rows(problem), loss_name))
     run.save("identifiability.png", plot_identifiability(result["identifiability"]))
     for name, data in recordings.items():
         run.save(f"traces_{name}.png", plot_traces(data["current"], args.dt, data=data["V"], model=responses[name]))
     print_summary(result, measures, starts, extra)
+
+
+def comparable_rows(problem):
+    """The rows of the history whose losses are those of the present data, of the last width if that was annealed."""
+    scalars = {name: float(x) for name, x in problem.data.items() if x.ndim == 0}
+    return [row for row in problem.history if scalars.items() <= row.items()]
 
 
 def print_summary(result, measures, starts, extra):
@@ -764,8 +784,7 @@ def write_visualization(run, problem, free_run, data, seed):
 
 # ---- Comparing methods ----------------------------------------------------------------------------------------------
 
-BAYESIAN_EVALUATIONS = 100  # its Gaussian process takes a time that grows with their cube
-TEXT_COLUMNS = ("method", "curve")
+BAYESIAN_EVALUATIONS = 100  # the time that its Gaussian process takes grows with their cube
 RECOVERED = 0.01  # relative error of the parameters up to which they count as found
 
 
@@ -788,37 +807,39 @@ def at_limit(history, quantity, limit):
 
 
 def run_repeat(problem, method, args, repeat, reference, multistart):
-    """One fit by one method as a row of numbers.
+    """One fit by one method as a row of numbers, or None if it was interrupted.
 
-    With a reference, the row of L-BFGS-B, the loss is that after as many simulations, a gradient counted as
-    reference["gradient_cost"] of them, and loss_equal_time that after as many seconds.
+    In an equal budget, reference is the row of L-BFGS-B: the loss is that after as many simulations, a gradient counted
+    as args.gradient_cost of them, and loss_equal_time that after as many seconds.
     """
     seed = int(np.random.SeedSequence([args.seed, repeat]).generate_state(1)[0])
-    n_iter, budget = args.n_iter, math.inf
+    n_iter, budget, seconds = args.n_iter, math.inf, 0.0
 
     def cost(row):
         return row["n_simulations"] + (args.gradient_cost - 1) * row["n_gradients"]
 
     if reference:
-        budget = cost(reference)
-        n_evaluation = BAYESIAN_EVALUATIONS if method == "bayesian" else 1.5 * budget  # 1.5, to use up the time too
-        n_iter = math.ceil(n_evaluation / problem.n_sample)
+        problem.set_data(**{name: reference.get(name, x) for name, x in problem.data.items()})  # the same width
+    if reference and args.protocol_budget == "equal":
+        budget, seconds = cost(reference), reference["seconds"]
+        n_iter = math.ceil((BAYESIAN_EVALUATIONS if method == "bayesian" else budget) / problem.n_sample)
     problem.reset()
-    starts = minimise(problem, method, n_iter, seed, multistart)
+    starts = minimise(problem, method, n_iter, seed, multistart, min_seconds=seconds)
+    if problem.interrupted:
+        return None
     history = [row | dict(cost=cost(row)) for row in problem.history]
     final = at_limit(history, cost, budget)
-    row = dict(method=method, repeat=repeat, seed=seed, loss=final["best_loss"], n_start=len(starts))
-    row["loss_equal_time"] = at_limit(history, lambda row: row["seconds"], (reference or final)["seconds"])["best_loss"]
-    row |= {name: final[name] for name in ("n_simulations", "n_gradients", "cost", "seconds", *problem.units)}
-    scalars = {name: x for name, x in problem.data.items() if x.ndim == 0}  # of the last width, if it was annealed
-    comparable = [row for row in history if all(row[name] == x for name, x in scalars.items())]
-    improved = [row for row, last in zip(comparable, [None, *comparable], strict=False)
-                if last is None or row["best_loss"] < last["best_loss"]]  # fmt: skip
+    if not math.isfinite(final["best_loss"]):
+        raise BadInput(f"no loss of {method} is finite; {starts[0].status}")
+    row = dict(method=method, repeat=repeat, seed=seed, n_start=len(starts)) | final | dict(loss=final["best_loss"])
+    row["loss_equal_time"] = at_limit(history, lambda row: row["seconds"], seconds or math.inf)["best_loss"]
+    comparable = [row | dict(cost=cost(row)) for row in comparable_rows(problem)]
+    improved = [row for i, row in enumerate(comparable) if i == 0 or row["best_loss"] < comparable[i - 1]["best_loss"]]
     curve = [[row["cost"], row["seconds"], row["best_loss"]] for row in [*improved, comparable[-1]]]
     return row | dict(seconds_compile=problem.seconds["compile"], curve=curve)
 
 
-def compare(run, make_problem, n_start, names, recording, free_run, known, paper, multistart=None):
+def compare(run, make_problem, n_start, paper, names, known, recording, free_run, loss_name, multistart=None):
     """Fit by every method of `--methods`, `--repeats` times, and save and print what came of it.
 
     A repeat that is already in the folder is not run again.
@@ -826,115 +847,116 @@ def compare(run, make_problem, n_start, names, recording, free_run, known, paper
     Args:
         make_problem: n_sample -> FitProblem.
         n_start: starts of L-BFGS-B.
-        names: parameters that have to be found.
+        paper: {method: (loss, its s.d., seconds, their s.d.)} of the paper's table, where it is comparable.
+        names, known: parameters that have to be found, and {name: value} behind the target, or None.
         recording: current (nA), V (mV) and spikes of the target.
         free_run: (parameters, current) -> V (mV) and spikes of the free-running model.
-        known: {name: value} behind the target.
-        paper: {method: (loss, its s.d., seconds, their s.d.)} of the paper's table.
         multistart: as in `minimise`.
 
     Returns:
         {method: V of its best repeat, running freely}, or None if it was interrupted.
     """
-    args = run.args
+    import nevergrad  # noqa: F401  (here and now: an import is not to be timed as part of a fit)
+    import skopt  # noqa: F401
+
+    args, rows = run.args, []
     problems = {method: make_problem(n_start if method == "L-BFGS-B" else args.n_sample) for method in args.methods}
-    equal, rows = args.protocol_budget == "equal", []
-    if not args.gradient_cost:
-        stored = run.load("budget.json")
-        args.gradient_cost = (
-            stored["gradient_cost"] if stored else gradient_cost(make_problem(n_start)) if equal else 1.0
-        )
-    run.save("budget.json", dict(gradient_cost=args.gradient_cost))
-    run.save("config.json", run.config())
-    for repeat in tqdm(range(args.repeats), desc="compare", unit=" repeats", leave=False, disable=None):
-        reference = None
-        for method in args.methods:
-            name = f"repeats/{method}_{repeat}.json"
-            row, problem = run.load(name), problems[method]
-            if row is None:
-                row = run_repeat(problem, method, args, repeat, reference, multistart)
-                if problem.interrupted:
-                    return None
-                V, _ = free_run({name: row[name] * unit for name, unit in problem.units.items()}, recording["current"])
-                row["free_running_mse"] = float(np.mean((V - recording["V"]) ** 2))
-                row["recovered"] = known and max(abs(row[name] / known[name] - 1) for name in names) <= RECOVERED
-                run.save(name, row)
-            rows.append(row)
-            if method == "L-BFGS-B" and equal:
-                reference = row
-    return write_comparison(run, rows, paper, problems, recording, free_run)
+    names = [name for name in names if known and known[name] != 0]
+
+    def response(row):
+        parameters = {name: row[name] * unit for name, unit in problems[row["method"]].units.items()}
+        return free_run(parameters, recording["current"])[0]
+
+    try:
+        if stored := run.load("budget.json"):
+            args.gradient_cost = stored["gradient_cost"]
+        elif not args.gradient_cost:
+            args.gradient_cost = gradient_cost(problems["L-BFGS-B"]) if args.protocol_budget == "equal" else 1.0
+        run.save("budget.json", dict(gradient_cost=args.gradient_cost))
+        run.save("config.json", run.config())
+        for repeat in tqdm(range(args.repeats), desc="compare", unit=" repeats", leave=False, disable=None):
+            reference = None
+            for method in args.methods:
+                name = f"repeats/{method}_{repeat}.json"
+                row = run.load(name)
+                if row is None:
+                    row = run_repeat(problems[method], method, args, repeat, reference, multistart)
+                    if row is None:
+                        return None
+                    row["free_running_mse"] = float(np.mean((response(row) - recording["V"]) ** 2))
+                    found = [abs(row[name] - known[name]) <= RECOVERED * abs(known[name]) for name in names]
+                    run.save(name, row | dict(recovered=all(found) if found else None))
+                rows.append(run.load(name))
+                if method == "L-BFGS-B":
+                    reference = rows[-1]
+        return write_comparison(run, rows, paper, loss_name, recording, response)
+    except KeyboardInterrupt:
+        if run.made:
+            return None
+        raise
 
 
-def write_comparison(run, rows, paper, problems, recording, free_run):
+def write_comparison(run, rows, paper, loss_name, recording, response):
     """Save repeats.csv, comparison.csv, the table in Markdown and the figures; print the table. See `compare`."""
     methods, table = {}, []
     for row in rows:
         methods.setdefault(row["method"], []).append(row)
     for method, repeats in methods.items():
-        column = {
-            name: np.array([row[name] for row in repeats], float) for name in repeats[0] if name not in TEXT_COLUMNS
-        }
         line = dict(method=method, n_repeat=len(repeats))
-        for name in ("loss", "loss_equal_time", "free_running_mse", "seconds"):
-            values = column[name]
+        for name in ("loss", "loss_equal_time", "free_running_mse", "seconds", "n_simulations", "n_gradients"):
+            values = np.array([row[name] for row in repeats], float)
             line |= {name: values.mean(), f"{name}_sd": values.std(ddof=min(1, len(values) - 1))}
             line[f"{name}_median"] = np.median(values)
-        line |= {name: column[name].mean() for name in ("n_simulations", "n_gradients", "recovered")}
-        line["seconds_compile"] = column["seconds_compile"].max()
-        line["p"] = None
+        line["recovered"] = np.array([row["recovered"] for row in repeats], float).mean()
+        line |= dict(seconds_compile=max(row["seconds_compile"] for row in repeats), p=None)
         if method != "L-BFGS-B" and "L-BFGS-B" in methods:
-            difference = column["loss"] - [row["loss"] for row in methods["L-BFGS-B"]]
+            pairs = zip(repeats, methods["L-BFGS-B"], strict=True)
+            difference = np.array([row["loss"] - reference["loss"] for row, reference in pairs])
             line["p"] = float(scipy.stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
         names = ("paper_loss", "paper_loss_sd", "paper_seconds", "paper_seconds_sd")
         table.append(line | dict(zip(names, paper.get(method, (None,) * 4), strict=True)))
-    scalars = [{name: value for name, value in row.items() if name != "curve"} for row in rows]
-    run.save("repeats.csv", scalars)
+    run.save("repeats.csv", [{name: value for name, value in row.items() if name != "curve"} for row in rows])
     run.save("comparison.csv", table)
-    text = markdown_of(table, run.args)
+    text = markdown_of(table, run.args, loss_name)
     run.save("comparison.md", text)
-    run.save("comparison.png", plot_comparison(methods))
-    best = {method: min(repeats, key=lambda row: row["loss"]) for method, repeats in methods.items()}
-    responses = {
-        method: free_run(
-            {name: row[name] * unit for name, unit in problems[method].units.items()}, recording["current"]
-        )[0]
-        for method, row in best.items()
-    }
+    run.save("comparison.png", plot_comparison(methods, run.args.gradient_cost))
+    responses = {method: response(min(rows, key=lambda row: row["loss"])) for method, rows in methods.items()}
     run.save("methods.png", plot_methods(recording, run.args.dt, responses))
     print(text, end="")
     return responses
 
 
-def markdown_of(table, args):
+def markdown_of(table, args, loss_name):
     """The comparison as a Markdown table and a line on how it was made."""
-    equal = args.protocol_budget == "equal"
-    head = [
-        "method",
-        "loss: mean ± sd (median)",
-        "loss in equal time: median",
-        "free-running, mV²: median",
-        "paper's loss",
-    ]
-    head += ["seconds", "to compile", "paper's seconds", "simulations", "of them gradients", "found", "p"]
-    lines = []
-    for row in table:
-        cells = [row["method"], f"{row['loss']:.3g} ± {row['loss_sd']:.2g} ({row['loss_median']:.3g})"]
-        cells += [f"{row['loss_equal_time_median']:.3g}", f"{row['free_running_mse_median']:.3g}"]
-        has_paper = row["paper_loss"] is not None
-        cells += [f"{row['paper_loss']:.3g} ± {row['paper_loss_sd']:.2g}" if has_paper else ""]
-        cells += [f"{row['seconds']:.2f} ± {row['seconds_sd']:.2f}", f"{row['seconds_compile']:.1f}"]
-        cells += [f"{row['paper_seconds']:.3g} ± {row['paper_seconds_sd']:.2g}" if has_paper else ""]
-        cells += [
-            f"{row['n_simulations']:.0f}",
-            f"{row['n_gradients']:.0f}",
-            "" if math.isnan(row["recovered"]) else f"{row['recovered']:.0%}",
-        ]
-        lines.append([*cells, "" if row["p"] is None else f"{row['p']:.2g}"])
-    keep = [i for i in range(len(head)) if equal or i != 2]
-    grid = [[line[i] for i in keep] for line in (head, ["---"] * len(head), *lines)]
-    note = f"{args.repeats} repeats; found: within {RECOVERED:.0%}; p: Wilcoxon signed-rank test against L-BFGS-B."
+
+    def spread(row, name, mean=".3g", sd=".2g"):
+        return "" if row[name] is None else f"{row[name]:{mean}} ± {row[f'{name}_sd']:{sd}}"
+
+    columns = {
+        "method": lambda row: row["method"],
+        "loss (median)": lambda row: f"{spread(row, 'loss')} ({row['loss_median']:.3g})",
+        "median in equal time": lambda row: f"{row['loss_equal_time_median']:.3g}",
+        "median free-running, mV²": lambda row: f"{row['free_running_mse_median']:.3g}",
+        "paper's loss": lambda row: spread(row, "paper_loss"),
+        "seconds": lambda row: spread(row, "seconds"),
+        "to compile": lambda row: f"{row['seconds_compile']:.1f}",
+        "paper's seconds": lambda row: spread(row, "paper_seconds"),
+        "simulations": lambda row: spread(row, "n_simulations", ".0f", ".0f"),
+        "of them gradients": lambda row: spread(row, "n_gradients", ".0f", ".0f"),
+        "found": lambda row: "" if math.isnan(row["recovered"]) else f"{row['recovered']:.0%}",
+        "p": lambda row: "" if row["p"] is None else f"{row['p']:.2g}",
+    }
+    equal, has_paper = args.protocol_budget == "equal", any(row["paper_loss"] is not None for row in table)
+    dropped = (set() if equal else {"median in equal time"}) | (
+        set() if has_paper else {"paper's loss", "paper's seconds"}
+    )
+    columns = {name: cell for name, cell in columns.items() if name not in dropped}
+    grid = [list(columns), ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in table)]
+    note = f"Loss: {loss_name}, of the {args.target} target; {args.repeats} repeats, mean ± s.d.; found: within "
+    note += f"{RECOVERED:.0%}; p: Wilcoxon signed-rank test of the loss against L-BFGS-B's."
     if equal:
         note += f" A gradient counts as {args.gradient_cost:.2f} simulations."
+    if equal and "bayesian" in args.methods:
         note += f" bayesian has {BAYESIAN_EVALUATIONS} evaluations, which take it longer than the others have."
     return "\n".join("| " + " | ".join(line) + " |" for line in grid) + f"\n\n{note}\n"
 
@@ -1084,6 +1106,21 @@ def bound(text):
     return name, limits
 
 
+def parse_fit_arguments(parser, shipped):
+    """Arguments of a neuron script, checked against each other; `shipped`: there is a recording to fit by default."""
+    args = parser.parse_args()
+    args.target = args.target or ("recorded" if args.voltage or shipped else "simulated")
+    args.methods = sorted(set(args.methods), key=METHODS.index)
+    if args.resume and (args.mode != "compare" or args.output):
+        parser.error("argument --resume: found without --mode compare or with --output, expected a comparison to go on")
+    if args.mode == "compare" and args.protocol_budget == "equal" and "L-BFGS-B" not in args.methods:
+        parser.error("argument --methods: found no L-BFGS-B, expected it, as the others get its budget")
+    for name, methods in (("method", [args.method]), ("methods", args.methods if args.mode == "compare" else [])):
+        if "CMA" in methods and len(set(args.fit_parameters)) == 1:
+            parser.error(f"argument --{name}: found CMA with one parameter to fit, expected two or more")
+    return args
+
+
 def select_bounds(args, ranges):
     """{name: Quantity [low, high]} of the parameters to fit: `ranges`, where `--bounds` has no others."""
     bounds, own = {name: ranges[name] for name in args.fit_parameters}, dict(args.bounds)
@@ -1106,11 +1143,13 @@ def add_fit_arguments(parser, ranges, fitted):
     add = parser.add_argument_group("fit").add_argument
     mode = "compare: fit by every method, several times; visualize: only draw the target and random models"
     add("--mode", choices=("fit", "compare", "visualize"), default="fit", help=mode)
-    fit_target = "what to fit: potentials, by mean squared error, or spikes, by van Rossum distance"
+    fit_target = (
+        "what to fit: potentials, by mean squared error, or spikes, by van Rossum distance (or both by likelihood)"
+    )
     add("--fit_target", choices=("potential", "spike"), default="potential", help=fit_target)
     add("--method", choices=METHODS, default="L-BFGS-B", help="L-BFGS-B uses gradients, the others do not")
     listed = (
-        f"{name} {bound.mantissa[0]:g}:{bound.mantissa[1]:g} {bound.unit}".replace(" / ", "/")
+        f"{name} {bound.mantissa[0]:g}:{bound.mantissa[1]:g} {unit_name(bound.unit)}".strip()
         for name, bound in ranges.items()
     )
     fit_parameters = f"parameters to fit, of (with bounds): {', '.join(listed)}"
@@ -1120,22 +1159,23 @@ def add_fit_arguments(parser, ranges, fitted):
     add(
         "--n_sample", type=number(int, low=1), default=20, help="starts of L-BFGS-B; sets that the others try at a time"
     )
-    add("--n_iter", type=number(int, low=1), default=5, help="rounds of the other methods; L-BFGS-B ignores it")
+    add("--n_iter", type=number(int, low=1), default=5, help="rounds of the other methods, but for equal budgets")
     n_point = "the potential error takes every (T // N)-th of the T samples; all without this argument"
     add("--n_point", type=number(int, low=1), metavar="N", help=n_point)
     add("--tau_rossum", type=number(float, above=0), default=5.0, help="time constant of the spike loss (ms)")
     add("--delta", type=number(float, above=0), default=4.0, help="half-width of the coincidence window of Gamma (ms)")
 
     add = parser.add_argument_group("compare").add_argument
-    methods = "methods to compare, L-BFGS-B first, as the others are tested against it"
+    methods = "methods to compare; each is tested against L-BFGS-B"
     add("--methods", nargs="+", choices=METHODS, metavar="METHOD", default=list(METHODS), help=methods)
     add("--repeats", type=number(int, low=1), default=10, help="fits by each method, from other random numbers")
     budget = (
         "paper: as many starts of L-BFGS-B as in the paper's release, to convergence, and n_iter rounds of n_sample; "
-        "equal: as many simulations, and separately as many seconds, as n_sample starts of L-BFGS-B take"
+        "equal: as many simulations, and separately as many seconds, as n_sample starts of L-BFGS-B take, "
+        f"but {BAYESIAN_EVALUATIONS} evaluations for bayesian"
     )
     add("--protocol_budget", choices=("paper", "equal"), default="equal", help=budget)
-    cost = "simulations that a gradient counts for in an equal budget; measured without this argument"
+    cost = "simulations that a gradient counts for in an equal budget; measured without this argument, kept by --resume"
     add("--gradient_cost", type=number(float, above=0), metavar="N", help=cost)
     add("--resume", type=Path, metavar="DIR", help="run folder of an interrupted comparison, to run what is missing")
 
@@ -1198,7 +1238,7 @@ class RunFolder:
         if earlier is None:
             raise BadInput(f"argument --resume: found no config.json in {self.path}, expected the folder of a run")
         ours = to_json(vars(self.args))
-        for name in ours.keys() - {"resume", "output", "repeats", "gradient_cost"}:
+        for name in sorted(ours.keys() - {"resume", "output", "repeats", "gradient_cost"}):
             if ours[name] != earlier["arguments"].get(name):
                 found = f"found {ours[name]} here and {earlier['arguments'].get(name)} in {self.path}"
                 raise BadInput(f"argument --{name}: {found}, expected the same to resume")
@@ -1232,10 +1272,10 @@ class RunFolder:
         temporary.replace(path)
 
     def load(self, name):
-        """Content of a JSON file of the folder, or None where there is none."""
+        """Content of a JSON file of this run, or None where there is none."""
         path = self.path / name
         try:
-            return json.loads(path.read_text()) if path.exists() else None
+            return json.loads(path.read_text()) if self.made and path.exists() else None
         except ValueError:
             raise BadInput(f"{path}: found something else than JSON, expected what an earlier run has saved") from None
 
@@ -1322,10 +1362,11 @@ def plot_identifiability(information):
     return figure
 
 
-def plot_comparison(methods):
+def plot_comparison(methods, gradient_cost):
     """Best loss so far against simulations and seconds: median and quartiles over the repeats {method: rows}."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
-    for column, (axis, xlabel) in enumerate(zip(axes, ("simulations", "seconds (without compilation)"), strict=True)):
+    simulations = f"simulations (a gradient counts as {gradient_cost:.2g})"
+    for column, (axis, xlabel) in enumerate(zip(axes, (simulations, "seconds (without compilation)"), strict=True)):
         for i, (method, repeats) in enumerate(methods.items()):
             curves = [np.array(row["curve"]).T for row in repeats]
             start, end = max(curve[column][0] for curve in curves), min(curve[column][-1] for curve in curves)
@@ -1352,8 +1393,7 @@ def plot_methods(recording, dt, responses, traces=slice(0, 5)):
         for axis, (method, V) in zip(axes[1:, column], responses.items(), strict=True):
             axis.plot(t, recording["V"][:, trace], "k-", lw=1.2)
             axis.plot(t, V[:, trace], "r--", lw=1)
-            axes_label = f"{method}\nV (mV)"
-            axis.set_ylabel(axes_label if column == 0 else "", fontsize=8)
+            axis.set_ylabel(f"{method}\nV (mV)" if column == 0 else "", fontsize=8)
         axes[-1, column].set_xlabel("t (ms)")
     axes[0, 0].set_ylabel("I (nA)", fontsize=8)
     return figure

@@ -268,7 +268,9 @@ def test_ctrl_c_keeps_the_best_complete_width(monkeypatch, capsys, tmp_path):
 
 def test_compare_counts_what_finds_the_parameters(tmp_path):
     few = ["--mode", "compare", "--methods", "L-BFGS-B", "random", "--repeats", 2, "--n_sample", 3]
-    folder = tmp_path / run(*few, "--output", "out", cwd=tmp_path).stdout.splitlines()[-1]
+    done = run(*few, "--output", "out", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    folder = tmp_path / "out"
     with open(folder / "comparison.csv") as file:
         gradients, random = csv.DictReader(file)
     assert (float(gradients["recovered"]), float(random["recovered"])) == (1, 0)

@@ -153,6 +153,9 @@ def test_compare_gives_every_method_the_same_budget(tiny, tmp_path, monkeypatch)
     assert in_process(monkeypatch, tmp_path, [*tiny, *COMPARE, "--output", "out"]) == 0
     rows = repeats_of(tmp_path / "out")
     assert [row["method"] for row in rows] == ["L-BFGS-B", "DE", "random"] * 2
+    stored = [json.loads(path.read_text()) for path in (tmp_path / "out" / "repeats").iterdir()]
+    seconds = {row["repeat"]: row["seconds"] for row in stored if row["method"] == "L-BFGS-B"}
+    assert all(row["curve"][-1][1] >= seconds[row["repeat"]] for row in stored)  # the time is used up too
     for repeat in range(2):
         gradient, *others = rows[3 * repeat : 3 * repeat + 3]
         budget = 3 * int(gradient["n_gradients"])
@@ -176,7 +179,8 @@ def test_compare_with_the_papers_budget(tiny, tmp_path, monkeypatch):
     assert [int(row["n_simulations"]) for row in others] == [6, 6]
 
 
-def test_an_interrupted_comparison_resumes_to_the_same_numbers(tiny, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("n_round", [1, 120])
+def test_an_interrupted_comparison_resumes_to_the_same_numbers(n_round, tiny, tmp_path, monkeypatch, capsys):
     assert in_process(monkeypatch, tmp_path, [*tiny, *COMPARE, "--output", "whole"]) == 0
     whole = repeats_of(tmp_path / "whole")
 
@@ -184,22 +188,36 @@ def test_an_interrupted_comparison_resumes_to_the_same_numbers(tiny, tmp_path, m
 
     def interrupted(self, X, gradient=False):
         rounds.append(len(X))
-        if len(rounds) > 120:
+        if len(rounds) > n_round:
             raise KeyboardInterrupt
         return evaluate(self, X, gradient)
 
     monkeypatch.setattr(utils.FitProblem, "evaluate", interrupted)
     assert in_process(monkeypatch, tmp_path, [*tiny, *COMPARE, "--output", "part"]) == 130
-    done = {path.name for path in (tmp_path / "part" / "repeats").iterdir()}
-    assert 0 < len(done) < 6
+    done = {path.name for path in (tmp_path / "part").glob("repeats/*")}
+    assert len(done) < 6
+    assert done or n_round == 1
     monkeypatch.setattr(utils.FitProblem, "evaluate", evaluate)
 
-    other = [*tiny, *COMPARE, "--resume", "part", "--seed", 1]
+    other = [*tiny, *COMPARE, "--resume", "part", "--seed", 1, "--gradient_cost", 9]
     capsys.readouterr()
     assert in_process(monkeypatch, tmp_path, other) == 2
     assert "argument --seed: found 1 here and 0 in part, expected the same to resume" in capsys.readouterr().err
-    assert in_process(monkeypatch, tmp_path, [*tiny, *COMPARE, "--resume", "part"]) == 0
+    again = [*tiny, *COMPARE, "--methods", "random", "L-BFGS-B", "DE", "--gradient_cost", 9, "--resume", "part"]
+    assert in_process(monkeypatch, tmp_path, again) == 0
     assert repeats_of(tmp_path / "part") == whole
+
+
+def test_parameters_that_are_not_fitted_are_those_behind_the_target(tmp_path):
+    chosen = ["--fit_parameters", "gNa", "EK", "C", "--n_sample", 4]
+    result, _ = result_of(run(*chosen, cwd=tmp_path), tmp_path)
+    assert result["parameters"] == pytest.approx({"gNa": 22.0, "EK": -90.0, "C": 0.2}, rel=1e-3)
+
+
+def test_one_start_of_one_parameter(tiny, tmp_path):
+    one = ["--n_sample", 1, "--fit_parameters", "V_T", "--bounds", "V_T=-58:-54"]
+    result, _ = result_of(run(*tiny, *one, cwd=tmp_path), tmp_path)
+    assert len(result["starts"]) == 1
 
 
 def test_visualize_draws_without_fitting(tiny, tmp_path):
@@ -277,10 +295,6 @@ def without_a_trace(folder):
     write_traces(folder / "V.csv", utils.read_traces(folder / "V.csv").T[:1])
 
 
-def nothing(folder):
-    pass
-
-
 def other_run(folder):
     (folder / "out").mkdir()
     (folder / "out" / "result.json").write_text("{}")
@@ -328,6 +342,9 @@ BAD_ARGUMENTS = {
     "--bounds C=0.1:0.2": "argument --bounds: found 'C', expected one of gL, gNa, gK, V_T",
     "--repeats 0": "argument --repeats: found '0', expected an integer >= 1",
     "--mode compare --methods Adam": "argument --methods: invalid choice: 'Adam'",
+    "--mode compare --methods DE PSO": "argument --methods: found no L-BFGS-B, expected it",
+    "--resume nowhere": "argument --resume: found without --mode compare",
+    "--method CMA --fit_parameters gL": "argument --method: found CMA with one parameter to fit",
     "--mode compare --resume nowhere": "argument --resume: found no config.json in nowhere",
     "--gate h": "unrecognized arguments: --gate h",
 }
