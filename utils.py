@@ -1074,7 +1074,9 @@ class Parser(argparse.ArgumentParser):
 
     class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
         def _get_help_string(self, action):
-            return super()._get_help_string(action) if action.default is not None else action.help
+            if isinstance(action.default, list) and action.default:
+                return f"{action.help} (default: {' '.join(action.default)})"
+            return super()._get_help_string(action) if action.default not in (None, []) else action.help
 
     def __init__(self, **kwargs):
         super().__init__(formatter_class=self.Formatter, **kwargs)
@@ -1152,7 +1154,7 @@ def add_fit_arguments(parser, ranges, fitted):
         f"{name} {bound.mantissa[0]:g}:{bound.mantissa[1]:g} {unit_name(bound.unit)}".strip()
         for name, bound in ranges.items()
     )
-    fit_parameters = f"parameters to fit, of (with bounds): {', '.join(listed)}"
+    fit_parameters = f"parameters to fit, of (with bounds): {', '.join(listed)}; the others are as in the target"
     add("--fit_parameters", nargs="+", metavar="NAME", choices=ranges, default=fitted, help=fit_parameters)
     bounds = "other bounds of fitted parameters, in the units above; without this argument, those above"
     add("--bounds", nargs="+", type=bound, metavar="NAME=LOW:HIGH", default=[], help=bounds)

@@ -58,6 +58,7 @@ def check_help(script, monkeypatch, capsys):
         explanation = text.split(f"\n  --{argument} ")[1].split("\n  --")[0]
         assert len(explanation.split()) > 4
         if value and argument != "target":
+            value = " ".join(value) if isinstance(value, list) else value
             assert f"(default: {value})" in " ".join(explanation.split())
     assert text.count(f"python {script.SCRIPT}.py") == 2
     assert "None" not in text

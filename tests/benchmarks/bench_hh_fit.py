@@ -26,17 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
-
-import neuron_fitting_of_hh_model as script
-
-
-def seconds_of(function, summary=np.median, repeats=15):
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        times.append(time.perf_counter() - start)
-    return float(summary(times))
+from common import hh_problem, seconds_of
 
 
 def serial_fit(problem, x0, options):
@@ -71,9 +61,10 @@ def peak_rates():
     matrix, x = jnp.ones((n, n), jnp.float32), jnp.ones((len(jax.devices()), 2000), jnp.float32)
     square = jax.jit(lambda a: a @ a)
     exponentials = jax.pmap(lambda x: jax.lax.fori_loop(0, n_step, lambda _, x: jnp.exp(-x), x))
-    for program, argument in ((square, matrix), (exponentials, x)):
-        program(argument).block_until_ready()  # compile
-    seconds = seconds_of(lambda: square(matrix), np.min), seconds_of(lambda: exponentials(x), np.min)
+    seconds = [
+        seconds_of(lambda run=run, x=x: run(x).block_until_ready(), np.min)
+        for run, x in ((square, matrix), (exponentials, x))
+    ]
     return 2 * n**3 / seconds[0], n_step * x.size / seconds[1]
 
 
@@ -97,18 +88,11 @@ def main():
     parser.add_argument("--n_sample", type=int, default=100, help="starts, and batch of the simulations")
     parser.add_argument("--seed", type=int, default=0)
     ours = parser.parse_args()
-    sys.argv = ["bench", "--n_sample", str(ours.n_sample)]
-    args = script.parse_args()
-    devices = utils.setup_jax(args)
-    model = script.make_model(args.dt)
-    data = utils.make_targets(args, utils.read_recordings(args, script.SHIPPED), None, None, 0)["fit"]
-    loss, _ = script.make_loss(args, len(data["V"]))
-
-    problem = utils.FitProblem(model, loss, utils.select_bounds(args, script.RANGES), data, args.n_sample, devices)
+    problem = hh_problem(ours.n_sample)
     x0 = utils.random_starts(problem, ours.seed)
-    for n in (1, args.n_sample):  # compile both block sizes
+    for n in (1, ours.n_sample):  # compile both block sizes
         problem.evaluate(x0[:n], gradient=True)
-    print(f"{args.n_sample} starts on {len(devices)} devices; compiled in {problem.seconds['compile']:.1f} s")
+    print(f"{ours.n_sample} starts on {problem.mesh.size} devices; compiled in {problem.seconds['compile']:.1f} s")
 
     start, before = time.perf_counter(), problem.n_gradients
     starts = utils.lbfgsb_multistart(problem, x0)
@@ -116,10 +100,10 @@ def main():
     batched = np.array([start.loss for start in starts])
     print(f"batched: {seconds:.1f} s, {n_gradients} gradients, {n_gradients / seconds:.0f} a second")
 
-    rate = args.n_sample / seconds_of(lambda: problem.evaluate(x0))
+    rate = ours.n_sample / seconds_of(lambda: problem.evaluate(x0))
     (flops, exps), (peak_flops, peak_exps) = operations_a_step(), peak_rates()
-    limit = 1 / (data["V"].size * (flops / peak_flops + exps / peak_exps))
-    print(f"simulations: {rate:.0f} a second at batch {args.n_sample}, {rate / limit:.0%} of the arithmetic limit")
+    limit = 1 / (problem.data["V"].size * (flops / peak_flops + exps / peak_exps))
+    print(f"simulations: {rate:.0f} a second at batch {ours.n_sample}, {rate / limit:.0%} of the arithmetic limit")
     print(f"  limit {limit:.0f}: {flops:.0f} operations and {exps:.0f} exponentials a step and cell, at")
     print(f"  {peak_flops / 1e9:.0f} GFLOP/s (matrix product) and {peak_exps / 1e9:.2f} billion exp/s")
 

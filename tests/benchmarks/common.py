@@ -1,15 +1,42 @@
-"""Another simulator in a virtual environment of its own, for the benchmarks that compare with it."""
+"""What the benchmarks share: the HH fit on the traces in data/, and simulators in virtual environments of their own."""
 
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "differentiable-brain-modeling")
+
+
+def hh_problem(n_sample):
+    """The HH fit of the script without arguments as a FitProblem with programs for n_sample parameter sets."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import utils  # isort: skip
+    import neuron_fitting_of_hh_model as script
+
+    sys.argv = ["benchmark"]
+    args = script.parse_args()
+    devices = utils.setup_jax(args)
+    data = utils.make_targets(args, utils.read_recordings(args, script.SHIPPED), None, None, 0)["fit"]
+    loss, _ = script.make_loss(args, len(data["V"]))
+    bounds = utils.select_bounds(args, script.RANGES)
+    return utils.FitProblem(script.make_model(args.dt), loss, bounds, data, n_sample, devices)
+
+
+def seconds_of(function, summary=np.median, repeats=15):
+    """Summary of the seconds that repeated calls of function take, after a first one that does not count."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return float(summary(times))
 
 
 def python_with(requirements):
@@ -24,7 +51,7 @@ def python_with(requirements):
     return python
 
 
-def run(script, requirements, *arguments, **arrays):
+def run_peer(script, requirements, *arguments, **arrays):
     """Run `script --peer FILE` there: it reads the arrays and `arguments` and prints, as its last line, JSON."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "arrays.npz"
