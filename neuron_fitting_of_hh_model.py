@@ -144,8 +144,8 @@ def main():
 
     known = PAPER_PARAMETERS | CONSTANTS
     if args.target == "recorded":
-        shipped = not (args.current or args.voltage)
-        known = shipped and json.loads((DATA / "parameters_hh.json").read_text())["parameters"] | CONSTANTS
+        own = args.current or args.voltage
+        known = None if own else json.loads((DATA / "parameters_hh.json").read_text())["parameters"] | CONSTANTS
     constants = {name: value * RANGES[name].unit for name, value in (known or {}).items()}
     model = make_model(args.dt, constants)
     compiled = jax.jit(model)
