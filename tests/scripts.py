@@ -22,14 +22,33 @@ def result_of(done, cwd):
     return json.loads((folder / "result.json").read_text()), folder
 
 
-def refused(script, monkeypatch, capsys, folder, arguments):
-    """The one line on stderr of a script that refuses its arguments, run in this process."""
-    before = sorted(folder.rglob("*"))
+def exit_status(script, monkeypatch, folder, arguments):
+    """Exit status of a script, run in this process."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         utils.run_script(script.main)
-    assert stop.value.code == 2
+    return stop.value.code
+
+
+def interrupt(monkeypatch, when):
+    """Ctrl-C before the evaluation where when(problem, number of evaluations before it); returns what undoes it."""
+    evaluate, n_before = utils.FitProblem.evaluate, [0]
+
+    def interrupted(self, X, gradient=False):
+        if when(self, n_before[0]):
+            raise KeyboardInterrupt
+        n_before[0] += 1
+        return evaluate(self, X, gradient)
+
+    monkeypatch.setattr(utils.FitProblem, "evaluate", interrupted)
+    return lambda: monkeypatch.setattr(utils.FitProblem, "evaluate", evaluate)
+
+
+def refused(script, monkeypatch, capsys, folder, arguments):
+    """The one line on stderr of a script that refuses its arguments, run in this process."""
+    before = sorted(folder.rglob("*"))
+    assert exit_status(script, monkeypatch, folder, arguments) == 2
     output, errors = capsys.readouterr()
     assert output == ""
     assert len(errors.splitlines()) == 1

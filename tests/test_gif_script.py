@@ -246,21 +246,9 @@ def test_a_recording_with_action_potentials(tmp_path):
     assert json.loads((folder / "config.json").read_text())["arguments"]["target"] == "recorded"
 
 
-def test_ctrl_c_keeps_the_best_complete_width(monkeypatch, capsys, tmp_path):
-    evaluate, n_round = utils.FitProblem.evaluate, [0]
-
-    def interrupted(self, X, gradient=False):
-        n_round[0] += 1
-        if self.data["width"] < 0.5 and n_round[0] > 3:
-            raise KeyboardInterrupt
-        return evaluate(self, X, gradient)
-
-    monkeypatch.setattr(utils.FitProblem, "evaluate", interrupted)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [gif.__file__, "--n_sample", "2", "--output", "out"])
-    with pytest.raises(SystemExit) as stop:
-        utils.run_script(gif.main)
-    assert stop.value.code == 130
+def test_ctrl_c_keeps_the_best_complete_width(monkeypatch, tmp_path):
+    scripts.interrupt(monkeypatch, lambda problem, n_before: problem.data["width"] < 0.5 and n_before >= 3)
+    assert scripts.exit_status(gif, monkeypatch, tmp_path, ["--n_sample", 2, "--output", "out"]) == 130
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["interrupted"]
     assert result["width_mV"] == pytest.approx(0.7)

@@ -133,12 +133,7 @@ COMPARE = ["--mode", "compare", "--methods", "L-BFGS-B", "DE", "random", "--repe
 
 
 def in_process(monkeypatch, folder, arguments):
-    """Exit status of the script, run in this process."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        utils.run_script(hh.main)
-    return stop.value.code
+    return scripts.exit_status(hh, monkeypatch, folder, arguments)
 
 
 def repeats_of(folder):
@@ -184,20 +179,12 @@ def test_an_interrupted_comparison_resumes_to_the_same_numbers(n_round, tiny, tm
     assert in_process(monkeypatch, tmp_path, [*tiny, *COMPARE, "--output", "whole"]) == 0
     whole = repeats_of(tmp_path / "whole")
 
-    evaluate, rounds = utils.FitProblem.evaluate, []
-
-    def interrupted(self, X, gradient=False):
-        rounds.append(len(X))
-        if len(rounds) > n_round:
-            raise KeyboardInterrupt
-        return evaluate(self, X, gradient)
-
-    monkeypatch.setattr(utils.FitProblem, "evaluate", interrupted)
+    undo = scripts.interrupt(monkeypatch, lambda problem, n_before: n_before >= n_round)
     assert in_process(monkeypatch, tmp_path, [*tiny, *COMPARE, "--output", "part"]) == 130
     done = {path.name for path in (tmp_path / "part").glob("repeats/*")}
     assert len(done) < 6
     assert done or n_round == 1
-    monkeypatch.setattr(utils.FitProblem, "evaluate", evaluate)
+    undo()
 
     other = [*tiny, *COMPARE, "--resume", "part", "--seed", 1, "--gradient_cost", 9]
     capsys.readouterr()
@@ -236,20 +223,8 @@ def test_a_validation_recording_of_the_user(tiny, tmp_path):
 
 @pytest.mark.parametrize("n_round", [0, 4])
 def test_ctrl_c_keeps_what_was_done(n_round, tiny, tmp_path, monkeypatch, capsys):
-    evaluate, rounds = utils.FitProblem.evaluate, []
-
-    def interrupted(self, X, gradient=False):
-        rounds.append(len(X))
-        if len(rounds) > n_round:
-            raise KeyboardInterrupt
-        return evaluate(self, X, gradient)
-
-    monkeypatch.setattr(utils.FitProblem, "evaluate", interrupted)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, tiny), "--output", "out"])
-    with pytest.raises(SystemExit) as stop:
-        utils.run_script(hh.main)
-    assert stop.value.code == 130
+    scripts.interrupt(monkeypatch, lambda problem, n_before: n_before >= n_round)
+    assert in_process(monkeypatch, tmp_path, [*tiny, "--output", "out"]) == 130
     output, errors = capsys.readouterr()
     if n_round == 0:
         assert "interrupted before there was anything to keep" in errors
