@@ -377,7 +377,7 @@ def main():
     args.objective = args.objective or ("likelihood" if recordings["fit"]["spikes"].any() else "simulation")
     way = args.protocol_budget if args.mode == "compare" else args.method
     name = f"{args.mode}_{args.protocol}_{args.objective}_{args.fit_target}_{way}_seed{args.seed}"
-    run = utils.RunFolder(args, devices, SCRIPT, name)
+    run = utils.RunFolder(args, devices, SCRIPT, name, may_change={"repeats", "gradient_cost"})
 
     widths = [width for width in WIDTHS if width > args.width_floor] + [args.width_floor]
     data = recordings["fit"] | dict(weight=potential_weights(args, recordings["fit"]["spikes"]), width=widths[-1])

@@ -139,7 +139,7 @@ def main():
     bounds = utils.select_bounds(args, RANGES)
     way = args.protocol_budget if args.mode == "compare" else args.method
     name = f"{args.mode}_{args.target}_{args.fit_target}_{way}_seed{args.seed}"
-    run = utils.RunFolder(args, devices, SCRIPT, name)
+    run = utils.RunFolder(args, devices, SCRIPT, name, may_change={"repeats", "gradient_cost"})
     noise_seed, fit_seed = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(args.seed).spawn(2))
 
     known = PAPER_PARAMETERS | CONSTANTS

@@ -27,6 +27,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Errors come as exceptions; XLA's own log would call each program from the compilation cache one.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import brainevent
 import brainpy.state
 import brainstate
 import braintools
@@ -37,6 +38,7 @@ import matplotlib
 import numpy as np
 import scipy.optimize
 import scipy.special
+import scipy.stats
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
@@ -85,10 +87,14 @@ def exp_euler(x, drift, rate):
     return x + dt * drift * exprel(u.Quantity(-rate * dt).to_decimal())
 
 
-def relax(x, alpha, beta):
-    """Exponential Euler step of dx/dt = alpha (1 - x) - beta x: `exp_euler` where the steady state is of order 1."""
-    x_inf = alpha / (alpha + beta)
-    return x_inf + (x - x_inf) * u.math.exp(-(alpha + beta) * brainstate.environ.get_dt())
+def relax(x, x_inf, rate):
+    """Exponential Euler step of dx/dt = -rate (x - x_inf): `exp_euler` where the steady state x_inf is of order 1."""
+    return x_inf + (x - x_inf) * u.math.exp(-rate * brainstate.environ.get_dt())
+
+
+def is_zero(x):
+    """Whether x is known to be 0, which it is not while a gradient or a batch is traced through it."""
+    return not isinstance(u.get_magnitude(x), jax.core.Tracer) and not np.any(u.get_magnitude(x))
 
 
 # ---- Neurons --------------------------------------------------------------------------------------------------------
@@ -164,7 +170,7 @@ class HH(brainpy.state.Neuron):
         I = self.sum_current_inputs(x, V) - gNa * (V - self.ENa) - gK * (V - self.EK) - self.gL * (V - self.EL)
         self.V.value = self.sum_delta_inputs(exp_euler(V, I / self.C, (gNa + gK + self.gL) / self.C))
         for gate, (alpha, beta) in zip((self.m, self.h, self.n), self.rates(V), strict=True):
-            gate.value = relax(gate.value, alpha, beta)
+            gate.value = relax(gate.value, alpha / (alpha + beta), alpha + beta)
         return self.get_spike(self.V.value) * (1 - self.get_spike(V))
 
     def get_spike(self, V=None):
@@ -183,7 +189,7 @@ class GIF(brainpy.state.Neuron):
 
     A step emits a spike if V >= V_th at its start; resets I_j -> R_j I_j + A_j and V -> V_reset (`spk_reset` 'hard') or
     V - V_th ('soft'); floors V_th at V_th_reset; and then integrates by exponential Euler. The surrogate gradient
-    `spk_fun` acts on (V - V_th) / |V_th|.
+    `spk_fun` acts on (V - V_th) / |V_th|. What cannot change is not integrated: V_th if a = b = 0, and I_j if A_j = 0.
 
     Args:
         in_size: number or shape of the neurons.
@@ -222,6 +228,7 @@ class GIF(brainpy.state.Neuron):
         constants |= dict(V_th_reset=V_th_reset, R=R, R1=R1, R2=R2, A1=A1, A2=A2)
         for key, value in constants.items():
             setattr(self, key, braintools.init.param(value, self.varshape))
+        self.changes = {"V_th": not is_zero(a) or not is_zero(b), "I1": not is_zero(A1), "I2": not is_zero(A2)}
 
     def init_state(self, batch_size=None, **kwargs):
         def state(value):
@@ -234,17 +241,26 @@ class GIF(brainpy.state.Neuron):
         V_th = self.V_th.value
         return self.spk_fun(u.get_magnitude((self.V.value - V_th) / u.math.abs(V_th)))
 
-    def update(self, x=0.0 * u.nA, spike=None):
-        """One step under the current x (nA); the spikes of its start, or those given, which then drive the reset."""
+    def update(self, x=0.0 * u.nA, spike=None, g=None):
+        """One step under the current x - g V; the spikes of its start, or those given, which then drive the reset.
+
+        x is in nA, and g a conductance in the unit of 1 / R.
+        """
         spike = self.get_spike() if spike is None else spike
-        V, V_th, I1, I2 = self.V.value, self.V_th.value, self.I1.value, self.I2.value
-        V = V + spike * (self.V_reset - V) if self.spk_reset == "hard" else V - spike * V_th
-        V_th = u.math.maximum(V_th, self.V_th_reset)
-        I1, I2 = I1 + spike * ((self.R1 - 1) * I1 + self.A1), I2 + spike * ((self.R2 - 1) * I2 + self.A2)
-        I = self.sum_current_inputs(x, V) + I1 + I2
-        self.V.value = self.sum_delta_inputs(exp_euler(V, (self.R * I - (V - self.V_rest)) / self.tau, 1 / self.tau))
-        self.V_th.value = exp_euler(V_th, self.a * (V - self.V_rest) - self.b * (V_th - self.V_th_inf), self.b)
-        self.I1.value, self.I2.value = exp_euler(I1, -self.k1 * I1, self.k1), exp_euler(I2, -self.k2 * I2, self.k2)
+        g = 0 / self.R if g is None else g
+        V, V_th = self.V.value, u.math.maximum(self.V_th.value, self.V_th_reset)
+        V = V + spike * (self.V_reset - V) if self.spk_reset == "hard" else V - spike * self.V_th.value
+        I = self.sum_current_inputs(x, V)
+        for name, factor, increment, k in (("I1", self.R1, self.A1, self.k1), ("I2", self.R2, self.A2, self.k2)):
+            if self.changes[name]:
+                I_j = getattr(self, name).value
+                I_j = I_j + spike * ((factor - 1) * I_j + increment)
+                I = I + I_j
+                getattr(self, name).value = exp_euler(I_j, -k * I_j, k)
+        drift = (self.R * (I - g * V) - (V - self.V_rest)) / self.tau
+        self.V.value = self.sum_delta_inputs(exp_euler(V, drift, (1 + self.R * g) / self.tau))
+        if self.changes["V_th"]:
+            self.V_th.value = exp_euler(V_th, self.a * (V - self.V_rest) - self.b * (V_th - self.V_th_inf), self.b)
         return spike
 
 
@@ -265,6 +281,231 @@ def simulate(neuron, parameters, current, dt):
     with brainstate.environ.context(dt=dt):
         cell.init_state()
         return brainstate.transform.for_loop(lambda x: (cell.V.value, cell.update(x)), current)
+
+
+# ---- Task -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class EvidenceAccumulation:
+    """Evidence accumulation (Morcos & Harvey 2016): cues on the left or right, a delay, and then which side had more.
+
+    A trial is n_cue cues of t_cue, each after t_interval, then t_delay and t_recall. It is biased to the left or to the
+    right with probability 1/2, and each cue is on the biased side with probability p_bias. The n_in inputs are four
+    equal groups of Bernoulli neurons: left and right, which fire at rate_cue during cues of their side; recall, at
+    rate_recall during recall; and noise, at rate_noise always. Called with a JAX key and the number of trials, it gives
+
+        inputs (n_step, batch, n_in), bool; labels (batch,), 0 left, 1 right; evidence (batch, n_cue), -1 left, 1 right
+
+    and the same for the same key. Times are in ms and rates in Hz; n_cue is odd, so that there is no tie, and n_in a
+    multiple of 4.
+    """
+
+    n_cue: int = 7
+    t_cue: float = 100.0
+    t_interval: float = 50.0
+    t_delay: float = 1000.0
+    t_recall: float = 150.0
+    rate_cue: float = 40.0
+    rate_recall: float = 40.0
+    rate_noise: float = 10.0
+    p_bias: float = 0.7
+    n_in: int = 100
+    dt: float = 1.0
+
+    @property
+    def periods(self):
+        """{name: slice of steps} of the cues, with the intervals before them, the delay and recall."""
+        delay = self.n_cue * (self._steps(self.t_interval) + self._steps(self.t_cue))
+        recall = delay + self._steps(self.t_delay)
+        end = recall + self._steps(self.t_recall)
+        return dict(cues=slice(0, delay), delay=slice(delay, recall), recall=slice(recall, end))
+
+    @property
+    def n_step(self):
+        return self.periods["recall"].stop
+
+    def _steps(self, t):
+        return round(t / self.dt)
+
+    def trials(self, keys):
+        """Labels and evidence of the trials whose keys are given."""
+
+        def trial(key):
+            bias, cues = jax.random.split(key)
+            side = jnp.where(jax.random.bernoulli(bias), 1, -1)
+            evidence = side * jnp.where(jax.random.bernoulli(cues, self.p_bias, (self.n_cue,)), 1, -1)
+            return (evidence.sum() > 0).astype(jnp.int32), evidence
+
+        return jax.vmap(trial)(keys)
+
+    def spikes(self, keys, evidence, step):
+        """Inputs (batch, n_in) at one step of those trials, each a function of its trial's key and of the step."""
+        n_interval, n_cue_steps = self._steps(self.t_interval), self._steps(self.t_cue)
+        cue, phase = step // (n_interval + n_cue_steps), step % (n_interval + n_cue_steps)
+        in_cue, recall = (cue < self.n_cue) & (phase >= n_interval), step >= self.periods["recall"].start
+        rate = jnp.where(in_cue, self.rate_cue, jnp.where(recall, self.rate_recall, 0.0))
+
+        def trial(key, evidence):
+            side = jnp.where(evidence[jnp.minimum(cue, self.n_cue - 1)] > 0, 1, 0)
+            # Of the first three groups one is active at a time, and they share the random numbers.
+            draws = jax.random.uniform(jax.random.fold_in(key, step), (2, self.n_in // 4))
+            active = (jnp.arange(3) == jnp.where(in_cue, side, 2))[:, None] & (draws[0] < rate * self.dt / 1000)
+            return jnp.append(active, draws[1:] < self.rate_noise * self.dt / 1000, axis=0).ravel()
+
+        return jax.vmap(trial)(keys, evidence)
+
+    def __call__(self, key, batch):
+        keys = jax.random.split(key, batch)
+        labels, evidence = self.trials(keys)
+        return jax.vmap(lambda step: self.spikes(keys, evidence, step))(jnp.arange(self.n_step)), labels, evidence
+
+
+# ---- Network --------------------------------------------------------------------------------------------------------
+
+
+def connect(conn_method, n_exc, n_inh, seed, p=0.1, sigma=20.0):
+    """Which neurons the excitatory and the inhibitory ones project to.
+
+    'dense': all, themselves included, as in a linear layer. The others have no autapses: in 'rand' each neuron has
+    round(p n_rec) different targets out of all others, as in the paper's Figure 3. In 'gaussian' that holds for the
+    inhibitory ones, while excitatory neurons project to each other neuron with probability exp(-d^2 / (2 sigma^2)).
+    The n_exc neurons, and also the n_inh, lie evenly on a ring of length n_rec = n_exc + n_inh, and d is the distance
+    along it.
+
+    Returns:
+        {"exc": (indptr, indices), "inh": ...}: the targets of neuron i of its population are
+        indices[indptr[i] : indptr[i + 1]], in ascending order; None for all to all.
+    """
+    n_rec = n_exc + n_inh
+    n_target = round(p * n_rec)
+    place = np.append(np.arange(n_exc) * n_rec / n_exc, np.arange(n_inh) * n_rec / n_inh)
+
+    def targets(i, by_distance, rng):
+        if by_distance:
+            distance = np.abs(place - place[i])
+            probability = np.exp(-0.5 * (np.minimum(distance, n_rec - distance) / sigma) ** 2)
+            chosen = np.flatnonzero(rng.random(n_rec) < probability)
+            return chosen[chosen != i]
+        chosen = np.sort(rng.choice(n_rec - 1, n_target, replace=False))
+        return chosen + (chosen >= i)
+
+    if conn_method == "dense":
+        return {"exc": None, "inh": None}
+    connections, rng = {}, np.random.default_rng(seed)
+    for name, neurons in (("exc", range(n_exc)), ("inh", range(n_exc, n_rec))):
+        rows = [targets(i, conn_method == "gaussian" and name == "exc", rng).astype(np.int32) for i in neurons]
+        connections[name] = np.cumsum([0, *map(len, rows)], dtype=np.int32), np.concatenate(rows)
+    return connections
+
+
+def initial_weights(key, n_in, n_out, n_exc, n_inh, connections, ff_scale=1.0, rec_scale=0.5, w_ei_ratio=4.0):
+    """Weights {"in", "exc", "inh", "out"}: normal, cut at 2 s.d., of variance scale / number of inputs to a neuron.
+
+    The scale is ff_scale for "in", rec_scale for "exc", w_ei_ratio rec_scale for "inh" and 2 for "out" (Kaiming). The
+    shapes are (n_pre, n_post) or, where `connections` lists them, the number of connections.
+    """
+    n_rec, weights = n_exc + n_inh, {}
+    shapes = {"in": (n_in, n_rec), "exc": (n_exc, n_rec), "inh": (n_inh, n_rec), "out": (n_rec, n_out)}
+    scales = {"in": ff_scale, "exc": rec_scale, "inh": w_ei_ratio * rec_scale, "out": 2.0}
+    for name, subkey in zip(shapes, jax.random.split(key, 4), strict=True):
+        sparse = connections.get(name)
+        shape = shapes[name] if sparse is None else sparse[1].shape
+        unit_variance = jax.random.truncated_normal(subkey, -2, 2, shape) / scipy.stats.truncnorm.std(-2, 2)
+        n_input = math.prod(shape) / shapes[name][1]
+        weights[name] = unit_variance * math.sqrt(scales[name] / n_input)
+    return weights
+
+
+class EINetwork(brainstate.nn.Module):
+    r"""Excitatory and inhibitory neurons, conductance-based synapses and a leaky readout (Wang et al. 2024, App. F).
+
+    .. math::
+
+        \tau_{neu} \dot V &= -V + g_E (E_{exc} - V) + g_I (E_{inh} - V) + I_2, \quad \tau_{a,j} \dot I_2 = -I_2 \\
+        \tau_{syn} \dot g_E &= -g_E, \quad \tau_{syn} \dot g_I = -g_I, \quad \tau_{out} \dot r = -r
+
+    all dimensionless. A neuron is a `GIF` with V_rest = 0, V_th = 1, V -> V - V_th and I_2 -> I_2 - beta at a spike. In
+    a step, the spikes s of the potentials at its start and the input spikes x add |W_in| x + |W_exc| s_exc to g_E,
+    |W_inh| s_inh to g_I (Dale's law) and W_out s to r, after these have decayed; then the neurons make their step.
+
+    `update_neurons` is what is local to a neuron, given its summed synaptic input; `update` is the step of the network.
+
+    Args:
+        n_in, n_exc, n_inh, n_out: numbers of inputs, of neurons, the excitatory ones first, and of outputs.
+        tau_a: time constant of adaptation, of all or of each neuron (ms).
+        tau_neu, tau_syn, tau_out: time constants (ms).
+        beta: strength of adaptation.
+        E_exc, E_inh: reversal potentials.
+    """
+
+    def __init__(
+        self,
+        n_in=100,
+        n_exc=160,
+        n_inh=40,
+        n_out=2,
+        tau_a=1000.0 * u.ms,
+        tau_neu=100.0 * u.ms,
+        tau_syn=10.0 * u.ms,
+        tau_out=10.0 * u.ms,
+        beta=1.0,
+        E_exc=3.0,
+        E_inh=-3.0,
+    ):
+        super().__init__()
+        self.n_in, self.n_exc, self.n_inh, self.n_out, self.n_rec = n_in, n_exc, n_inh, n_out, n_exc + n_inh
+        self.tau_syn, self.tau_out, self.E_exc, self.E_inh = tau_syn, tau_out, E_exc, E_inh
+        unitless = dict(V_rest=0.0, V_reset=0.0, V_th_inf=1.0, V_th_reset=1.0, R=1.0, A1=0.0, A2=-beta, R1=1.0, R2=1.0)
+        self.neurons = GIF(self.n_rec, a=0 / u.ms, b=0 / u.ms, k2=1 / tau_a, tau=tau_neu, spk_reset="soft", **unitless)
+
+    def init_state(self, batch_size=None, **kwargs):
+        def zeros(n):
+            return brainstate.HiddenState.init(braintools.init.ZeroInit(), (n,), batch_size)
+
+        self.neurons.init_state(batch_size)
+        self.g_exc, self.g_inh, self.r = zeros(self.n_rec), zeros(self.n_rec), zeros(self.n_out)
+
+    def synapses(self, weights, connections, event_driven=False):
+        """Matrices (n_pre, n_post) that act on spikes: |W|, and W_out.
+
+        Connections that are listed become a sparse matrix where `event_driven`, whose product costs what the spikes
+        that occur cost, but which cannot be made under `jax.jit`; and else a full one with zeros, whose product and
+        gradient together are faster at hundreds of neurons.
+        """
+        matrices = {name: w if name == "out" else jnp.abs(w) for name, w in weights.items()}
+        for name, n_pre in (("exc", self.n_exc), ("inh", self.n_inh)):
+            if connections[name] is None:
+                continue
+            indptr, indices = map(jnp.asarray, connections[name])
+            if event_driven:
+                matrices[name] = brainevent.CSR((matrices[name], indices, indptr), shape=(n_pre, self.n_rec))
+                propagate(jnp.zeros((1, n_pre)), matrices[name])  # has it keep the work space, which needs indptr
+            else:
+                pre = jnp.repeat(jnp.arange(n_pre), jnp.diff(indptr), total_repeat_length=len(indices))
+                zeros = jnp.zeros((n_pre, self.n_rec), matrices[name].dtype)
+                matrices[name] = zeros.at[pre, indices].set(matrices[name], unique_indices=True)
+        return matrices
+
+    def update(self, synapses, x):
+        """One step under input spikes x (batch, n_in). Returns the spikes (batch, n_rec) of its start."""
+        spikes = self.neurons.get_spike()
+        exc, inh = spikes[:, : self.n_exc], spikes[:, self.n_exc :]
+        x_exc = x.astype(spikes.dtype) @ synapses["in"] + propagate(exc, synapses["exc"])
+        self.update_neurons(x_exc, propagate(inh, synapses["inh"]), spikes)
+        self.r.value = relax(self.r.value, 0.0, 1 / self.tau_out) + spikes @ synapses["out"]
+        return spikes
+
+    def update_neurons(self, x_exc, x_inh, spikes):
+        """The step of each neuron, given the increments (batch, n_rec) of its conductances, and its spikes."""
+        g_exc = self.g_exc.value = relax(self.g_exc.value, 0.0, 1 / self.tau_syn) + x_exc
+        g_inh = self.g_inh.value = relax(self.g_inh.value, 0.0, 1 / self.tau_syn) + x_inh
+        self.neurons.update(g_exc * self.E_exc + g_inh * self.E_inh, spikes, g_exc + g_inh)
+
+
+def propagate(spikes, matrix):
+    """Spikes (batch, n_pre) times a matrix (n_pre, n_post), which may be sparse: then event by event."""
+    return (brainevent.BinaryArray(spikes) if isinstance(matrix, brainevent.CSR) else spikes) @ matrix
 
 
 # ---- Spike trains ---------------------------------------------------------------------------------------------------
@@ -1081,17 +1322,27 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(formatter_class=self.Formatter, **kwargs)
 
+    def parse_args(self):
+        """The arguments; with `--resume`, those of that run are the defaults."""
+        args = super().parse_args()
+        if getattr(args, "resume", None):
+            saved = saved_arguments(args.resume, "resume")
+            self.set_defaults(**{name: saved[name] for name in vars(args).keys() & saved.keys() - {"resume", "output"}})
+            args = super().parse_args()
+        return args
+
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def number(kind, low=-math.inf, above=-math.inf):
-    """argparse type: a finite int or float, at least `low` and greater than `above`."""
+def number(kind, low=-math.inf, above=-math.inf, high=math.inf):
+    """argparse type: a finite int or float, from `low` to `high` and greater than `above`."""
 
     def parse(text):
         value = to_number(text, kind)
-        if not (math.isfinite(value) and value >= low and value > above):
+        if not (math.isfinite(value) and low <= value <= high and value > above):
             limit = f" >= {low}" if math.isfinite(low) else f" > {above}" if math.isfinite(above) else ""
+            limit += f" and <= {high}" if math.isfinite(high) else ""
             noun = "an integer" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"found {text!r}, expected {noun}{limit}")
         return value
@@ -1216,6 +1467,37 @@ def setup_jax(args):
     return [devices[i] for i in indices]
 
 
+def saved_arguments(folder, argument):
+    """{name: value} of the run in a folder, which `argument` names."""
+    saved = load_json(folder / "config.json")
+    if saved is None:
+        raise BadInput(f"argument --{argument}: found no config.json in {folder}, expected the folder of a run")
+    return saved["arguments"]
+
+
+def load_json(path):
+    """Content of a JSON file, or None where there is none."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError:
+        raise BadInput(f"{path}: found something else than JSON, expected what an earlier run has saved") from None
+
+
+PACKAGES = (
+    "brainevent",
+    "brainpy",
+    "brainstate",
+    "braintools",
+    "brainunit",
+    "jax",
+    "jaxlib",
+    "nevergrad",
+    "numba",
+    "numpy",
+)
+PACKAGES += ("optax", "orbax-checkpoint", "scikit-optimize", "scipy")  # whose versions config.json gives
+
+
 class RunFolder:
     """The folder of one run: `--output`, or results/SCRIPT/NAME, with -2, -3, ... added where that is taken.
 
@@ -1223,11 +1505,11 @@ class RunFolder:
     run, which must have had the same arguments.
     """
 
-    def __init__(self, args, devices, script, name):
+    def __init__(self, args, devices, script, name, may_change=()):
         self.args, self.devices, self.made = args, devices, bool(args.resume)
         self.path = args.resume or args.output or Path("results", script, name)
         if args.resume:
-            self._check_arguments()
+            self._check_arguments({"resume", "output", *may_change})
             return
         if args.output and args.output.exists() and (args.output.is_file() or any(args.output.iterdir())):
             raise BadInput(f"argument --output: {args.output} holds another run, expected a new or empty folder")
@@ -1235,14 +1517,11 @@ class RunFolder:
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise BadInput(f"argument --output: {parent} is not a folder that can be written, expected one")
 
-    def _check_arguments(self):
-        earlier = self.load("config.json")
-        if earlier is None:
-            raise BadInput(f"argument --resume: found no config.json in {self.path}, expected the folder of a run")
-        ours = to_json(vars(self.args))
-        for name in sorted(ours.keys() - {"resume", "output", "repeats", "gradient_cost"}):
-            if ours[name] != earlier["arguments"].get(name):
-                found = f"found {ours[name]} here and {earlier['arguments'].get(name)} in {self.path}"
+    def _check_arguments(self, may_change):
+        ours, earlier = to_json(vars(self.args)), saved_arguments(self.path, "resume")
+        for name in sorted(ours.keys() - may_change):
+            if ours[name] != earlier.get(name):
+                found = f"found {ours[name]} here and {earlier.get(name)} in {self.path}"
                 raise BadInput(f"argument --{name}: {found}, expected the same to resume")
 
     def _make(self):
@@ -1275,17 +1554,12 @@ class RunFolder:
 
     def load(self, name):
         """Content of a JSON file of this run, or None where there is none."""
-        path = self.path / name
-        try:
-            return json.loads(path.read_text()) if self.made and path.exists() else None
-        except ValueError:
-            raise BadInput(f"{path}: found something else than JSON, expected what an earlier run has saved") from None
+        return load_json(self.path / name) if self.made else None
 
     def config(self):
         """What this run was: command, arguments, devices and versions."""
         devices = [f"{device} ({device.device_kind})" for device in self.devices]
-        packages = ["brainpy", "brainstate", "brainunit", "braintools", "jax", "jaxlib", "numpy", "scipy"]
-        versions = {name: importlib.metadata.version(name) for name in [*packages, "nevergrad", "scikit-optimize"]}
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         config = dict(command=shlex.join(sys.argv), arguments=vars(self.args), devices=devices)
         return config | dict(python=platform.python_version(), packages=versions)
 

@@ -1,4 +1,8 @@
-import utils  # isort: skip  (first: it configures JAX)
+import os
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")  # also where there is one core
+
+import utils  # isort: skip  (first of the rest: it configures JAX)
 
 import brainstate
 import jax

@@ -8,6 +8,10 @@ import pytest
 
 import utils
 
+# Arguments of task-coba-ei-rsnn.py: a small network that spikes, and a short trial.
+SMALL_NETWORK = "--n_rec 20 --n_in 12 --n_cue 3 --t_cue 20 --t_interval 5 --t_delay 30 --t_recall 15 --ff_scale 8"
+SMALL_NETWORK = (*SMALL_NETWORK.split(" "), "--rate_cue", "150")
+
 
 def run(script, *arguments, cwd):
     command = [sys.executable, script.__file__, *map(str, arguments)]

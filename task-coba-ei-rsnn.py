@@ -1,0 +1,801 @@
+"""Train a conductance-based spiking network on evidence accumulation, or simulate it.
+
+Cues on the left and right, a delay of one second, and then a decision for the side that had more. The network has
+excitatory and inhibitory neurons with adaptation (4 : 1), obeys Dale's law and is trained by gradients of its
+simulation. `--mode train` leaves checkpoints, a learning curve and pictures of what the network does; `--mode sim`
+makes the pictures alone, of an untrained network or of that of an earlier run.
+"""
+
+import utils  # isort: skip  (first: it configures JAX)
+
+import contextlib
+import math
+import signal
+import time
+from pathlib import Path
+
+import absl.logging
+import brainstate
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import scipy.stats
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+SCRIPT = Path(__file__).stem
+absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of checkpoints without metrics, which are intended
+SATURATED = 200.0  # Hz; a population that fires more in the mean carries no information in single spikes
+HELDOUT_BLOCK = 64  # held-out trials at a time on each device
+LEVELS = (0.9, 0.95, 0.99)  # the updates after which the held-out accuracy first reached these are reported
+
+
+def parse_args():
+    parser = utils.Parser(
+        description=__doc__,
+        epilog="examples:\n"
+        f"  python {SCRIPT}.py --method bptt --lr 5e-3 --seed 1\n"
+        f"  python {SCRIPT}.py --mode sim --load results/{SCRIPT}/train_bptt_dense_200_seed1",
+    )
+    positive, positive_int = utils.number(float, above=0), utils.number(int, low=1)
+    not_negative, fraction = utils.number(float, low=0), utils.number(float, above=0, high=1)
+
+    add = parser.add_argument_group("what to do").add_argument
+    add("--mode", choices=("train", "sim"), default="train", help="train the network, or only simulate it")
+    add("--method", choices=tuple(GRADIENTS), default="bptt", help="bptt: backpropagation through time")
+    load = "run folder whose best network is the one to start from; its network and task are the defaults then"
+    add("--load", type=Path, metavar="RUN", help=load)
+    resume = "run folder of an interrupted training to go on with; its arguments are the defaults then"
+    add("--resume", type=Path, metavar="RUN", help=resume)
+
+    add = parser.add_argument_group("network").add_argument
+    conn_method = (
+        "dense: all to all; rand: each neuron has 0.1 n_rec random targets; gaussian: excitatory connections by "
+        "distance on a ring of n_rec neurons (s.d. 20 neurons), inhibitory ones as in rand"
+    )
+    add("--conn_method", choices=("dense", "gaussian", "rand"), default="dense", help=conn_method)
+    n_rec = "recurrent neurons, of which one in five is inhibitory"
+    add("--n_rec", type=utils.number(int, low=5), default=200, help=n_rec)
+    ff_scale = "variance of the input weights, times the number of inputs to a neuron"
+    add("--ff_scale", type=not_negative, default=1.0, help=ff_scale)
+    rec_scale = "variance of the excitatory weights, times the number of excitatory inputs to a neuron"
+    add("--rec_scale", type=not_negative, default=0.5, help=rec_scale)
+    w_ei_ratio = "factor on rec_scale for the inhibitory weights"
+    add("--w_ei_ratio", type=not_negative, default=4.0, help=w_ei_ratio)
+    add("--tau_neu", type=positive, default=100.0, help="time constant of the membrane (ms)")
+    add("--tau_syn", type=positive, default=10.0, help="time constant of the synaptic conductances (ms)")
+    add("--tau_out", type=positive, default=10.0, help="time constant of the readout (ms)")
+    tau_a = "time constant of adaptation (ms): that of each neuron is uniform in 0.5 to 1.5 of it"
+    add("--tau_a", type=positive, default=1000.0, help=tau_a)
+    add("--beta", type=utils.number(float), default=1.0, help="adaptation current of a spike (threshold is 1)")
+    add("--E_exc", type=utils.number(float), default=3.0, help="excitatory reversal potential (threshold is 1)")
+    add("--E_inh", type=utils.number(float), default=-3.0, help="inhibitory reversal potential (threshold is 1)")
+    add("--dt", type=positive, default=1.0, help="time step (ms)")
+    seed = "seed of the {}, derived from --seed without this argument"
+    add("--conn_seed", type=utils.number(int, low=0), help=seed.format("connections and time constants of adaptation"))
+    add("--weight_seed", type=utils.number(int, low=0), help=seed.format("initial weights"))
+
+    add = parser.add_argument_group("task").add_argument
+    add("--n_in", type=positive_int, default=100, help="input neurons: four equal groups; a multiple of 4")
+    add("--n_cue", type=positive_int, default=7, help="cues of a trial; odd, so that one side has more")
+    add("--t_cue", type=positive, default=100.0, help="duration of a cue (ms)")
+    add("--t_interval", type=not_negative, default=50.0, help="interval before each cue (ms)")
+    add("--t_delay", type=not_negative, default=1000.0, help="delay between cues and recall (ms)")
+    add("--t_recall", type=positive, default=150.0, help="duration of recall, at the end of the trial (ms)")
+    add("--rate_cue", type=not_negative, default=40.0, help="rate of the left or right inputs during a cue (Hz)")
+    add("--rate_recall", type=not_negative, default=40.0, help="rate of the recall inputs during recall (Hz)")
+    add("--rate_noise", type=not_negative, default=10.0, help="rate of the noise inputs, always (Hz)")
+    p_bias = "probability that a cue is on the side to which its trial is biased"
+    add("--p_bias", type=fraction, default=0.7, help=p_bias)
+
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=positive_int, default=1000, help="updates, at most")
+    batch_size = "trials of an update; in --mode sim, trials to simulate"
+    add("--batch_size", type=positive_int, default=128, help=batch_size)
+    add("--opt", choices=("adam", "sgd"), default="adam", help="optimiser")
+    add("--lr", type=positive, default=1e-3, help="learning rate")
+    schedule = "cosine: the learning rate falls to 0 over --epochs along half a cosine"
+    add("--schedule", choices=("constant", "cosine"), default="constant", help=schedule)
+    add("--weight_L1", type=not_negative, default=0.0, help="factor of the mean |W| in the loss, summed over W")
+    add("--weight_L2", type=not_negative, default=0.0, help="factor of the mean W^2 in the loss, summed over W")
+    grad_clip = "largest norm of the gradient, which is scaled down to it; unlimited without this argument"
+    add("--grad_clip", type=positive, metavar="NORM", help=grad_clip)
+    add("--eval_every", type=positive_int, default=20, help="updates between evaluations on the held-out trials")
+    add("--n_heldout", type=positive_int, default=1024, help="held-out trials")
+    heldout_seed = "seed of the held-out trials, which are the same for every --seed"
+    add("--heldout_seed", type=utils.number(int, low=0), default=1, help=heldout_seed)
+    add("--threshold", type=fraction, default=0.99, help="held-out accuracy at which training ends")
+    add("--save_every", type=positive_int, default=20, help="updates between checkpoints")
+    utils.add_run_arguments(parser)
+
+    args = parser.parse_args()
+    if args.load:
+        saved = utils.saved_arguments(args.load, "load")
+        kept = [name for group in parser._action_groups if group.title in ("network", "task") for name in names(group)]
+        parser.set_defaults(**{name: saved[name] for name in kept if name in saved})
+        args = parser.parse_args()
+        for name in ("conn_method", "n_rec", "n_in", "conn_seed"):
+            if getattr(args, name) != saved[name]:
+                found = f"found {getattr(args, name)} here and {saved[name]} in {args.load}"
+                parser.error(f"argument --{name}: {found}, expected the same to load it")
+    return check_arguments(parser, args)
+
+
+def names(group):
+    return [action.dest for action in group._group_actions]
+
+
+def check_arguments(parser, args):
+    if args.resume and (args.mode != "train" or args.output):
+        parser.error("argument --resume: found with --mode sim or --output, expected a training to go on with")
+    if args.n_cue % 2 == 0:
+        parser.error(f"argument --n_cue: found {args.n_cue}, expected an odd number, so that one side has more")
+    if args.n_in % 4:
+        parser.error(f"argument --n_in: found {args.n_in}, expected a multiple of 4, the number of groups")
+    for name in ("rate_cue", "rate_recall", "rate_noise"):
+        if getattr(args, name) * args.dt > 1000:
+            limit = f"at most one spike a step, {1000 / args.dt:g} Hz"
+            parser.error(f"argument --{name}: found {getattr(args, name):g}, expected {limit}")
+    for name in ("t_cue", "t_recall"):
+        if round(getattr(args, name) / args.dt) < 1:
+            parser.error(f"argument --{name}: found {getattr(args, name):g}, expected at least a step of {args.dt:g}")
+    derived = np.random.SeedSequence(args.seed).generate_state(3)
+    args.conn_seed = int(derived[0]) if args.conn_seed is None else args.conn_seed
+    args.weight_seed = int(derived[1]) if args.weight_seed is None else args.weight_seed
+    return args, int(derived[2])
+
+
+def split_devices(args, devices):
+    """The devices over which a batch is split: with `--devices all`, as many as divide it."""
+    n = len(devices)
+    if args.devices == "all":
+        n = max(n for n in range(1, n + 1) if args.batch_size % n == 0)
+    elif args.batch_size % n:
+        expected = f"a multiple of the {n} devices of --devices, each of which gets as many trials"
+        raise utils.BadInput(f"argument --batch_size: found {args.batch_size}, expected {expected}")
+    return devices[:n]
+
+
+# ---- Model and loss -------------------------------------------------------------------------------------------------
+
+
+def make_model(args):
+    """Task, network, connections and initial weights that the arguments ask for."""
+    fields = {name: getattr(args, name) for name in utils.EvidenceAccumulation.__dataclass_fields__}
+    task = utils.EvidenceAccumulation(**fields)
+    n_inh = round(args.n_rec / 5)
+    n_exc = args.n_rec - n_inh
+    conn_seed, tau_seed = np.random.SeedSequence(args.conn_seed).spawn(2)
+    connections = utils.connect(args.conn_method, n_exc, n_inh, conn_seed)
+    tau_a = np.random.default_rng(tau_seed).uniform(0.5 * args.tau_a, 1.5 * args.tau_a, args.n_rec)
+    taus = {name: getattr(args, name) * u.ms for name in ("tau_neu", "tau_syn", "tau_out")}
+    reversal = dict(beta=args.beta, E_exc=args.E_exc, E_inh=args.E_inh)
+    tau_a = u.Quantity(tau_a.astype(jnp.result_type(float)), unit=u.ms)
+    network = utils.EINetwork(args.n_in, n_exc, n_inh, tau_a=tau_a, **taus, **reversal)
+    scales = {name: getattr(args, name) for name in ("ff_scale", "rec_scale", "w_ei_ratio")}
+    key = jax.random.key(args.weight_seed)
+    weights = utils.initial_weights(key, args.n_in, network.n_out, n_exc, n_inh, connections, **scales)
+    return task, network, connections, weights
+
+
+def run_trials(task, network, weights, connections, keys, chunk=None):
+    """Run the trials of the given keys.
+
+    The time axis is cut into chunks of about sqrt(n_step) steps whose states are computed again in the backward pass:
+    memory grows with the square root of n_step. Inputs are drawn step by step and not stored.
+
+    Args:
+        chunk: steps of a chunk.
+
+    Returns:
+        loss (batch,): cross-entropy of softmax(r) against the label, mean over the steps of recall; correct (batch,):
+        whether the output with the largest sum over recall is the label; rates (n_step, 2): mean spikes of an
+        excitatory and of an inhibitory neuron in a step.
+    """
+    recall, n_step = task.periods["recall"], task.n_step
+    chunk = chunk or math.ceil(n_step / round(math.sqrt(n_step)))
+    labels, evidence = task.trials(keys)
+    synapses = network.synapses(weights, connections)
+    network.init_state(len(keys))
+
+    def step(k):
+        spikes = network.update(synapses, task.spikes(keys, evidence, k))
+        r = network.r.value
+        counts = (recall.start <= k) & (k < recall.stop)  # the last chunk may go beyond the end
+        log_p = jnp.take_along_axis(jax.nn.log_softmax(r), labels[:, None], axis=1)[:, 0]
+        rates = jnp.stack([spikes[:, : network.n_exc].mean(), spikes[:, network.n_exc :].mean()])
+        return jnp.where(counts, -log_p, 0.0), jnp.where(counts, r.T, 0.0), rates
+
+    @brainstate.transform.checkpoint
+    def run_chunk(steps):
+        loss, r, rates = brainstate.transform.for_loop(step, steps)
+        return loss.sum(axis=0), r.sum(axis=0), rates
+
+    steps = jnp.arange(-(-n_step // chunk) * chunk).reshape(-1, chunk)
+    loss, r, rates = brainstate.transform.for_loop(run_chunk, steps)
+    correct = r.sum(axis=0).argmax(axis=0) == labels
+    return loss.sum(axis=0) / (recall.stop - recall.start), correct, rates.reshape(-1, 2)[:n_step]
+
+
+def bptt(task, network, weights, connections, keys):
+    """Loss, its gradient, accuracy and rates of a batch, by backpropagation through time."""
+
+    def loss(weights):
+        losses, correct, rates = run_trials(task, network, weights, connections, keys)
+        return losses.mean(), (correct.mean(), rates)
+
+    (value, (accuracy, rates)), gradient = jax.value_and_grad(loss, has_aux=True)(weights)
+    return value, gradient, accuracy, rates
+
+
+GRADIENTS = {"bptt": bptt}
+
+
+def penalty(weights, weight_L1, weight_L2):
+    """weight_L1 sum_W mean |W| + weight_L2 sum_W mean W^2."""
+    leaves = jax.tree.leaves(weights)
+    return sum(weight_L1 * jnp.abs(w).mean() + weight_L2 * (w**2).mean() for w in leaves)
+
+
+# ---- Training -------------------------------------------------------------------------------------------------------
+
+
+def make_optimiser(args):
+    lr = optax.cosine_decay_schedule(args.lr, args.epochs) if args.schedule == "cosine" else args.lr
+    optimiser = {"adam": optax.adam, "sgd": optax.sgd}[args.opt](lr)
+    return optax.chain(optax.clip_by_global_norm(args.grad_clip), optimiser) if args.grad_clip else optimiser
+
+
+def make_gradient(args, task, network, mesh):
+    """(weights, connections, keys) -> loss, gradient, accuracy and rates of a batch that is split over the devices."""
+
+    def on_device(weights, connections, keys):
+        return jax.lax.pmean(GRADIENTS[args.method](task, network, weights, connections, keys), "batch")
+
+    copied, split = PartitionSpec(), PartitionSpec("batch")
+    specs = dict(in_specs=(copied, copied, split), out_specs=copied)
+    return jax.shard_map(on_device, mesh=mesh, check_vma=False, **specs)
+
+
+def make_update(args, task, network, optimiser, mesh):
+    """The update (state, connections, number of the update) -> state after it, metrics."""
+    gradient = make_gradient(args, task, network, mesh)
+
+    def update(state, connections, n):
+        weights = state["weights"]
+        keys = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state["key"]), n), args.batch_size)
+        loss, grads, accuracy, rates = gradient(weights, connections, keys)
+        if args.weight_L1 or args.weight_L2:
+            extra, extra_grads = jax.value_and_grad(penalty)(weights, args.weight_L1, args.weight_L2)
+            loss, grads = loss + extra, jax.tree.map(jnp.add, grads, extra_grads)
+        steps, optimiser_state = optimiser.update(grads, state["optimiser"], weights)
+        finite = {name: jnp.isfinite(grad).all() & jnp.isfinite(loss) for name, grad in grads.items()}
+        metrics = dict(loss=loss, accuracy=accuracy, rates=rates.mean(axis=0) * 1000 / args.dt, finite=finite)
+        return state | dict(weights=optax.apply_updates(weights, steps), optimiser=optimiser_state), metrics
+
+    return update
+
+
+def make_evaluation(args, task, network, mesh):
+    """The evaluation (weights, connections) -> which of the held-out trials are correct, and rates (n_step, 2)."""
+    n_block = mesh.size * min(HELDOUT_BLOCK, -(-args.n_heldout // mesh.size))
+    n_padded = -(-args.n_heldout // n_block) * n_block
+
+    def block(weights, connections, keys):
+        _, correct, rates = run_trials(task, network, weights, connections, keys)
+        return correct, jax.lax.pmean(rates, "batch")
+
+    copied, split = PartitionSpec(), PartitionSpec("batch")
+    specs = dict(in_specs=(copied, copied, split), out_specs=(split, copied))
+    on_devices = jax.shard_map(block, mesh=mesh, check_vma=False, **specs)
+
+    def evaluate(weights, connections):
+        keys = jax.random.split(jax.random.key(args.heldout_seed), n_padded)
+        correct, rates = jax.lax.map(lambda k: on_devices(weights, connections, k), keys.reshape(-1, n_block))
+        return correct.ravel()[: args.n_heldout], rates.mean(axis=0)
+
+    return evaluate
+
+
+def wilson_interval(n_correct, n):
+    """95 % interval of a probability of which n_correct of n trials were seen (Wilson 1927)."""
+    return list(scipy.stats.binomtest(int(n_correct), n).proportion_ci(method="wilson"))
+
+
+def period_rates(task, rates):
+    """{period: {"exc": Hz, "inh": Hz}} of rates (n_step, 2) in spikes a step."""
+    means = {name: np.asarray(rates[period]).mean(axis=0) * 1000 / task.dt for name, period in task.periods.items()}
+    return {
+        name: dict(exc=float(mean[0]), inh=float(mean[1])) for name, mean in means.items() if np.isfinite(mean).all()
+    }
+
+
+class Checkpoints:
+    """Checkpoints of a run by orbax, in its folder checkpoints/: the last one and the one of best held-out accuracy.
+
+    Each holds the state, a pytree of arrays, and the history, a list of dicts. One that is being written when the
+    process is killed does not count.
+    """
+
+    def __init__(self, folder, create=True):
+        def accuracy(metrics):
+            return metrics["heldout_accuracy"]
+
+        policies = ocp.checkpoint_managers
+        best = policies.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
+        policy = policies.AnyPreservationPolicy([policies.LatestN(1), best])
+        options = dict(preservation_policy=policy, best_fn=accuracy, enable_async_checkpointing=False, create=create)
+        self.folder = Path(folder, "checkpoints").absolute()
+        self.manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(**options))
+
+    def save(self, update, state, history, heldout_accuracy):
+        content = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
+        metrics = None if heldout_accuracy is None else dict(heldout_accuracy=heldout_accuracy)
+        self.manager.save(update, args=content, metrics=metrics)
+
+    def restore(self, update, like=None):
+        """State, as the pytree `like` or of dicts and lists, and history."""
+        content = ocp.args.Composite(state=ocp.args.StandardRestore(like), history=ocp.args.JsonRestore())
+        restored = self.manager.restore(update, args=content)
+        return restored.state, restored.history
+
+    def close(self):
+        self.manager.close()
+
+
+def load_weights(folder, like):
+    """Weights of the best network of a run, with the shapes of `like`."""
+    with_checkpoints = open_checkpoints(folder, "load")
+    update = with_checkpoints.manager.best_step()
+    state, _ = read_checkpoint(with_checkpoints, with_checkpoints.manager.latest_step() if update is None else update)
+    shapes = [{name: tuple(w.shape) for name, w in weights.items()} for weights in (state.get("weights", {}), like)]
+    if shapes[0] != shapes[1]:
+        raise utils.BadInput(f"{folder}: found weights of shapes {shapes[0]}, expected {shapes[1]}")
+    return jax.tree.map(jnp.asarray, state["weights"])
+
+
+def open_checkpoints(folder, argument):
+    if not Path(folder, "checkpoints").is_dir():
+        raise utils.BadInput(
+            f"argument --{argument}: found no checkpoints in {folder}, expected the folder of a training"
+        )
+    checkpoints = Checkpoints(folder, create=False)
+    if checkpoints.manager.latest_step() is None:
+        raise utils.BadInput(f"argument --{argument}: found no complete checkpoint in {folder}, expected at least one")
+    return checkpoints
+
+
+def read_checkpoint(checkpoints, update, like=None):
+    try:
+        return checkpoints.restore(update, like)
+    except Exception as error:  # orbax and tensorstore raise many kinds
+        first = str(error).splitlines()[0][:200]
+        path = checkpoints.folder / str(update)
+        raise utils.BadInput(
+            f"{path}: found a checkpoint that cannot be read ({first}), expected a whole one"
+        ) from None
+
+
+def name_nan(args, model, key, finite):
+    """Where an update that is not finite stops being so, in words: the simulation, or the gradient of what."""
+    task, network, connections, weights = model
+    keys = jax.random.split(key, args.batch_size)
+    _, evidence = task.trials(keys)
+
+    @jax.jit
+    def simulate(weights, connections):
+        synapses = network.synapses(weights, connections)
+        network.init_state(len(keys))
+        states = dict(V=network.neurons.V, g_exc=network.g_exc, g_inh=network.g_inh, r=network.r)
+
+        def step(k):
+            network.update(synapses, task.spikes(keys, evidence, k))
+            return {name: jnp.isfinite(state.value).all(axis=1) for name, state in states.items()}
+
+        return brainstate.transform.for_loop(step, jnp.arange(task.n_step))
+
+    bad = {name: np.argwhere(~np.asarray(x)) for name, x in simulate(weights, connections).items()}
+    first = min(((*where[0], name) for name, where in bad.items() if len(where)), default=None)
+    if first:
+        return f"{first[2]} is not finite at time step {first[0]} of trial {first[1]}"
+    return f"the gradient of {', '.join(name for name, ok in finite.items() if not ok)} is not finite"
+
+
+def diagnose(rate_exc, rate_inh):
+    """What is wrong with the activity of a batch (Hz), and the argument to change, in words; None if nothing is."""
+    if rate_exc + rate_inh == 0:
+        return "the network is silent: no neuron fires; raise --ff_scale"
+    for name, rate, argument in (("excitatory", rate_exc, "rec_scale"), ("inhibitory", rate_inh, "ff_scale")):
+        if rate > SATURATED:
+            return f"the network saturates: {name} neurons fire at {rate:.0f} Hz; lower --{argument} or raise --beta"
+    return None
+
+
+@contextlib.contextmanager
+def deferred_ctrl_c():
+    """A list that is empty until Ctrl-C is pressed, which then lets the update or save in progress come to its end."""
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Training:
+    """A training that can be stopped and resumed: its state, its compiled programs, and its history, a row an update.
+
+    The state {"weights", "optimiser", "key"} and the history are what a checkpoint holds.
+    """
+
+    def __init__(self, args, run, devices, seed):
+        self.args, self.run = args, run
+        self.task, self.network, connections, weights = make_model(args)
+        weights = load_weights(args.load, weights) if args.load else weights
+        mesh = Mesh(np.array(devices), ("batch",))
+        copied = NamedSharding(mesh, PartitionSpec())
+        optimiser, key = make_optimiser(args), jax.random.key_data(jax.random.key(seed))
+        state = dict(weights=weights, optimiser=optimiser.init(weights), key=key)
+        self.state, self.history = jax.device_put(state, copied), []
+        self.connections = jax.device_put(connections, copied)
+        if args.resume:
+            self.checkpoints = open_checkpoints(run.path, "resume")
+            last = self.checkpoints.manager.latest_step()
+            self.state, self.history = read_checkpoint(self.checkpoints, last, self.state)
+        start = time.perf_counter()
+        compiled = dict(in_shardings=copied, out_shardings=copied)
+        update = jax.jit(make_update(args, self.task, self.network, optimiser, mesh), **compiled)
+        evaluate = jax.jit(make_evaluation(args, self.task, self.network, mesh), **compiled)
+        self.update = update.lower(self.state, self.connections, 0).compile()
+        self.evaluate = evaluate.lower(weights, self.connections).compile()
+        spent = self.history[-1]["seconds"] if self.history else 0.0
+        self.seconds = dict(compile=time.perf_counter() - start, run=spent)
+        run.save("config.json", run.config())
+        if not args.resume:
+            self.checkpoints = Checkpoints(run.path)
+        self.stopped, self.warnings = "epochs", []
+
+    @property
+    def model(self):
+        return self.task, self.network, self.connections, self.state["weights"]
+
+    def reached(self):
+        return bool(self.history) and (self.history[-1]["heldout_accuracy"] or 0) >= self.args.threshold
+
+    def save(self):
+        last = self.history[-1]
+        if self.checkpoints.manager.latest_step() != last["update"]:
+            self.checkpoints.save(last["update"], self.state, self.history, last["heldout_accuracy"])
+        self.run.save("metrics.csv", self.history)
+
+    def make_update(self):
+        """One update with, when it is due, the evaluation; False, and nothing changed, where it is not finite."""
+        args, n, start = self.args, len(self.history) + 1, time.perf_counter()
+        state, metrics = self.update(self.state, self.connections, n)
+        metrics = jax.device_get(metrics)
+        if not all(metrics["finite"].values()):
+            key = jax.random.fold_in(jax.random.wrap_key_data(self.state["key"]), n)
+            where = name_nan(args, self.model, key, metrics["finite"])
+            self.stopped = f"update {n}: {where}; lower --lr, or set --grad_clip"
+            return False
+        heldout = None
+        if n % args.eval_every == 0:
+            heldout = float(jax.device_get(self.evaluate(state["weights"], self.connections)[0]).mean())
+        row = dict(update=n, loss=float(metrics["loss"]), accuracy=float(metrics["accuracy"]), heldout_accuracy=heldout)
+        row |= dict(zip(("rate_exc", "rate_inh"), metrics["rates"].tolist(), strict=True))
+        words = diagnose(row["rate_exc"], row["rate_inh"])
+        self.seconds["run"] += time.perf_counter() - start
+        self.state, self.history = state, [*self.history, row | dict(seconds=self.seconds["run"])]
+        self.warnings += [words] if words and words not in self.warnings else []
+        return True
+
+    def go_on(self):
+        """Train until the threshold, --epochs, Ctrl-C or a number that is not finite, saving on the way."""
+        bar = tqdm(total=self.args.epochs, initial=len(self.history), unit=" updates", leave=False, disable=None)
+        with deferred_ctrl_c() as pressed:
+            while len(self.history) < self.args.epochs and not self.reached() and not pressed and self.make_update():
+                *earlier, row = self.history
+                best = max((row["heldout_accuracy"] or 0 for row in earlier), default=0)
+                if row["update"] % self.args.save_every == 0 or (row["heldout_accuracy"] or 0) > best:
+                    self.save()
+                shown = dict(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.2f}")
+                shown |= dict(exc=f"{row['rate_exc']:.1f} Hz", inh=f"{row['rate_inh']:.1f} Hz")
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
+            bar.close()
+            if self.history:
+                self.save()
+            elif pressed:
+                raise KeyboardInterrupt
+            self.checkpoints.close()
+        self.stopped = "threshold" if self.reached() else "interrupted" if pressed else self.stopped
+
+    def result(self):
+        """What result.json says of the training, with an evaluation of the last weights."""
+        correct, rates = jax.device_get(self.evaluate(self.state["weights"], self.connections))
+        evaluated = [row for row in self.history if row["heldout_accuracy"] is not None]
+        best = max(evaluated, key=lambda row: row["heldout_accuracy"], default=None)
+        seconds = np.diff([0.0] + [row["seconds"] for row in self.history])
+        return dict(
+            mode="train",
+            method=self.args.method,
+            updates=len(self.history),
+            stopped=self.stopped,
+            heldout_accuracy=float(correct.mean()),
+            heldout_interval=wilson_interval(correct.sum(), len(correct)),
+            n_heldout=len(correct),
+            best=best and {name: best[name] for name in ("update", "heldout_accuracy")},
+            first_at={
+                f"{level:g}": next((row for row in evaluated if row["heldout_accuracy"] >= level), None)
+                for level in LEVELS
+            },
+            heldout_rates_Hz=period_rates(self.task, rates),
+            warnings=self.warnings,
+            seconds=self.seconds,
+            seconds_per_update=float(np.median(seconds)) if len(seconds) else None,
+        )
+
+
+# ---- Simulation -----------------------------------------------------------------------------------------------------
+
+
+def record(task, network, weights, connections, key, batch, n_trace=5):
+    """Simulate trials, event by event where connections are sparse, and record the first of them.
+
+    Returns:
+        rates (n_step, 2): mean spikes of an excitatory and an inhibitory neuron in a step, over all trials; correct
+        (batch,); and of the first trial: evidence, label, inputs (n_step, n_in), spikes (n_step, n_rec), r (n_step,
+        n_out) and V (n_step, 2, n_trace) of excitatory and inhibitory neurons `traced`, evenly spread.
+    """
+    keys = jax.random.split(key, batch)
+    traced = [np.linspace(0, n - 1, min(n, n_trace)).astype(int) for n in (network.n_exc, network.n_inh)]
+    traced[1] = traced[1] + network.n_exc
+
+    start = time.perf_counter()
+    arrays, tree = jax.tree.flatten(network.synapses(weights, connections, event_driven=True))
+
+    @jax.jit
+    def trials(arrays, keys):
+        labels, evidence = task.trials(keys)
+        synapses = jax.tree.unflatten(tree, arrays)
+        network.init_state(batch)
+
+        def step(k):
+            x, V = task.spikes(keys, evidence, k), network.neurons.V.value[0]
+            spikes = network.update(synapses, x)
+            rates = jnp.stack([spikes[:, : network.n_exc].mean(), spikes[:, network.n_exc :].mean()])
+            r = network.r.value
+            counts = k >= task.periods["recall"].start
+            first = dict(inputs=x[0], spikes=spikes[0] > 0, r=r[0], V_exc=V[traced[0]], V_inh=V[traced[1]])
+            return jnp.where(counts, r, 0.0), rates, first
+
+        r, rates, first = brainstate.transform.for_loop(step, jnp.arange(task.n_step))
+        correct = r.sum(axis=0).argmax(axis=-1) == labels
+        return dict(rates=rates, correct=correct, evidence=evidence[0], label=labels[0], **first)
+
+    program = trials.lower(arrays, keys).compile()
+    compiled = time.perf_counter()
+    activity = jax.device_get(program(arrays, keys))
+    seconds = dict(compile=compiled - start, run=time.perf_counter() - compiled)
+    return activity | dict(traced=np.array(traced, dtype=object)), seconds
+
+
+WEIGHT_LAWS = {"half-normal": scipy.stats.halfnorm, "gamma": scipy.stats.gamma, "log-normal": scipy.stats.lognorm}
+
+
+def weight_statistics(w):
+    """Moments of |w|, and the maximum-likelihood half-normal, gamma and log-normal laws with their AIC.
+
+    The laws are of weights greater than 0, and there are none where fewer than two different ones are.
+    """
+    w = np.abs(np.asarray(w, np.float64)).ravel()
+    statistics = dict(n=len(w), mean=w.mean(), median=np.median(w), sd=w.std(), skew=scipy.stats.skew(w), max=w.max())
+    statistics["laws"], w = {}, w[w > 0]
+    for name, law in WEIGHT_LAWS.items() if len(np.unique(w)) > 1 else ():
+        parameters = law.fit(w, floc=0)
+        log_likelihood = law.logpdf(w, *parameters).sum()
+        aic = 2 * (len(parameters) - 1) - 2 * log_likelihood  # the location is fixed
+        statistics["laws"][name] = dict(parameters=parameters, AIC=aic)
+    return statistics
+
+
+def report_activity(args, run, model, seed, initial_weights=None):
+    """Simulate trials, save the figures of activity and weights, and return what result.json says of them."""
+    task, network, connections, weights = model
+    key = jax.random.key(seed)
+    activity, seconds = record(task, network, weights, connections, key, args.batch_size)
+    stages = {"before": weights} if initial_weights is None else {"before": initial_weights, "after": weights}
+    statistics = {
+        stage: {name: weight_statistics(w[name]) for name in ("in", "exc", "inh")} for stage, w in stages.items()
+    }
+    run.save("activity.png", plot_activity(args, task, network, activity))
+    run.save("weight_matrix.png", plot_matrix(network, weights, connections))
+    run.save("weights.png", plot_weights(stages, statistics))
+    correct = activity["correct"]
+    simulated = task.n_step * args.dt / 1000
+    result = dict(n_trials=args.batch_size, accuracy=float(correct.mean()))
+    result["accuracy_interval"] = wilson_interval(int(correct.sum()), len(correct))
+    result |= dict(rates_Hz=period_rates(task, activity["rates"]), weights=statistics, seconds=seconds)
+    result["seconds_per_simulated_second"] = seconds["run"] / simulated
+    return result
+
+
+# ---- Figures --------------------------------------------------------------------------------------------------------
+
+EXC, INH = "tab:red", "tab:blue"
+
+
+def plot_learning(history, args):
+    """Loss, accuracy and rates against updates."""
+    updates = [row["update"] for row in history]
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
+    axes[0].plot(updates, [row["loss"] for row in history], color="0.4", lw=1)
+    axes[0].set_ylabel("loss (nats)")
+    axes[1].plot(updates, [row["accuracy"] for row in history], color="0.75", lw=1, label="training batch")
+    evaluated = [row for row in history if row["heldout_accuracy"] is not None]
+    if evaluated:
+        p = np.array([row["heldout_accuracy"] for row in evaluated])
+        low, high = np.transpose([wilson_interval(round(x * args.n_heldout), args.n_heldout) for x in p])
+        x = [row["update"] for row in evaluated]
+        axes[1].errorbar(x, p, (p - low, high - p), fmt="k.-", lw=1, label="held-out, 95 %")
+    axes[1].axhline(args.threshold, color="k", lw=0.6, ls=":")
+    axes[1].set(ylabel="accuracy", ylim=(0.4, 1.01))
+    axes[1].legend(fontsize=8, frameon=False, loc="lower right")
+    for name, color in (("exc", EXC), ("inh", INH)):
+        axes[2].plot(updates, [row[f"rate_{name}"] for row in history], color=color, lw=1, label=name)
+    axes[2].set(ylabel="rate (Hz)", ylim=(0, None))
+    axes[2].legend(fontsize=8, frameon=False)
+    for axis in axes:
+        axis.set_xlabel("update")
+    return figure
+
+
+def plot_raster(axis, spikes, dt, color, offset=0):
+    step, neuron = np.nonzero(spikes)
+    axis.plot(step * dt, neuron + offset, "|" if spikes.shape[1] <= 100 else ".", color=color, ms=2, mew=0.6)
+
+
+def plot_activity(args, task, network, activity):
+    """One trial: inputs, recurrent spikes, potentials with the reversal potentials, and readout."""
+    n_trace = max(activity["V_exc"].shape[1], activity["V_inh"].shape[1])
+    t = np.arange(task.n_step) * args.dt
+    layout = dict(sharex=True, layout="constrained", height_ratios=(1.3, 2, 1.4, 1.4, 1))
+    figure, axes = plt.subplots(5, 1, figsize=(7, 9), **layout)
+    plot_raster(axes[0], activity["inputs"], args.dt, "k")
+    n_group = task.n_in // 4
+    centres = (np.arange(4) + 0.5) * n_group
+    axes[0].set(yticks=centres, yticklabels=["left", "right", "recall", "noise"], ylim=(0, task.n_in), ylabel="inputs")
+    sides = "".join("LR"[int(x > 0)] for x in activity["evidence"])
+    axes[0].set_title(f"cues {sides}, correct choice {'LR'[int(activity['label'])]}", fontsize=10)
+    plot_raster(axes[1], activity["spikes"][:, : network.n_exc], args.dt, EXC)
+    plot_raster(axes[1], activity["spikes"][:, network.n_exc :], args.dt, INH, network.n_exc)
+    axes[1].axhline(network.n_exc - 0.5, color="k", lw=0.6)
+    axes[1].set(ylim=(0, network.n_rec), ylabel="neuron\n(excitatory below)")
+    for axis, name, color in ((axes[2], "exc", EXC), (axes[3], "inh", INH)):
+        V = activity[f"V_{name}"]
+        for i in range(V.shape[1]):
+            axis.plot(t, V[:, i], color=color, lw=0.7, alpha=1 - 0.7 * i / n_trace)
+        for level in (network.E_exc, network.E_inh):
+            axis.axhline(level, color="0.5", lw=0.8, ls="--")
+        axis.axhline(1, color="0.5", lw=0.6, ls=":")
+        axis.set_ylabel(f"V, {name}.\n(threshold 1)")
+    for i, (label, color) in enumerate((("left", "tab:green"), ("right", "tab:purple"))):
+        axes[4].plot(t, activity["r"][:, i], color=color, lw=1, label=label)
+    axes[4].set(xlabel="t (ms)", ylabel="readout", xlim=(0, t[-1]))
+    axes[4].legend(fontsize=8, frameon=False, loc="upper left")
+    for axis in axes:
+        for period in list(task.periods.values())[1:]:
+            axis.axvline(period.start * args.dt, color="0.7", lw=0.6)
+    return figure
+
+
+def plot_matrix(network, weights, connections, n_pixel=400):
+    """|W| from presynaptic (rows) to postsynaptic neurons, those of inhibitory neurons negative; means over pixels."""
+    n_rec = network.n_rec
+    n_bin = min(n_rec, n_pixel)
+    image, first = np.zeros((n_bin, n_bin)), 0
+    for name, n_pre, sign in (("exc", network.n_exc, 1), ("inh", network.n_inh, -1)):
+        w = sign * np.abs(np.asarray(weights[name]))
+        for i in range(n_pre):
+            row = slice(None) if connections[name] is None else slice(*connections[name][0][i : i + 2])
+            post = np.arange(n_rec) if connections[name] is None else np.asarray(connections[name][1][row])
+            values = w[i] if connections[name] is None else w[row]
+            np.add.at(image[(first + i) * n_bin // n_rec], post * n_bin // n_rec, values)
+        first += n_pre
+    image *= (n_bin / n_rec) ** 2
+    limit = np.quantile(np.abs(image[image != 0]), 0.99) if image.any() else 1.0
+    figure, axis = plt.subplots(figsize=(5, 4.2), layout="constrained")
+    shown = axis.imshow(
+        image, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, n_rec, n_rec, 0), interpolation="nearest"
+    )
+    axis.set(xlabel="postsynaptic neuron", ylabel="presynaptic neuron")
+    figure.colorbar(shown, ax=axis, label="weight (inhibitory: negative)")
+    return figure
+
+
+def plot_weights(stages, statistics):
+    """Histograms of |W| with the fitted laws: a row a stage, a column a kind of connection."""
+    layout = dict(squeeze=False, layout="constrained", sharex="col")
+    figure, axes = plt.subplots(len(stages), 3, figsize=(9, 0.8 + 2.4 * len(stages)), **layout)
+    titles = {"in": "input to all", "exc": "excitatory to all", "inh": "inhibitory to all"}
+    for row, (stage, weights) in zip(axes, stages.items(), strict=True):
+        for axis, (name, title) in zip(row, titles.items(), strict=True):
+            w = np.abs(np.asarray(weights[name])).ravel()
+            x = np.linspace(0, np.quantile(w, 0.999) or 1.0, 200)[1:]
+            axis.hist(w, bins=60, range=(0, x[-1]), density=True, color="0.8")
+            top = axis.get_ylim()[1]
+            laws = statistics[stage][name]["laws"]
+            for (law, fitted), style in zip(laws.items(), ("-", "--", ":"), strict=False):
+                axis.plot(x, WEIGHT_LAWS[law].pdf(x, *fitted["parameters"]), "k" + style, lw=1, label=law)
+            axis.set_ylim(0, top * 1.1)
+            best = min(laws, key=lambda law: laws[law]["AIC"], default="-")
+            axis.set_title(f"{title}, {stage}\nlowest AIC: {best}", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("|W|")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("density")
+    if axes[0, 0].get_legend_handles_labels()[0]:
+        axes[0, 0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+# ---- Main -----------------------------------------------------------------------------------------------------------
+
+
+def print_rates(rates):
+    for name, rate in rates.items():
+        print(f"{name:>6}: excitatory neurons {rate['exc']:.2f} Hz, inhibitory {rate['inh']:.2f} Hz")
+
+
+def print_training(result):
+    low, high = result["heldout_interval"]
+    print(f"held-out accuracy {result['heldout_accuracy']:.4f} (95 %: {low:.4f} to {high:.4f})", end=" ")
+    print(f"after {result['updates']} updates, stopped by: {result['stopped']}")
+    for level, row in result["first_at"].items():
+        if row:
+            print(f"first {level} or more after {row['update']} updates and {row['seconds'] / 60:.1f} minutes")
+    for words in result["warnings"]:
+        print(f"WARNING: {words}")
+    print_rates(result["heldout_rates_Hz"])
+    print("{run:.1f} s to run and {compile:.1f} s to compile".format(**result["seconds"]), end=", ")
+    print(f"{result['seconds_per_update'] or math.nan:.2f} s an update")
+
+
+def main():
+    args, seed = parse_args()
+    devices = split_devices(args, utils.setup_jax(args))
+    brainstate.environ.set(dt=args.dt * u.ms)
+    name = f"{args.mode}_{args.method}_{args.conn_method}_{args.n_rec}_seed{args.seed}"
+    may_change = {"threshold"} if args.schedule == "cosine" else {"threshold", "epochs"}
+    run = utils.RunFolder(args, devices, SCRIPT, name, may_change=may_change)
+    train_seed, sim_seed = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(2))
+    if args.mode == "train":
+        training = Training(args, run, devices, train_seed)
+        training.go_on()
+        result = training.result()
+        *_, initial = make_model(args)
+        result["simulation"] = report_activity(args, run, training.model, sim_seed, initial)
+        if training.history:
+            run.save("learning_curve.png", plot_learning(training.history, args))
+        print_training(result)
+    else:
+        task, network, connections, weights = make_model(args)
+        initial = weights if args.load else None
+        weights = load_weights(args.load, weights) if args.load else weights
+        model = task, network, connections, weights
+        result = dict(mode="sim") | report_activity(args, run, model, sim_seed, initial)
+        run.save("config.json", run.config())
+        print(f"accuracy {result['accuracy']:.3f} in {result['n_trials']} trials")
+        print_rates(result["rates_Hz"])
+        print("{run:.1f} s to run and {compile:.1f} s to compile".format(**result["seconds"]))
+    run.save("result.json", result)
+    print(run.path)
+    return {"interrupted": 130, "epochs": 0, "threshold": 0}.get(result.get("stopped", "epochs"), 1)
+
+
+if __name__ == "__main__":
+    utils.run_script(main)

@@ -1,0 +1,353 @@
+"""task-coba-ei-rsnn.py from end to end: what it writes, how it stops and goes on, and how it refuses bad input."""
+
+import csv
+import importlib
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import scripts
+from scripts import result_of
+
+script = importlib.import_module("task-coba-ei-rsnn")
+TRAINING = "--batch_size 8 --n_heldout 32 --eval_every 2 --save_every 3 --epochs 8 --lr 0.01"
+TINY = [*scripts.SMALL_NETWORK, *TRAINING.split(" ")]
+FIGURES = {"activity.png", "weights.png", "weight_matrix.png"}
+
+
+def run(*arguments, cwd):
+    return scripts.run(script, *arguments, cwd=cwd)
+
+
+def metrics_of(folder):
+    """Rows of metrics.csv without the seconds."""
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(float(row.pop("seconds")) > 0 for row in rows)
+    return rows
+
+
+def weights_of(folder):
+    checkpoints = script.open_checkpoints(folder, "load")
+    state, _ = checkpoints.restore(checkpoints.manager.latest_step())
+    checkpoints.close()
+    return {name: np.asarray(w) for name, w in state["weights"].items()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder of an uninterrupted training."""
+    folder = tmp_path_factory.mktemp("trained")
+    return result_of(run(*TINY, "--output", "run", cwd=folder), folder)
+
+
+# ---- What it writes -------------------------------------------------------------------------------------------------
+
+
+def test_training_writes_all_that_it_promises(trained):
+    result, folder = trained
+    names = {path.name for path in folder.iterdir()}
+    assert names == FIGURES | {"config.json", "result.json", "metrics.csv", "learning_curve.png", "checkpoints"}
+    rows = metrics_of(folder)
+    columns = ["update", "loss", "accuracy", "heldout_accuracy", "rate_exc", "rate_inh"]
+    assert [list(row) for row in rows] == [columns] * 8
+    assert [row["update"] for row in rows] == [str(n) for n in range(1, 9)]
+    assert [bool(row["heldout_accuracy"]) for row in rows] == [False, True] * 4
+    assert all(float(row["rate_exc"]) > 1 for row in rows)
+    assert len({row["loss"] for row in rows}) == 8
+    assert result["updates"] == 8
+    assert result["stopped"] == "epochs"
+    low, high = result["heldout_interval"]
+    assert low < result["heldout_accuracy"] < high
+    assert result["best"]["heldout_accuracy"] == max(float(row["heldout_accuracy"] or 0) for row in rows)
+    assert set(result["heldout_rates_Hz"]) == {"cues", "delay", "recall"}
+    weights = result["simulation"]["weights"]
+    assert weights["before"]["exc"]["mean"] != weights["after"]["exc"]["mean"]
+    config = json.loads((folder / "config.json").read_text())
+    assert {"conn_seed", "weight_seed", "tau_a", "method"} <= config["arguments"].keys()
+    assert {"orbax-checkpoint", "optax", "brainevent"} <= config["packages"].keys()
+
+
+def test_the_last_and_the_best_checkpoint_are_kept(trained):
+    result, folder = trained
+    steps = {int(path.name) for path in (folder / "checkpoints").iterdir()}
+    assert steps == {8, result["best"]["update"]} or 8 in steps
+    assert len(steps) <= 2
+
+
+def test_same_seed_same_numbers_and_other_seed_others(trained, monkeypatch, tmp_path, capsys):
+    _, folder = trained
+    assert scripts.exit_status(script, monkeypatch, tmp_path, [*TINY, "--output", "same"]) == 0
+    assert scripts.exit_status(script, monkeypatch, tmp_path, [*TINY, "--seed", 1, "--output", "other"]) == 0
+    assert metrics_of(tmp_path / "same") == metrics_of(folder)
+    assert metrics_of(tmp_path / "other")[0]["loss"] != metrics_of(folder)[0]["loss"]
+
+
+@pytest.mark.parametrize("conn_method", ["gaussian", "rand"])
+def test_sparse_networks_train_and_simulate(conn_method, tmp_path):
+    arguments = [*TINY, "--conn_method", conn_method, "--n_rec", 40, "--epochs", 2, "--opt", "sgd", "--weight_L1", 0.1]
+    result, folder = result_of(run(*arguments, "--output", "run", cwd=tmp_path), tmp_path)
+    listed = result["simulation"]["weights"]["after"]
+    assert listed["inh"]["n"] == 8 * 4
+    assert listed["exc"]["n"] < 32 * 39
+    result, loaded = result_of(run("--mode", "sim", "--load", folder, "--batch_size", 4, cwd=tmp_path), tmp_path)
+    assert {path.name for path in loaded.iterdir()} == FIGURES | {"config.json", "result.json"}
+    assert result["weights"]["after"]["exc"]["mean"] == pytest.approx(listed["exc"]["mean"], rel=0.05)
+    assert result["n_trials"] == 4
+    assert result["rates_Hz"]["cues"]["exc"] > 1
+
+
+def test_simulation_of_an_untrained_network(monkeypatch, tmp_path, capsys):
+    arguments = [*scripts.SMALL_NETWORK, "--mode", "sim", "--output", "sim"]
+    assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
+    output = capsys.readouterr().out
+    result = json.loads((tmp_path / "sim" / "result.json").read_text())
+    assert f"{result['rates_Hz']['recall']['inh']:.2f} Hz" in output
+    assert set(result["weights"]) == {"before"}
+    assert output.splitlines()[-1] == "sim"
+
+
+def test_loaded_network_is_the_trained_one(trained, monkeypatch, tmp_path, capsys):
+    """The best checkpoint, with the task and constants of its run unless others are given."""
+    result, folder = trained
+    arguments = ["--mode", "sim", "--load", folder, "--batch_size", 32, "--seed", 5, "--t_delay", 60, "--output", "sim"]
+    assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
+    saved = json.loads((tmp_path / "sim" / "config.json").read_text())["arguments"]
+    assert saved["tau_a"] == 1000
+    assert saved["n_rec"] == 20
+    assert saved["t_delay"] == 60
+    before = json.loads((tmp_path / "sim" / "result.json").read_text())["weights"]["before"]
+    assert before == result["simulation"]["weights"]["before"]
+
+
+# ---- How it stops and goes on ---------------------------------------------------------------------------------------
+
+KILLED = """
+import importlib, os, signal, sys
+sys.path.insert(0, {root!r})
+sys.argv[0] = {file!r}
+script = importlib.import_module("task-coba-ei-rsnn")
+import utils
+{patch}
+utils.run_script(script.main)
+"""
+# In the 5th update; or when the third checkpoint has its arrays but not yet all.
+MIDDLE_OF_TRAINING = """
+diagnose, calls = script.diagnose, []
+def killed(*rates):
+    calls.append(0)
+    if len(calls) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return diagnose(*rates)
+script.diagnose = killed
+"""
+MIDDLE_OF_SAVE = """
+handler = script.ocp.JsonCheckpointHandler
+save, calls = handler.async_save, []
+async def killed(self, directory, *args, **kwargs):
+    calls.append(0)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return await save(self, directory, *args, **kwargs)
+handler.async_save = killed
+"""
+
+
+@pytest.mark.parametrize("patch", [MIDDLE_OF_TRAINING, MIDDLE_OF_SAVE])
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(patch, trained, monkeypatch, tmp_path, capsys):
+    root = script.Path(script.__file__).parent
+    code = KILLED.format(root=str(root), file=script.__file__, patch=patch)
+    command = [sys.executable, "-c", code, *TINY, "--output", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    interrupted = metrics_of(tmp_path / "run")
+    assert 0 < len(interrupted) < 8
+    if patch == MIDDLE_OF_SAVE:
+        unfinished = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if not path.name.isdigit()]
+        assert unfinished
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert scripts.exit_status(script, monkeypatch, tmp_path, ["--resume", "run"]) == 0
+    _, folder = trained
+    assert metrics_of(tmp_path / "run") == metrics_of(folder)
+    for name, w in weights_of(folder).items():
+        np.testing.assert_array_equal(w, weights_of(tmp_path / "run")[name])
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(trained, tmp_path, monkeypatch, capsys):
+    diagnose, calls = script.diagnose, []
+
+    def interrupted(*rates):
+        calls.append(0)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return diagnose(*rates)
+
+    monkeypatch.setattr(script, "diagnose", interrupted)
+    assert scripts.exit_status(script, monkeypatch, tmp_path, [*TINY, "--output", "run"]) == 130
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["stopped"] == "interrupted"
+    assert result["updates"] == 5
+    assert scripts.exit_status(script, monkeypatch, tmp_path, ["--resume", "run"]) == 0
+    assert metrics_of(tmp_path / "run") == metrics_of(trained[1])
+
+
+def test_ctrl_c_from_the_keyboard(tmp_path):
+    command = [sys.executable, script.__file__, *TINY, "--epochs", "100000", "--output", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120  # it comes during an update or a save, as it happens
+    while not (tmp_path / "run" / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert output.splitlines()[-1] == "run"
+    assert "stopped by: interrupted" in output
+    assert "Traceback" not in errors
+
+
+def test_training_ends_at_the_threshold(monkeypatch, tmp_path, capsys):
+    arguments = [*TINY, "--threshold", 0.01, "--output", "run"]
+    assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["stopped"] == "threshold"
+    assert result["updates"] == 2
+
+
+# ---- What it refuses and warns of -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--n_rec", 4], ["--n_rec", "4", ">= 5"]),
+        (["--n_in", 10], ["--n_in", "10", "multiple of 4"]),
+        (["--n_cue", 4], ["--n_cue", "4", "odd"]),
+        (["--rate_cue", 1500], ["--rate_cue", "1500", "1000 Hz"]),
+        (["--t_recall", 0.2], ["--t_recall", "0.2", "step"]),
+        (["--p_bias", 1.5], ["--p_bias", "1.5", "<= 1"]),
+        (["--lr", 0], ["--lr", "'0'", "> 0"]),
+        (["--conn_method", "smallworld"], ["--conn_method", "smallworld"]),
+        (["--devices", "0,9"], ["--devices", "0,9"]),
+        (["--devices", "0,1", "--batch_size", 3], ["--batch_size", "3", "multiple of the 2 devices"]),
+        (["--resume", "nowhere"], ["--resume", "nowhere", "config.json"]),
+        (["--load", "nowhere"], ["--load", "nowhere", "config.json"]),
+        (["--output", "."], ["--output"]),
+    ],
+)
+def test_bad_arguments_get_one_line(arguments, words, monkeypatch, tmp_path, capsys):
+    (tmp_path / "something").touch()
+    errors = scripts.refused(script, monkeypatch, capsys, tmp_path, arguments)
+    assert all(word in errors for word in words)
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    shutil.copytree(trained[1], tmp_path / "run")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--load", "run", "--n_rec", 25], ["--n_rec", "25", "20"]),
+        (["--load", "run", "--conn_method", "rand"], ["--conn_method", "rand", "dense"]),
+        (["--resume", "run", "--n_rec", 25], ["--n_rec", "25", "20"]),
+        (["--resume", "run", "--lr", 1], ["--lr", "1", "0.01"]),
+        (["--resume", "run", "--mode", "sim"], ["--resume"]),
+    ],
+)
+def test_other_sizes_than_those_of_the_run_are_refused(arguments, words, copied, monkeypatch, capsys):
+    errors = scripts.refused(script, monkeypatch, capsys, copied, arguments)
+    assert all(word in errors for word in words)
+
+
+def remove_all(folder):
+    shutil.rmtree(folder / "checkpoints")
+
+
+def empty(folder):
+    for path in (folder / "checkpoints").iterdir():
+        shutil.rmtree(path)
+
+
+def damage_arrays(folder):
+    for path in (folder / "checkpoints").rglob("state/**/*"):
+        if path.is_file():
+            path.write_bytes(b"damaged")
+
+
+def damage_history(folder):
+    for path in (folder / "checkpoints").rglob("history/*"):
+        path.write_bytes(b"{damaged")
+
+
+@pytest.mark.parametrize("damage", [remove_all, empty, damage_arrays, damage_history])
+@pytest.mark.parametrize("arguments", [["--resume", "run"], ["--mode", "sim", "--load", "run"]])
+def test_missing_or_damaged_checkpoints_are_named(damage, arguments, copied, monkeypatch, capsys):
+    damage(copied / "run")
+    errors = scripts.refused(script, monkeypatch, capsys, copied, arguments)
+    assert str(copied / "run" if "damage" in damage.__name__ else "run") in errors
+    assert "checkpoint" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ff_scale", 0], ["silent", "--ff_scale"]),
+        (["--ff_scale", 2000, "--rec_scale", 50, "--beta", 0], ["saturates", "Hz"]),
+    ],
+)
+def test_silent_and_saturated_networks_are_named(arguments, words, monkeypatch, tmp_path, capsys):
+    arguments = [*TINY, *arguments, "--epochs", 2, "--output", "run"]
+    assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
+    output = capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert any(all(word in warning for word in words) for warning in result["warnings"])
+    assert result["warnings"][0] in output
+
+
+def test_nan_is_caught_and_named(monkeypatch, tmp_path, capsys):
+    """A learning rate that makes weights overflow: the simulation of the next update is not finite from a step on."""
+    arguments = [*TINY, "--lr", 1e38, "--epochs", 5, "--output", "run"]
+    assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 1
+    output = capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert "not finite at time step" in result["stopped"]
+    assert result["stopped"] in output
+    assert "--lr" in result["stopped"]
+    assert len(metrics_of(tmp_path / "run")) == result["updates"] < 5
+
+
+def test_help_explains_every_argument(monkeypatch, capsys):
+    monkeypatch.setattr(script, "parse_args", lambda parse=script.parse_args: parse())
+    scripts.check_help(script, monkeypatch, capsys)
+
+
+# ---- Statistics -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n_correct", "n"), [(0, 10), (5, 10), (1000, 1024), (1024, 1024)])
+def test_wilson_interval_is_where_the_score_test_rejects(n_correct, n):
+    """Its ends are the probabilities p at which |p_hat - p| = z sqrt(p (1 - p) / n)."""
+    for p in script.wilson_interval(n_correct, n):
+        assert abs(n_correct / n - p) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / n), abs=1e-9)
+
+
+@pytest.mark.parametrize("law", script.WEIGHT_LAWS)
+def test_the_law_that_weights_have_fits_them_best(law):
+    shape = {"half-normal": (), "gamma": (3.0,), "log-normal": (0.8,)}[law]
+    w = script.WEIGHT_LAWS[law].rvs(*shape, scale=0.2, size=5000, random_state=0)
+    statistics = script.weight_statistics(w * np.random.default_rng(0).choice([-1, 1], 5000))
+    laws = statistics["laws"]
+    assert min(laws, key=lambda name: laws[name]["AIC"]) == law
+    *fitted, location, scale = laws[law]["parameters"]
+    assert location == 0
+    assert scale == pytest.approx(0.2, rel=0.1)
+    assert fitted == pytest.approx(shape, rel=0.1)
+    assert statistics["mean"] == pytest.approx(w.mean())

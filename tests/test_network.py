@@ -1,0 +1,352 @@
+"""The E/I network, its connections and its task, against a plain reference, and the gradient by which it learns."""
+
+import utils  # isort: skip  (first: it configures JAX)
+
+import importlib
+import itertools
+import math
+
+import brainstate
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scripts
+
+script = importlib.import_module("task-coba-ei-rsnn")
+METHODS = ("dense", "gaussian", "rand")
+
+
+def arguments(monkeypatch, *more):
+    """Arguments of a small network that spikes and a short trial, as the script parses them."""
+    monkeypatch.setattr("sys.argv", [script.__file__, *scripts.SMALL_NETWORK, *map(str, more)])
+    return script.parse_args()[0]
+
+
+@pytest.fixture
+def dt():
+    with brainstate.environ.context(dt=1.0 * u.ms):
+        yield
+
+
+# ---- Reference ------------------------------------------------------------------------------------------------------
+
+
+@jax.custom_jvp
+def heaviside(x):
+    return jnp.where(x >= 0, 1.0, 0.0)
+
+
+@heaviside.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return heaviside(x), 0.3 * jnp.maximum(0.0, 1 - jnp.abs(x)) * dx
+
+
+def reference_loss(weights, inputs, labels, n_recall, tau_a, n_exc, args):
+    """Mean cross-entropy, and spikes (T, batch, n_rec), of the network of Wang et al. (2024), one step after another.
+
+    weights: full matrices; args: the arguments of the script.
+    """
+    w_in, w_exc, w_inh, w_out = (weights[name] for name in ("in", "exc", "inh", "out"))
+    dt, n_step, batch = args.dt, inputs.shape[0], inputs.shape[1]
+    V = I2 = g_exc = g_inh = jnp.zeros((batch, w_in.shape[1]))
+    r, losses, raster = jnp.zeros((batch, 2)), [], []
+    for t in range(n_step):
+        s = heaviside(V - 1)
+        g_exc = g_exc * jnp.exp(-dt / args.tau_syn) + inputs[t] @ abs(w_in) + s[:, :n_exc] @ abs(w_exc)
+        g_inh = g_inh * jnp.exp(-dt / args.tau_syn) + s[:, n_exc:] @ abs(w_inh)
+        V, I2 = V - s, I2 - args.beta * s
+        g = 1 + g_exc + g_inh
+        V_inf = (I2 + g_exc * args.E_exc + g_inh * args.E_inh) / g
+        V = V_inf + (V - V_inf) * jnp.exp(-g * dt / args.tau_neu)
+        I2 = I2 * jnp.exp(-dt / tau_a)
+        r = r * jnp.exp(-dt / args.tau_out) + s @ w_out
+        raster.append(s)
+        if t >= n_step - n_recall:
+            log_p = r - jnp.log(jnp.exp(r).sum(axis=1, keepdims=True))
+            losses.append(-log_p[jnp.arange(batch), labels])
+    return jnp.stack(losses).mean(), jnp.stack(raster)
+
+
+def full_matrix(weights, connections, n_pre, n_rec):
+    """Matrix (n_pre, n_rec) of listed connections, entry by entry."""
+    if connections is None:
+        return weights
+    indptr, indices = connections
+    matrix = jnp.zeros((n_pre, n_rec), weights.dtype)
+    for i in range(n_pre):
+        for k in range(indptr[i], indptr[i + 1]):
+            matrix = matrix.at[i, indices[k]].set(weights[k])
+    return matrix
+
+
+@pytest.mark.parametrize("conn_method", METHODS)
+def test_gradient_is_that_of_a_plain_reference(x64, dt, monkeypatch, conn_method):
+    """Loss, spikes and the gradient of every block of weights, in float64, whatever the chunks of time."""
+    args = arguments(monkeypatch, "--conn_method", conn_method)
+    task, network, connections, weights = script.make_model(args)
+    weights = jax.tree.map(lambda w: w.astype(jnp.float64), weights)
+    key = jax.random.key(3)
+    inputs, labels, _ = task(key, 4)
+    n_recall = task.periods["recall"].stop - task.periods["recall"].start
+    tau_a = (1 / network.neurons.k2).to_decimal(u.ms)
+
+    def reference(weights):
+        matrices = dict(weights)
+        for name, n_pre in (("exc", network.n_exc), ("inh", network.n_inh)):
+            matrices[name] = full_matrix(weights[name], connections[name], n_pre, network.n_rec)
+        return reference_loss(matrices, inputs, labels, n_recall, tau_a, network.n_exc, args)
+
+    (expected, raster), expected_gradient = jax.value_and_grad(reference, has_aux=True)(weights)
+    keys = jax.random.split(key, 4)
+    loss, gradient, _, rates = script.bptt(task, network, weights, connections, keys)
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+    assert raster[..., : network.n_exc].sum() > 20
+    assert raster[..., network.n_exc :].sum() > 5
+    np.testing.assert_allclose(rates[:, 0], raster[..., : network.n_exc].mean(axis=(1, 2)), atol=1e-12)
+    for name in weights:
+        assert np.abs(expected_gradient[name]).max() > 1e-6
+        np.testing.assert_allclose(gradient[name], expected_gradient[name], rtol=1e-9, atol=1e-14)
+
+
+def dense_copy(network, weights, connections):
+    """The same network with full matrices, zero where no connection is listed, and the mask of those listed."""
+    matrices, masks = dict(weights), {}
+    for name, n_pre in (("exc", network.n_exc), ("inh", network.n_inh)):
+        matrices[name] = full_matrix(weights[name], connections[name], n_pre, network.n_rec)
+        masks[name] = np.asarray(full_matrix(jnp.ones_like(weights[name]), connections[name], n_pre, network.n_rec)) > 0
+    return matrices, masks
+
+
+@pytest.mark.parametrize("conn_method", ["gaussian", "rand"])
+def test_sparse_network_is_the_masked_dense_one(dt, monkeypatch, conn_method):
+    """In float32: losses, rates and the gradient at the connections that exist."""
+    args = arguments(monkeypatch, "--conn_method", conn_method, "--n_rec", 50)
+    task, network, connections, weights = script.make_model(args)
+    keys = jax.random.split(jax.random.key(0), 8)
+    loss, gradient, _, rates = script.bptt(task, network, weights, connections, keys)
+    matrices, masks = dense_copy(network, weights, connections)
+    nothing = {"exc": None, "inh": None}
+    dense_loss, dense_gradient, _, dense_rates = script.bptt(task, network, matrices, nothing, keys)
+    assert rates.sum() > 1
+    np.testing.assert_allclose(loss, dense_loss, rtol=1e-5)
+    np.testing.assert_allclose(rates, dense_rates, atol=1e-6)
+    for name, mask in masks.items():
+        assert 0 < mask.sum() < mask.size
+        assert np.abs(gradient[name]).max() > 1e-5
+        np.testing.assert_allclose(gradient[name], np.asarray(dense_gradient[name])[mask], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("conn_method", METHODS)
+def test_event_driven_simulation_is_that_of_training(dt, monkeypatch, conn_method):
+    args = arguments(monkeypatch, "--conn_method", conn_method, "--n_rec", 50)
+    task, network, connections, weights = script.make_model(args)
+    key = jax.random.key(0)
+    activity, _ = script.record(task, network, weights, connections, key, 8)
+    _, correct, rates = script.run_trials(task, network, weights, connections, jax.random.split(key, 8))
+    assert activity["spikes"].sum() > 20
+    np.testing.assert_array_equal(activity["correct"], correct)
+    np.testing.assert_allclose(activity["rates"], rates, atol=1e-6)
+    np.testing.assert_array_equal(activity["spikes"][..., -1] > 0, activity["V_inh"][..., -1] >= 1)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_chunks_of_time_change_nothing(x64, dt, monkeypatch, chunk):
+    task, network, connections, weights = script.make_model(arguments(monkeypatch))
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    def loss(weights, chunk):
+        return script.run_trials(task, network, weights, connections, keys, chunk)[0].mean()
+
+    gradient = jax.grad(loss)(weights, chunk)
+    assert task.n_step % 7
+    for name, expected in jax.grad(loss)(weights, None).items():
+        assert np.abs(expected).max() > 1e-6
+        np.testing.assert_allclose(gradient[name], expected, rtol=1e-7, atol=1e-12)
+
+
+def test_signs_of_weights_do_not_matter(dt, monkeypatch):
+    """Dale's law: all but the readout act as |W|, so that a gradient changes its sign with the weight."""
+    task, network, connections, weights = script.make_model(arguments(monkeypatch))
+    keys = jax.random.split(jax.random.key(0), 4)
+    flipped = {name: w if name == "out" else -w for name, w in weights.items()}
+    assert all((w < 0).any() and (w > 0).any() for w in weights.values())
+    loss, gradient, _, rates = script.bptt(task, network, weights, connections, keys)
+    other_loss, other_gradient, _, _ = script.bptt(task, network, flipped, connections, keys)
+    assert rates.sum() > 1
+    assert loss == other_loss
+    for name in ("in", "exc", "inh"):
+        np.testing.assert_array_equal(gradient[name], -other_gradient[name])
+
+
+def test_two_devices_give_the_loss_and_gradient_of_one(dt, monkeypatch):
+    args = arguments(monkeypatch)
+    task, network, connections, weights = script.make_model(args)
+    keys, results = jax.random.split(jax.random.key(0), 16), []
+    assert len(jax.devices()) >= 2
+    for n in (1, 2):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:n]), ("batch",))
+        gradient = jax.jit(script.make_gradient(args, task, network, mesh))
+        results.append(jax.device_get(gradient(weights, connections, keys)))
+    (loss, gradient, accuracy, rates), (loss_2, gradient_2, accuracy_2, rates_2) = results
+    assert rates.sum() > 1
+    assert accuracy == accuracy_2
+    np.testing.assert_allclose(loss, loss_2, rtol=1e-5)
+    np.testing.assert_allclose(rates, rates_2, atol=1e-6)
+    for name, expected in gradient.items():
+        assert np.abs(expected).max() > 1e-5
+        np.testing.assert_allclose(gradient_2[name], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+# ---- Connections ----------------------------------------------------------------------------------------------------
+
+
+def targets(connections):
+    indptr, indices = connections
+    return [indices[start:end] for start, end in itertools.pairwise(indptr)]
+
+
+@pytest.mark.parametrize("name", ["exc", "inh"])
+def test_rand_gives_each_neuron_as_many_targets_and_not_itself(name):
+    connections = utils.connect("rand", 320, 80, seed=0)
+    rows = targets(connections[name])
+    assert len(rows) == {"exc": 320, "inh": 80}[name]
+    assert sum(map(len, rows)) == {"exc": 12800, "inh": 3200}[name]  # as in Figure 3 of the paper
+    for i, row in enumerate(rows):
+        assert len(set(row)) == 40
+        assert i + 320 * (name == "inh") not in row
+        assert row.min() >= 0
+        assert row.max() < 400
+    in_degree = np.bincount(connections[name][1], minlength=400)
+    expected = len(rows) * 0.1
+    assert abs(in_degree.var() / (expected * 0.9) - 1) < 0.35  # as of independent draws: nearly binomial
+
+
+def test_gaussian_connects_by_distance():
+    """Excitatory connections occur with probability exp(-d^2 / (2 20^2)), d on the ring; inhibitory ones as in rand."""
+    spacing, n_bin = 1.25, 81  # of the excitatory neurons; all distances are multiples of it
+    place = np.append(np.arange(160) * spacing, np.arange(40) * 5.0)
+    distance = np.abs(place[:160, None] - place)
+    distance = np.rint(np.minimum(distance, 200 - distance) / spacing).astype(int)
+    hits, pairs = np.zeros(n_bin), np.zeros(n_bin)
+    for seed in range(20):
+        connections = utils.connect("gaussian", 160, 40, seed)
+        for i, row in enumerate(targets(connections["exc"])):
+            assert i not in row
+            hits += np.bincount(distance[i, row], minlength=n_bin)
+            pairs += np.bincount(np.delete(distance[i], i), minlength=n_bin)
+        assert all(len(set(row)) == 20 for row in targets(connections["inh"]))
+    p = np.exp(-0.5 * (np.arange(n_bin) * spacing / 20) ** 2)
+    assert np.all(np.abs(hits - p * pairs) < 5 * np.sqrt(p * (1 - p) * pairs) + 5)
+
+
+def test_dense_is_all_to_all():
+    assert utils.connect("dense", 4, 1, seed=0) == {"exc": None, "inh": None}
+
+
+@pytest.mark.parametrize("conn_method", ["gaussian", "rand"])
+def test_connections_depend_on_their_seed_alone(conn_method, monkeypatch):
+    first, same, other = (
+        script.make_model(arguments(monkeypatch, "--conn_method", conn_method, "--conn_seed", c, "--weight_seed", w))
+        for c, w in ((1, 1), (1, 2), (2, 1))
+    )
+    for name in ("exc", "inh"):
+        np.testing.assert_array_equal(first[2][name][1], same[2][name][1])
+        assert not np.array_equal(first[2][name][1], other[2][name][1])
+    assert not np.array_equal(first[3]["inh"], same[3]["inh"])
+    np.testing.assert_array_equal(first[3]["inh"], other[3]["inh"])
+
+
+@pytest.mark.parametrize("n_rec", range(5, 13))
+def test_four_excitatory_neurons_for_an_inhibitory_one(monkeypatch, n_rec):
+    _, network, _, _ = script.make_model(arguments(monkeypatch, "--n_rec", n_rec))
+    assert network.n_exc + network.n_inh == n_rec
+    assert abs(network.n_inh - n_rec / 5) <= 0.5
+    assert network.n_inh >= 1
+
+
+@pytest.mark.parametrize("conn_method", METHODS)
+def test_initial_weights_have_the_variance_of_the_paper(conn_method):
+    """scale / number of inputs, and the largest of Figure 3: 0.284 (E) and 1.132 (I) for rand, n_rec 400."""
+    connections = utils.connect(conn_method, 320, 80, seed=0)
+    weights = utils.initial_weights(jax.random.key(0), 100, 2, 320, 80, connections)
+    inputs = {"in": 100, "exc": 320, "inh": 80, "out": 400}
+    for name in ("exc", "inh"):
+        if connections[name] is not None:
+            inputs[name] = len(connections[name][1]) / 400
+    for name, scale in {"in": 1.0, "exc": 0.5, "inh": 2.0, "out": 2.0}.items():
+        assert np.std(weights[name]) == pytest.approx(math.sqrt(scale / inputs[name]), rel=0.05)
+        assert abs(np.mean(weights[name])) < 4 * np.std(weights[name]) / math.sqrt(weights[name].size)
+    if conn_method == "rand":
+        assert np.abs(weights["exc"]).max() == pytest.approx(0.284, abs=0.001)
+        assert np.abs(weights["inh"]).max() == pytest.approx(1.136, abs=0.005)
+        assert np.abs(weights["exc"]).mean() == pytest.approx(0.1025, abs=0.001)
+
+
+# ---- Task -----------------------------------------------------------------------------------------------------------
+
+
+def test_rates_of_each_group_in_each_period():
+    """40 Hz on the side of a cue and in recall, 10 Hz of noise throughout, and nothing else."""
+    batch, task = 200, utils.EvidenceAccumulation()
+    inputs, _, evidence = jax.device_get(task(jax.random.key(0), batch))
+    assert inputs.shape == (2200, batch, 100)
+    assert inputs.dtype == bool
+    left, right, recall, noise = np.split(inputs, 4, axis=2)
+    cue, phase = np.divmod(np.arange(1050), 150)
+    expected = np.zeros((4, 2200, batch))
+    for side, row in ((-1, 0), (1, 1)):
+        expected[row, :1050] = 0.04 * ((evidence[:, cue] == side).T & (phase >= 50)[:, None])
+    expected[2, 2050:], expected[3] = 0.04, 0.01
+    for group, p in zip((left, right, recall, noise), expected, strict=True):
+        assert not group[p == 0].any()
+        for level in set(p[p > 0]):
+            n = group[p == level].size
+            assert abs(group[p == level].mean() - level) < 5 * math.sqrt(level * (1 - level) / n)
+        deviation = group.sum(axis=(0, 2)) - 25 * p.sum(axis=0)
+        variance = 25 * (p * (1 - p)).sum(axis=0)
+        assert 0.5 < (deviation**2).mean() / variance.mean() < 2  # Bernoulli spikes, not regular or bursts
+    assert np.corrcoef(noise[:, 0].T.astype(float))[0, 1:].max() < 0.1
+
+
+def test_labels_and_bias():
+    """The label is the side with more cues; sides are equally likely; cues agree as those of a bias of 0.7 do."""
+    n = 20_000
+    labels, evidence = jax.device_get(utils.EvidenceAccumulation().trials(jax.random.split(jax.random.key(1), n)))
+    assert set(np.unique(evidence)) == {-1, 1}
+    np.testing.assert_array_equal(labels, (evidence == 1).sum(axis=1) > 3)
+    assert abs(labels.mean() - 0.5) < 5 * 0.5 / math.sqrt(n)
+    agreement = (evidence[:, :1] * evidence[:, 1:]).mean()  # (2 p - 1)^2
+    assert agreement == pytest.approx(0.4**2, abs=0.02)
+    biased = utils.EvidenceAccumulation(p_bias=1.0).trials(jax.random.split(jax.random.key(1), 50))[1]
+    assert np.all(np.abs(biased.sum(axis=1)) == 7)
+
+
+def test_trials_are_a_function_of_their_key():
+    task = utils.EvidenceAccumulation(t_delay=50.0)
+    inputs, labels, evidence = task(jax.random.key(0), 6)
+    again, other = task(jax.random.key(0), 6), task(jax.random.key(1), 6)
+    np.testing.assert_array_equal(inputs, again[0])
+    assert not np.array_equal(inputs, other[0])
+    assert not np.array_equal(inputs[:, 0], inputs[:, 1])
+    keys = jax.random.split(jax.random.key(0), 6)[4:]  # of two trials alone, as on another device
+    some_labels, some_evidence = task.trials(keys)
+    np.testing.assert_array_equal(some_labels, labels[4:])
+    np.testing.assert_array_equal(some_evidence, evidence[4:])
+    np.testing.assert_array_equal(task.spikes(keys, some_evidence, 77), inputs[77, 4:])
+
+
+def test_durations_and_rates_are_arguments():
+    task = utils.EvidenceAccumulation(
+        n_cue=3, t_cue=20, t_interval=10, t_delay=40, t_recall=30, rate_cue=500, rate_noise=0, n_in=40, dt=0.5
+    )
+    inputs, _, evidence = jax.device_get(task(jax.random.key(0), 100))
+    assert inputs.shape == (320, 100, 40)
+    assert evidence.shape == (100, 3)
+    assert task.periods == {"cues": slice(0, 180), "delay": slice(180, 260), "recall": slice(260, 320)}
+    cue = inputs[20:60, :, :20].sum() / (40 * 10 * 100)
+    assert cue == pytest.approx(0.25, abs=0.01)  # 500 Hz for steps of 0.5 ms, on one of two sides
+    assert not inputs[180:260].any()
+    assert not inputs[:, :, 30:].any()
