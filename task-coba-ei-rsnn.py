@@ -179,17 +179,17 @@ def make_model(args):
     scales = {name: getattr(args, name) for name in ("ff_scale", "rec_scale", "w_ei_ratio")}
     key = jax.random.key(args.weight_seed)
     weights = utils.initial_weights(key, args.n_in, network.n_out, n_exc, n_inh, connections, **scales)
-    return task, network, connections, weights
+    return task, network, weights, connections
 
 
 def run_trials(task, network, weights, connections, keys, chunk=None):
     """Run the trials of the given keys.
 
-    The time axis is cut into chunks of about sqrt(n_step) steps whose states are computed again in the backward pass:
-    memory grows with the square root of n_step. Inputs are drawn step by step and not stored.
+    The time axis is cut into chunks of about sqrt(n_step) / 2 steps, and the states within a chunk are computed again
+    in the backward pass: but for the inputs, a bit each in bytes, memory grows with the square root of n_step.
 
     Args:
-        chunk: steps of a chunk.
+        chunk: steps of a chunk; n_step or more for one scan that stores all states.
 
     Returns:
         loss (batch,): cross-entropy of softmax(r) against the label, mean over the steps of recall; correct (batch,):
@@ -197,23 +197,24 @@ def run_trials(task, network, weights, connections, keys, chunk=None):
         excitatory and of an inhibitory neuron in a step.
     """
     recall, n_step = task.periods["recall"], task.n_step
-    chunk = chunk or math.ceil(n_step / round(math.sqrt(n_step)))
+    chunk = chunk or math.ceil(math.sqrt(n_step) / 2)
     labels, evidence = task.trials(keys)
     synapses = network.synapses(weights, connections)
     network.init_state(len(keys))
 
-    def step(k):
-        spikes = network.update(synapses, task.spikes(keys, evidence, k))
-        r = network.r.value
+    def step(k, x):
+        spikes, r = network.update(synapses, x), network.r.value
         counts = (recall.start <= k) & (k < recall.stop)  # the last chunk may go beyond the end
         log_p = jnp.take_along_axis(jax.nn.log_softmax(r), labels[:, None], axis=1)[:, 0]
-        rates = jnp.stack([spikes[:, : network.n_exc].mean(), spikes[:, network.n_exc :].mean()])
-        return jnp.where(counts, -log_p, 0.0), jnp.where(counts, r.T, 0.0), rates
+        return jnp.where(counts, -log_p, 0.0), jnp.where(counts, r.T, 0.0), network.mean_spikes(spikes)
 
-    @brainstate.transform.checkpoint
-    def run_chunk(steps):
-        loss, r, rates = brainstate.transform.for_loop(step, steps)
+    def run_steps(steps, inputs):
+        loss, r, rates = brainstate.transform.for_loop(step, steps, inputs)
         return loss.sum(axis=0), r.sum(axis=0), rates
+
+    def run_chunk(steps):
+        inputs = jax.vmap(lambda k: task.spikes(keys, evidence, k))(steps)
+        return (run_steps if n_step <= chunk else brainstate.transform.checkpoint(run_steps))(steps, inputs)
 
     steps = jnp.arange(-(-n_step // chunk) * chunk).reshape(-1, chunk)
     loss, r, rates = brainstate.transform.for_loop(run_chunk, steps)
@@ -221,11 +222,11 @@ def run_trials(task, network, weights, connections, keys, chunk=None):
     return loss.sum(axis=0) / (recall.stop - recall.start), correct, rates.reshape(-1, 2)[:n_step]
 
 
-def bptt(task, network, weights, connections, keys):
+def bptt(task, network, weights, connections, keys, chunk=None):
     """Loss, its gradient, accuracy and rates of a batch, by backpropagation through time."""
 
     def loss(weights):
-        losses, correct, rates = run_trials(task, network, weights, connections, keys)
+        losses, correct, rates = run_trials(task, network, weights, connections, keys, chunk)
         return losses.mean(), (correct.mean(), rates)
 
     (value, (accuracy, rates)), gradient = jax.value_and_grad(loss, has_aux=True)(weights)
@@ -382,7 +383,7 @@ def read_checkpoint(checkpoints, update, like=None):
 
 def name_nan(args, model, key, finite):
     """Where an update that is not finite stops being so, in words: the simulation, or the gradient of what."""
-    task, network, connections, weights = model
+    task, network, weights, connections = model
     keys = jax.random.split(key, args.batch_size)
     _, evidence = task.trials(keys)
 
@@ -434,7 +435,7 @@ class Training:
 
     def __init__(self, args, run, devices, seed):
         self.args, self.run = args, run
-        self.task, self.network, connections, weights = make_model(args)
+        self.task, self.network, weights, connections = make_model(args)
         weights = load_weights(args.load, weights) if args.load else weights
         mesh = Mesh(np.array(devices), ("batch",))
         copied = NamedSharding(mesh, PartitionSpec())
@@ -461,7 +462,7 @@ class Training:
 
     @property
     def model(self):
-        return self.task, self.network, self.connections, self.state["weights"]
+        return self.task, self.network, self.state["weights"], self.connections
 
     def reached(self):
         return bool(self.history) and (self.history[-1]["heldout_accuracy"] or 0) >= self.args.threshold
@@ -543,45 +544,51 @@ class Training:
 # ---- Simulation -----------------------------------------------------------------------------------------------------
 
 
-def record(task, network, weights, connections, key, batch, n_trace=5):
-    """Simulate trials, event by event where connections are sparse, and record the first of them.
+def record(task, network, weights, connections, keys, mesh, n_trace=5):
+    """Simulate the trials of the given keys, event by event where connections are sparse, and record the first of them.
 
     Returns:
         rates (n_step, 2): mean spikes of an excitatory and an inhibitory neuron in a step, over all trials; correct
         (batch,); and of the first trial: evidence, label, inputs (n_step, n_in), spikes (n_step, n_rec), r (n_step,
-        n_out) and V (n_step, 2, n_trace) of excitatory and inhibitory neurons `traced`, evenly spread.
+        n_out), and V_exc and V_inh (n_step, n_trace) of neurons that are evenly spread. Then what it took: seconds, and
+        memory (MB) of the program on each device.
     """
-    keys = jax.random.split(key, batch)
-    traced = [np.linspace(0, n - 1, min(n, n_trace)).astype(int) for n in (network.n_exc, network.n_inh)]
-    traced[1] = traced[1] + network.n_exc
-
+    traced = {name: np.linspace(0, n - 1, min(n, n_trace)).astype(int) for name, n in network.sizes.items()}
+    traced["inh"] += network.n_exc
     start = time.perf_counter()
+    copied, split = PartitionSpec(), PartitionSpec("batch")
     arrays, tree = jax.tree.flatten(network.synapses(weights, connections, event_driven=True))
 
-    @jax.jit
-    def trials(arrays, keys):
+    def on_device(arrays, keys):
         labels, evidence = task.trials(keys)
         synapses = jax.tree.unflatten(tree, arrays)
-        network.init_state(batch)
+        network.init_state(len(keys))
 
         def step(k):
             x, V = task.spikes(keys, evidence, k), network.neurons.V.value[0]
             spikes = network.update(synapses, x)
-            rates = jnp.stack([spikes[:, : network.n_exc].mean(), spikes[:, network.n_exc :].mean()])
             r = network.r.value
-            counts = k >= task.periods["recall"].start
-            first = dict(inputs=x[0], spikes=spikes[0] > 0, r=r[0], V_exc=V[traced[0]], V_inh=V[traced[1]])
-            return jnp.where(counts, r, 0.0), rates, first
+            first = dict(inputs=x[0], spikes=jnp.packbits(spikes[0] > 0), r=r[0])
+            first |= {f"V_{name}": V[neurons] for name, neurons in traced.items()}
+            return jnp.where(k >= task.periods["recall"].start, r, 0.0), network.mean_spikes(spikes), first
 
         r, rates, first = brainstate.transform.for_loop(step, jnp.arange(task.n_step))
         correct = r.sum(axis=0).argmax(axis=-1) == labels
-        return dict(rates=rates, correct=correct, evidence=evidence[0], label=labels[0], **first)
+        first |= dict(evidence=evidence[0], label=labels[0])
+        return jax.lax.pmean(rates, "batch"), correct, jax.tree.map(lambda x: x[None], first)
 
-    program = trials.lower(arrays, keys).compile()
+    specs = dict(in_specs=(copied, split), out_specs=(copied, split, split))
+    program = jax.jit(jax.shard_map(on_device, mesh=mesh, check_vma=False, **specs))
+    arguments = jax.device_put((arrays, keys), (NamedSharding(mesh, copied), NamedSharding(mesh, split)))
+    program = program.lower(*arguments).compile()
     compiled = time.perf_counter()
-    activity = jax.device_get(program(arrays, keys))
+    rates, correct, first = jax.device_get(program(*arguments))
     seconds = dict(compile=compiled - start, run=time.perf_counter() - compiled)
-    return activity | dict(traced=np.array(traced, dtype=object)), seconds
+    first = {name: x[0] for name, x in first.items()}
+    first["spikes"] = np.unpackbits(first["spikes"], axis=1)[:, : network.n_rec]
+    memory = program.memory_analysis()
+    sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes
+    return dict(rates=rates, correct=correct, **first), dict(seconds=seconds, memory_MB=sum(sizes) / 1e6)
 
 
 WEIGHT_LAWS = {"half-normal": scipy.stats.halfnorm, "gamma": scipy.stats.gamma, "log-normal": scipy.stats.lognorm}
@@ -603,11 +610,11 @@ def weight_statistics(w):
     return statistics
 
 
-def report_activity(args, run, model, seed, initial_weights=None):
+def report_activity(args, run, devices, model, seed, initial_weights=None):
     """Simulate trials, save the figures of activity and weights, and return what result.json says of them."""
-    task, network, connections, weights = model
-    key = jax.random.key(seed)
-    activity, seconds = record(task, network, weights, connections, key, args.batch_size)
+    task, network, weights, connections = model
+    keys = jax.random.split(jax.random.key(seed), args.batch_size)
+    activity, cost = record(task, network, weights, connections, keys, Mesh(np.array(devices), ("batch",)))
     stages = {"before": weights} if initial_weights is None else {"before": initial_weights, "after": weights}
     statistics = {
         stage: {name: weight_statistics(w[name]) for name in ("in", "exc", "inh")} for stage, w in stages.items()
@@ -619,8 +626,8 @@ def report_activity(args, run, model, seed, initial_weights=None):
     simulated = task.n_step * args.dt / 1000
     result = dict(n_trials=args.batch_size, accuracy=float(correct.mean()))
     result["accuracy_interval"] = wilson_interval(int(correct.sum()), len(correct))
-    result |= dict(rates_Hz=period_rates(task, activity["rates"]), weights=statistics, seconds=seconds)
-    result["seconds_per_simulated_second"] = seconds["run"] / simulated
+    result |= dict(rates_Hz=period_rates(task, activity["rates"]), weights=statistics, **cost)
+    result["seconds_per_simulated_second"] = cost["seconds"]["run"] / simulated
     return result
 
 
@@ -777,17 +784,17 @@ def main():
         training = Training(args, run, devices, train_seed)
         training.go_on()
         result = training.result()
-        *_, initial = make_model(args)
-        result["simulation"] = report_activity(args, run, training.model, sim_seed, initial)
+        _, _, initial, _ = make_model(args)
+        result["simulation"] = report_activity(args, run, devices, training.model, sim_seed, initial)
         if training.history:
             run.save("learning_curve.png", plot_learning(training.history, args))
         print_training(result)
     else:
-        task, network, connections, weights = make_model(args)
+        task, network, weights, connections = make_model(args)
         initial = weights if args.load else None
         weights = load_weights(args.load, weights) if args.load else weights
-        model = task, network, connections, weights
-        result = dict(mode="sim") | report_activity(args, run, model, sim_seed, initial)
+        model = task, network, weights, connections
+        result = dict(mode="sim") | report_activity(args, run, devices, model, sim_seed, initial)
         run.save("config.json", run.config())
         print(f"accuracy {result['accuracy']:.3f} in {result['n_trials']} trials")
         print_rates(result["rates_Hz"])

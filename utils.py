@@ -459,6 +459,10 @@ class EINetwork(brainstate.nn.Module):
         unitless = dict(V_rest=0.0, V_reset=0.0, V_th_inf=1.0, V_th_reset=1.0, R=1.0, A1=0.0, A2=-beta, R1=1.0, R2=1.0)
         self.neurons = GIF(self.n_rec, a=0 / u.ms, b=0 / u.ms, k2=1 / tau_a, tau=tau_neu, spk_reset="soft", **unitless)
 
+    @property
+    def sizes(self):
+        return dict(exc=self.n_exc, inh=self.n_inh)
+
     def init_state(self, batch_size=None, **kwargs):
         def zeros(n):
             return brainstate.HiddenState.init(braintools.init.ZeroInit(), (n,), batch_size)
@@ -474,7 +478,7 @@ class EINetwork(brainstate.nn.Module):
         gradient together are faster at hundreds of neurons.
         """
         matrices = {name: w if name == "out" else jnp.abs(w) for name, w in weights.items()}
-        for name, n_pre in (("exc", self.n_exc), ("inh", self.n_inh)):
+        for name, n_pre in self.sizes.items():
             if connections[name] is None:
                 continue
             indptr, indices = map(jnp.asarray, connections[name])
@@ -495,6 +499,10 @@ class EINetwork(brainstate.nn.Module):
         self.update_neurons(x_exc, propagate(inh, synapses["inh"]), spikes)
         self.r.value = relax(self.r.value, 0.0, 1 / self.tau_out) + spikes @ synapses["out"]
         return spikes
+
+    def mean_spikes(self, spikes):
+        """Means (2,) of spikes (batch, n_rec) over the excitatory and over the inhibitory neurons."""
+        return jnp.stack([spikes[:, : self.n_exc].mean(), spikes[:, self.n_exc :].mean()])
 
     def update_neurons(self, x_exc, x_inh, spikes):
         """The step of each neuron, given the increments (batch, n_rec) of its conductances, and its spikes."""

@@ -86,7 +86,7 @@ def full_matrix(weights, connections, n_pre, n_rec):
 def test_gradient_is_that_of_a_plain_reference(x64, dt, monkeypatch, conn_method):
     """Loss, spikes and the gradient of every block of weights, in float64, whatever the chunks of time."""
     args = arguments(monkeypatch, "--conn_method", conn_method)
-    task, network, connections, weights = script.make_model(args)
+    task, network, weights, connections = script.make_model(args)
     weights = jax.tree.map(lambda w: w.astype(jnp.float64), weights)
     key = jax.random.key(3)
     inputs, labels, _ = task(key, 4)
@@ -95,7 +95,7 @@ def test_gradient_is_that_of_a_plain_reference(x64, dt, monkeypatch, conn_method
 
     def reference(weights):
         matrices = dict(weights)
-        for name, n_pre in (("exc", network.n_exc), ("inh", network.n_inh)):
+        for name, n_pre in network.sizes.items():
             matrices[name] = full_matrix(weights[name], connections[name], n_pre, network.n_rec)
         return reference_loss(matrices, inputs, labels, n_recall, tau_a, network.n_exc, args)
 
@@ -114,7 +114,7 @@ def test_gradient_is_that_of_a_plain_reference(x64, dt, monkeypatch, conn_method
 def dense_copy(network, weights, connections):
     """The same network with full matrices, zero where no connection is listed, and the mask of those listed."""
     matrices, masks = dict(weights), {}
-    for name, n_pre in (("exc", network.n_exc), ("inh", network.n_inh)):
+    for name, n_pre in network.sizes.items():
         matrices[name] = full_matrix(weights[name], connections[name], n_pre, network.n_rec)
         masks[name] = np.asarray(full_matrix(jnp.ones_like(weights[name]), connections[name], n_pre, network.n_rec)) > 0
     return matrices, masks
@@ -124,7 +124,7 @@ def dense_copy(network, weights, connections):
 def test_sparse_network_is_the_masked_dense_one(dt, monkeypatch, conn_method):
     """In float32: losses, rates and the gradient at the connections that exist."""
     args = arguments(monkeypatch, "--conn_method", conn_method, "--n_rec", 50)
-    task, network, connections, weights = script.make_model(args)
+    task, network, weights, connections = script.make_model(args)
     keys = jax.random.split(jax.random.key(0), 8)
     loss, gradient, _, rates = script.bptt(task, network, weights, connections, keys)
     matrices, masks = dense_copy(network, weights, connections)
@@ -142,10 +142,11 @@ def test_sparse_network_is_the_masked_dense_one(dt, monkeypatch, conn_method):
 @pytest.mark.parametrize("conn_method", METHODS)
 def test_event_driven_simulation_is_that_of_training(dt, monkeypatch, conn_method):
     args = arguments(monkeypatch, "--conn_method", conn_method, "--n_rec", 50)
-    task, network, connections, weights = script.make_model(args)
-    key = jax.random.key(0)
-    activity, _ = script.record(task, network, weights, connections, key, 8)
-    _, correct, rates = script.run_trials(task, network, weights, connections, jax.random.split(key, 8))
+    task, network, weights, connections = script.make_model(args)
+    keys = jax.random.split(jax.random.key(0), 8)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("batch",))
+    activity, _ = script.record(task, network, weights, connections, keys, mesh)
+    _, correct, rates = script.run_trials(task, network, weights, connections, keys)
     assert activity["spikes"].sum() > 20
     np.testing.assert_array_equal(activity["correct"], correct)
     np.testing.assert_allclose(activity["rates"], rates, atol=1e-6)
@@ -154,7 +155,7 @@ def test_event_driven_simulation_is_that_of_training(dt, monkeypatch, conn_metho
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_chunks_of_time_change_nothing(x64, dt, monkeypatch, chunk):
-    task, network, connections, weights = script.make_model(arguments(monkeypatch))
+    task, network, weights, connections = script.make_model(arguments(monkeypatch))
     keys = jax.random.split(jax.random.key(0), 4)
 
     def loss(weights, chunk):
@@ -169,7 +170,7 @@ def test_chunks_of_time_change_nothing(x64, dt, monkeypatch, chunk):
 
 def test_signs_of_weights_do_not_matter(dt, monkeypatch):
     """Dale's law: all but the readout act as |W|, so that a gradient changes its sign with the weight."""
-    task, network, connections, weights = script.make_model(arguments(monkeypatch))
+    task, network, weights, connections = script.make_model(arguments(monkeypatch))
     keys = jax.random.split(jax.random.key(0), 4)
     flipped = {name: w if name == "out" else -w for name, w in weights.items()}
     assert all((w < 0).any() and (w > 0).any() for w in weights.values())
@@ -183,7 +184,7 @@ def test_signs_of_weights_do_not_matter(dt, monkeypatch):
 
 def test_two_devices_give_the_loss_and_gradient_of_one(dt, monkeypatch):
     args = arguments(monkeypatch)
-    task, network, connections, weights = script.make_model(args)
+    task, network, weights, connections = script.make_model(args)
     keys, results = jax.random.split(jax.random.key(0), 16), []
     assert len(jax.devices()) >= 2
     for n in (1, 2):
@@ -253,10 +254,10 @@ def test_connections_depend_on_their_seed_alone(conn_method, monkeypatch):
         for c, w in ((1, 1), (1, 2), (2, 1))
     )
     for name in ("exc", "inh"):
-        np.testing.assert_array_equal(first[2][name][1], same[2][name][1])
-        assert not np.array_equal(first[2][name][1], other[2][name][1])
-    assert not np.array_equal(first[3]["inh"], same[3]["inh"])
-    np.testing.assert_array_equal(first[3]["inh"], other[3]["inh"])
+        np.testing.assert_array_equal(first[3][name][1], same[3][name][1])
+        assert not np.array_equal(first[3][name][1], other[3][name][1])
+    assert not np.array_equal(first[2]["inh"], same[2]["inh"])
+    np.testing.assert_array_equal(first[2]["inh"], other[2]["inh"])
 
 
 @pytest.mark.parametrize("n_rec", range(5, 13))

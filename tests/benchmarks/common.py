@@ -1,5 +1,6 @@
 """What the benchmarks share: the HH fit on the traces in data/, and simulators in virtual environments of their own."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -61,3 +62,32 @@ def run_peer(script, requirements, *arguments, **arrays):
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def network_script(*arguments):
+    """The module of task-coba-ei-rsnn.py, its arguments and a mesh of the devices they split a batch over."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import utils  # isort: skip
+    import brainstate
+    import brainunit as u
+    import jax
+
+    script = importlib.import_module("task-coba-ei-rsnn")
+    sys.argv = [script.__file__, *map(str, arguments)]
+    args, _ = script.parse_args()
+    devices = script.split_devices(args, utils.setup_jax(args))
+    brainstate.environ.set(dt=args.dt * u.ms)
+    return script, args, jax.sharding.Mesh(np.array(devices), ("batch",))
+
+
+def memory_above(function):
+    """Peak memory (MB) of this process in a call of function, above what it has before it. On Linux."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+
+    def status(name):
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1]) / 1024
+
+    before = status("VmRSS")
+    function()
+    return status("VmHWM") - before

@@ -1,0 +1,91 @@
+"""BPTT on the E/I network: time in checkpointed chunks against one plain scan, and memory against the trial's length.
+
+    python tests/benchmarks/bench_ei_bptt.py
+
+The network, task and batch are the script's defaults (n_rec 200, T 2200, batch 128), on the same devices for both. In
+one process both programs are compiled, and then take turns; each memory is the peak of a process of its own above what
+it had after importing everything and running the same program for a trial of 10 steps. The ratios come last.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+LENGTHS = (1100, 2200, 4400, 8800)
+REPEATS = 7
+
+
+def make_gradient(n_step, plain, *arguments):
+    """A function that computes the loss and gradient of one batch of trials of n_step, and the seconds to compile it."""
+    from common import network_script
+
+    script, args, mesh = network_script(*arguments)
+    import jax
+
+    args.t_delay += (n_step - 2200) * args.dt if n_step >= 1100 else 0
+    if n_step < 1100:
+        args.n_cue, args.t_cue, args.t_interval, args.t_delay, args.t_recall = 1, n_step / 2, 0, 0, n_step / 2
+    task, network, weights, connections = script.make_model(args)
+    assert task.n_step == n_step
+    chunk = n_step if plain else None
+    script.GRADIENTS["benchmark"] = lambda *model_and_keys: script.bptt(*model_and_keys, chunk)
+    args.method = "benchmark"
+    keys = jax.random.split(jax.random.key(0), args.batch_size)
+    start = time.perf_counter()
+    program = jax.jit(script.make_gradient(args, task, network, mesh)).lower(weights, connections, keys).compile()
+    seconds = time.perf_counter() - start
+    return lambda: jax.block_until_ready(program(weights, connections, keys)), seconds
+
+
+def memory(n_step, plain):
+    """Peak memory (MB) of one gradient, measured in a new process."""
+    command = [sys.executable, __file__, "--memory", str(n_step), str(int(plain))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_memory(n_step, plain):
+    from common import memory_above
+
+    make_gradient(10, plain)[0]()
+
+    def run():
+        make_gradient(n_step, plain)[0]()
+
+    print(json.dumps(memory_above(run)))
+
+
+def main():
+    (chunked, compile_chunked), (plain, compile_plain) = make_gradient(2200, False), make_gradient(2200, True)
+    seconds = []
+    for _ in range(REPEATS + 1):
+        row = []
+        for run in (chunked, plain):
+            start = time.perf_counter()
+            run()
+            row.append(time.perf_counter() - start)
+        seconds.append(row)
+    chunked, plain = np.median(seconds[1:], axis=0)
+    print(f"one update: chunks {chunked:.2f} s ({compile_chunked:.1f} s to compile)", end=", ")
+    print(f"plain scan {plain:.2f} s ({compile_plain:.1f} s to compile)")
+    low, high = np.quantile([b / a for a, b in seconds[1:]], (0, 1))
+    chunks = {n_step: memory(n_step, False) for n_step in LENGTHS}
+    whole = memory(2200, True)
+    for n_step, megabytes in chunks.items():
+        print(f"peak memory, chunks, T = {n_step}: {megabytes:.0f} MB")
+    print(f"peak memory, plain scan, T = 2200: {whole:.0f} MB")
+    print(f"memory from T = 1100 to 8800: {chunks[8800] / chunks[1100]:.2f} times")
+    print(f"memory of the plain scan: {whole / chunks[2200]:.1f} times that of chunks")
+    print(f"time of the plain scan: {plain / chunked:.2f} times that of chunks ({low:.2f} to {high:.2f})")
+
+
+if __name__ == "__main__":
+    if "--memory" in sys.argv:
+        sys.path.insert(0, str(Path(__file__).parent))
+        print_memory(*map(int, sys.argv[2:4]))
+    else:
+        main()
