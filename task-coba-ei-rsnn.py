@@ -96,7 +96,7 @@ def parse_args():
     add("--epochs", type=positive_int, default=1000, help="updates, at most")
     batch_size = "trials of an update; in --mode sim, trials to simulate"
     add("--batch_size", type=positive_int, default=128, help=batch_size)
-    add("--opt", choices=("adam", "sgd"), default="adam", help="optimiser")
+    add("--opt", choices=("adam", "sgd"), default="adam", help="optimiser of the weights, by optax")
     add("--lr", type=positive, default=1e-3, help="learning rate")
     schedule = "cosine: the learning rate falls to 0 over --epochs along half a cosine"
     add("--schedule", choices=("constant", "cosine"), default="constant", help=schedule)
@@ -143,10 +143,16 @@ def check_arguments(parser, args):
     for name in ("t_cue", "t_recall"):
         if round(getattr(args, name) / args.dt) < 1:
             parser.error(f"argument --{name}: found {getattr(args, name):g}, expected at least a step of {args.dt:g}")
-    derived = np.random.SeedSequence(args.seed).generate_state(3)
-    args.conn_seed = int(derived[0]) if args.conn_seed is None else args.conn_seed
-    args.weight_seed = int(derived[1]) if args.weight_seed is None else args.weight_seed
-    return args, int(derived[2])
+    seeds = split_seed(args.seed)
+    args.conn_seed = seeds["conn"] if args.conn_seed is None else args.conn_seed
+    args.weight_seed = seeds["weight"] if args.weight_seed is None else args.weight_seed
+    return args
+
+
+def split_seed(seed):
+    """Seeds of the connections, the initial weights, the training and the simulation, from one."""
+    states = np.random.SeedSequence(seed).generate_state(4).tolist()
+    return dict(zip(("conn", "weight", "train", "sim"), states, strict=True))
 
 
 def split_devices(args, devices):
@@ -308,11 +314,10 @@ def wilson_interval(n_correct, n):
 
 
 def period_rates(task, rates):
-    """{period: {"exc": Hz, "inh": Hz}} of rates (n_step, 2) in spikes a step."""
-    means = {name: np.asarray(rates[period]).mean(axis=0) * 1000 / task.dt for name, period in task.periods.items()}
-    return {
-        name: dict(exc=float(mean[0]), inh=float(mean[1])) for name, mean in means.items() if np.isfinite(mean).all()
-    }
+    """{period: {"exc": Hz, "inh": Hz}} of rates (n_step, 2) in spikes a step, for periods that have steps."""
+    periods = {name: rates[period] for name, period in task.periods.items() if period.stop > period.start}
+    means = {name: (np.mean(rows, axis=0) * 1000 / task.dt).tolist() for name, rows in periods.items()}
+    return {name: dict(zip(("exc", "inh"), mean, strict=True)) for name, mean in means.items()}
 
 
 class Checkpoints:
@@ -491,7 +496,9 @@ class Training:
         words = diagnose(row["rate_exc"], row["rate_inh"])
         self.seconds["run"] += time.perf_counter() - start
         self.state, self.history = state, [*self.history, row | dict(seconds=self.seconds["run"])]
-        self.warnings += [words] if words and words not in self.warnings else []
+        if words and words not in self.warnings:
+            self.warnings.append(words)
+            tqdm.write(f"update {n}: {words}")
         return True
 
     def go_on(self):
@@ -773,19 +780,19 @@ def print_training(result):
 
 
 def main():
-    args, seed = parse_args()
+    args = parse_args()
     devices = split_devices(args, utils.setup_jax(args))
     brainstate.environ.set(dt=args.dt * u.ms)
     name = f"{args.mode}_{args.method}_{args.conn_method}_{args.n_rec}_seed{args.seed}"
     may_change = {"threshold"} if args.schedule == "cosine" else {"threshold", "epochs"}
     run = utils.RunFolder(args, devices, SCRIPT, name, may_change=may_change)
-    train_seed, sim_seed = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(2))
+    seeds = split_seed(args.seed)
     if args.mode == "train":
-        training = Training(args, run, devices, train_seed)
+        training = Training(args, run, devices, seeds["train"])
         training.go_on()
         result = training.result()
         _, _, initial, _ = make_model(args)
-        result["simulation"] = report_activity(args, run, devices, training.model, sim_seed, initial)
+        result["simulation"] = report_activity(args, run, devices, training.model, seeds["sim"], initial)
         if training.history:
             run.save("learning_curve.png", plot_learning(training.history, args))
         print_training(result)
@@ -794,7 +801,7 @@ def main():
         initial = weights if args.load else None
         weights = load_weights(args.load, weights) if args.load else weights
         model = task, network, weights, connections
-        result = dict(mode="sim") | report_activity(args, run, devices, model, sim_seed, initial)
+        result = dict(mode="sim") | report_activity(args, run, devices, model, seeds["sim"], initial)
         run.save("config.json", run.config())
         print(f"accuracy {result['accuracy']:.3f} in {result['n_trials']} trials")
         print_rates(result["rates_Hz"])

@@ -20,7 +20,7 @@ REPEATS = 7
 
 
 def make_gradient(n_step, plain, *arguments):
-    """A function that computes the loss and gradient of one batch of trials of n_step, and the seconds to compile it."""
+    """A function that computes the gradient of one batch of trials of n_step, and the seconds to compile it."""
     from common import network_script
 
     script, args, mesh = network_script(*arguments)

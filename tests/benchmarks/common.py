@@ -74,7 +74,7 @@ def network_script(*arguments):
 
     script = importlib.import_module("task-coba-ei-rsnn")
     sys.argv = [script.__file__, *map(str, arguments)]
-    args, _ = script.parse_args()
+    args = script.parse_args()
     devices = script.split_devices(args, utils.setup_jax(args))
     brainstate.environ.set(dt=args.dt * u.ms)
     return script, args, jax.sharding.Mesh(np.array(devices), ("batch",))
