@@ -564,11 +564,10 @@ def record(task, network, weights, connections, keys, mesh, n_trace=5):
     traced["inh"] += network.n_exc
     start = time.perf_counter()
     copied, split = PartitionSpec(), PartitionSpec("batch")
-    arrays, tree = jax.tree.flatten(network.synapses(weights, connections, event_driven=True))
+    synapses = network.synapses(weights, connections, event_driven=True)
 
-    def on_device(arrays, keys):
+    def on_device(synapses, keys):
         labels, evidence = task.trials(keys)
-        synapses = jax.tree.unflatten(tree, arrays)
         network.init_state(len(keys))
 
         def step(k):
@@ -586,7 +585,7 @@ def record(task, network, weights, connections, keys, mesh, n_trace=5):
 
     specs = dict(in_specs=(copied, split), out_specs=(copied, split, split))
     program = jax.jit(jax.shard_map(on_device, mesh=mesh, check_vma=False, **specs))
-    arguments = jax.device_put((arrays, keys), (NamedSharding(mesh, copied), NamedSharding(mesh, split)))
+    arguments = jax.device_put((synapses, keys), (NamedSharding(mesh, copied), NamedSharding(mesh, split)))
     program = program.lower(*arguments).compile()
     compiled = time.perf_counter()
     rates, correct, first = jax.device_get(program(*arguments))
@@ -700,7 +699,7 @@ def plot_activity(args, task, network, activity):
     for i, (label, color) in enumerate((("left", "tab:green"), ("right", "tab:purple"))):
         axes[4].plot(t, activity["r"][:, i], color=color, lw=1, label=label)
     axes[4].set(xlabel="t (ms)", ylabel="readout", xlim=(0, t[-1]))
-    axes[4].legend(fontsize=8, frameon=False, loc="upper left")
+    axes[4].legend(fontsize=8, frameon=False, loc=(0.62, 0.6))  # in the delay
     for axis in axes:
         for period in list(task.periods.values())[1:]:
             axis.axvline(period.start * args.dt, color="0.7", lw=0.6)

@@ -483,8 +483,9 @@ class EINetwork(brainstate.nn.Module):
                 continue
             indptr, indices = map(jnp.asarray, connections[name])
             if event_driven:
-                matrices[name] = brainevent.CSR((matrices[name], indices, indptr), shape=(n_pre, self.n_rec))
-                propagate(jnp.zeros((1, n_pre)), matrices[name])  # has it keep the work space, which needs indptr
+                csr = brainevent.CSR(matrices[name], indices, indptr, shape=(n_pre, self.n_rec))
+                brainevent.BinaryArray(jnp.zeros((1, n_pre))) @ csr  # has it make the work space
+                matrices[name] = dict(data=csr.data, indices=indices, indptr=indptr, buffers=csr.buffers)
             else:
                 pre = jnp.repeat(jnp.arange(n_pre), jnp.diff(indptr), total_repeat_length=len(indices))
                 zeros = jnp.zeros((n_pre, self.n_rec), matrices[name].dtype)
@@ -495,8 +496,8 @@ class EINetwork(brainstate.nn.Module):
         """One step under input spikes x (batch, n_in). Returns the spikes (batch, n_rec) of its start."""
         spikes = self.neurons.get_spike()
         exc, inh = spikes[:, : self.n_exc], spikes[:, self.n_exc :]
-        x_exc = x.astype(spikes.dtype) @ synapses["in"] + propagate(exc, synapses["exc"])
-        self.update_neurons(x_exc, propagate(inh, synapses["inh"]), spikes)
+        x_exc = x.astype(spikes.dtype) @ synapses["in"] + self._propagate(exc, synapses["exc"])
+        self.update_neurons(x_exc, self._propagate(inh, synapses["inh"]), spikes)
         self.r.value = relax(self.r.value, 0.0, 1 / self.tau_out) + spikes @ synapses["out"]
         return spikes
 
@@ -510,10 +511,12 @@ class EINetwork(brainstate.nn.Module):
         g_inh = self.g_inh.value = relax(self.g_inh.value, 0.0, 1 / self.tau_syn) + x_inh
         self.neurons.update(g_exc * self.E_exc + g_inh * self.E_inh, spikes, g_exc + g_inh)
 
-
-def propagate(spikes, matrix):
-    """Spikes (batch, n_pre) times a matrix (n_pre, n_post), which may be sparse: then event by event."""
-    return (brainevent.BinaryArray(spikes) if isinstance(matrix, brainevent.CSR) else spikes) @ matrix
+    def _propagate(self, spikes, matrix):
+        if isinstance(matrix, dict):
+            # Made here, as a CSR that is the argument of a program has its indices as constants of it.
+            matrix = brainevent.CSR(**matrix, shape=(spikes.shape[1], self.n_rec))
+            return brainevent.BinaryArray(spikes) @ matrix
+        return spikes @ matrix
 
 
 # ---- Spike trains ---------------------------------------------------------------------------------------------------
