@@ -29,6 +29,11 @@ from tqdm import tqdm
 
 SCRIPT = Path(__file__).stem
 absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of checkpoints without metrics, which are intended
+# The arguments that a network that is loaded brings along.
+TASK_ARGUMENTS = tuple(utils.EvidenceAccumulation.__dataclass_fields__)
+INITIAL_ARGUMENTS = ("conn_seed", "weight_seed", "ff_scale", "rec_scale", "w_ei_ratio")
+NETWORK_ARGUMENTS = ("conn_method", "n_rec", "tau_neu", "tau_syn", "tau_out", "tau_a", "beta", "E_exc", "E_inh")
+NETWORK_ARGUMENTS += INITIAL_ARGUMENTS
 SATURATED = 200.0  # Hz; a population that fires more in the mean carries no information in single spikes
 HELDOUT_BLOCK = 64  # held-out trials at a time on each device
 LEVELS = (0.9, 0.95, 0.99)  # the updates after which the held-out accuracy first reached these are reported
@@ -41,6 +46,7 @@ def parse_args():
         f"  python {SCRIPT}.py --method bptt --lr 5e-3 --seed 1\n"
         f"  python {SCRIPT}.py --mode sim --load results/{SCRIPT}/train_bptt_dense_200_seed1",
     )
+    seed_number = utils.number(int, low=0, high=2**32 - 1)
     positive, positive_int = utils.number(float, above=0), utils.number(int, low=1)
     not_negative, fraction = utils.number(float, low=0), utils.number(float, above=0, high=1)
 
@@ -76,21 +82,31 @@ def parse_args():
     add("--E_inh", type=utils.number(float), default=-3.0, help="inhibitory reversal potential (threshold is 1)")
     add("--dt", type=positive, default=1.0, help="time step (ms)")
     seed = "seed of the {}, derived from --seed without this argument"
-    add("--conn_seed", type=utils.number(int, low=0), help=seed.format("connections and time constants of adaptation"))
-    add("--weight_seed", type=utils.number(int, low=0), help=seed.format("initial weights"))
+    add("--conn_seed", type=seed_number, help=seed.format("connections and time constants of adaptation"))
+    add("--weight_seed", type=seed_number, help=seed.format("initial weights"))
 
-    add = parser.add_argument_group("task").add_argument
-    add("--n_in", type=positive_int, default=100, help="input neurons: four equal groups; a multiple of 4")
-    add("--n_cue", type=positive_int, default=7, help="cues of a trial; odd, so that one side has more")
-    add("--t_cue", type=positive, default=100.0, help="duration of a cue (ms)")
-    add("--t_interval", type=not_negative, default=50.0, help="interval before each cue (ms)")
-    add("--t_delay", type=not_negative, default=1000.0, help="delay between cues and recall (ms)")
-    add("--t_recall", type=positive, default=150.0, help="duration of recall, at the end of the trial (ms)")
-    add("--rate_cue", type=not_negative, default=40.0, help="rate of the left or right inputs during a cue (Hz)")
-    add("--rate_recall", type=not_negative, default=40.0, help="rate of the recall inputs during recall (Hz)")
-    add("--rate_noise", type=not_negative, default=10.0, help="rate of the noise inputs, always (Hz)")
+    add, task = parser.add_argument_group("task").add_argument, utils.EvidenceAccumulation()
+    add("--n_in", type=positive_int, default=task.n_in, help="input neurons: four equal groups; a multiple of 4")
+    add("--n_cue", type=positive_int, default=task.n_cue, help="cues of a trial; odd, so that one side has more")
+    add("--t_cue", type=positive, default=task.t_cue, help="duration of a cue (ms)")
+    add("--t_interval", type=not_negative, default=task.t_interval, help="interval before each cue (ms)")
+    add("--t_delay", type=not_negative, default=task.t_delay, help="delay between cues and recall (ms)")
+    add("--t_recall", type=positive, default=task.t_recall, help="duration of recall, at the end of the trial (ms)")
+    add(
+        "--rate_cue",
+        type=not_negative,
+        default=task.rate_cue,
+        help="rate of the left or right inputs during a cue (Hz)",
+    )
+    add(
+        "--rate_recall",
+        type=not_negative,
+        default=task.rate_recall,
+        help="rate of the recall inputs during recall (Hz)",
+    )
+    add("--rate_noise", type=not_negative, default=task.rate_noise, help="rate of the noise inputs, always (Hz)")
     p_bias = "probability that a cue is on the side to which its trial is biased"
-    add("--p_bias", type=fraction, default=0.7, help=p_bias)
+    add("--p_bias", type=fraction, default=task.p_bias, help=p_bias)
 
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=positive_int, default=1000, help="updates, at most")
@@ -107,26 +123,23 @@ def parse_args():
     add("--eval_every", type=positive_int, default=20, help="updates between evaluations on the held-out trials")
     add("--n_heldout", type=positive_int, default=1024, help="held-out trials")
     heldout_seed = "seed of the held-out trials, which are the same for every --seed"
-    add("--heldout_seed", type=utils.number(int, low=0), default=1, help=heldout_seed)
+    add("--heldout_seed", type=seed_number, default=1, help=heldout_seed)
     add("--threshold", type=fraction, default=0.99, help="held-out accuracy at which training ends")
     add("--save_every", type=positive_int, default=20, help="updates between checkpoints")
     utils.add_run_arguments(parser)
 
     args = parser.parse_args()
-    if args.load:
+    if args.load and not args.resume:
         saved = utils.saved_arguments(args.load, "load")
-        kept = [name for group in parser._action_groups if group.title in ("network", "task") for name in names(group)]
-        parser.set_defaults(**{name: saved[name] for name in kept if name in saved})
+        if not saved.keys() >= {*NETWORK_ARGUMENTS, *TASK_ARGUMENTS}:
+            parser.error(f"argument --load: found a run of another script in {args.load}, expected one of {SCRIPT}.py")
+        parser.set_defaults(**{name: saved[name] for name in (*NETWORK_ARGUMENTS, *TASK_ARGUMENTS)})
         args = parser.parse_args()
-        for name in ("conn_method", "n_rec", "n_in", "conn_seed"):
+        for name in ("conn_method", "n_rec", "n_in", *INITIAL_ARGUMENTS):
             if getattr(args, name) != saved[name]:
                 found = f"found {getattr(args, name)} here and {saved[name]} in {args.load}"
                 parser.error(f"argument --{name}: {found}, expected the same to load it")
     return check_arguments(parser, args)
-
-
-def names(group):
-    return [action.dest for action in group._group_actions]
 
 
 def check_arguments(parser, args):
@@ -171,8 +184,7 @@ def split_devices(args, devices):
 
 def make_model(args):
     """Task, network, connections and initial weights that the arguments ask for."""
-    fields = {name: getattr(args, name) for name in utils.EvidenceAccumulation.__dataclass_fields__}
-    task = utils.EvidenceAccumulation(**fields)
+    task = utils.EvidenceAccumulation(**{name: getattr(args, name) for name in TASK_ARGUMENTS})
     n_inh = round(args.n_rec / 5)
     n_exc = args.n_rec - n_inh
     conn_seed, tau_seed = np.random.SeedSequence(args.conn_seed).spawn(2)
@@ -257,15 +269,21 @@ def make_optimiser(args):
     return optax.chain(optax.clip_by_global_norm(args.grad_clip), optimiser) if args.grad_clip else optimiser
 
 
+COPIED, SPLIT = PartitionSpec(), PartitionSpec("batch")
+
+
+def over_devices(function, mesh, in_specs, out_specs):
+    """The function of a batch, run on each device with its part of what is SPLIT and all of what is COPIED."""
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
 def make_gradient(args, task, network, mesh):
     """(weights, connections, keys) -> loss, gradient, accuracy and rates of a batch that is split over the devices."""
 
     def on_device(weights, connections, keys):
         return jax.lax.pmean(GRADIENTS[args.method](task, network, weights, connections, keys), "batch")
 
-    copied, split = PartitionSpec(), PartitionSpec("batch")
-    specs = dict(in_specs=(copied, copied, split), out_specs=copied)
-    return jax.shard_map(on_device, mesh=mesh, check_vma=False, **specs)
+    return over_devices(on_device, mesh, (COPIED, COPIED, SPLIT), COPIED)
 
 
 def make_update(args, task, network, optimiser, mesh):
@@ -280,15 +298,20 @@ def make_update(args, task, network, optimiser, mesh):
             extra, extra_grads = jax.value_and_grad(penalty)(weights, args.weight_L1, args.weight_L2)
             loss, grads = loss + extra, jax.tree.map(jnp.add, grads, extra_grads)
         steps, optimiser_state = optimiser.update(grads, state["optimiser"], weights)
-        finite = {name: jnp.isfinite(grad).all() & jnp.isfinite(loss) for name, grad in grads.items()}
+        new_weights = optax.apply_updates(weights, steps)
+        both = jax.tree.map(lambda grad, w: jnp.isfinite(grad).all() & jnp.isfinite(w).all(), grads, new_weights)
+        finite = {name: ok & jnp.isfinite(loss) for name, ok in both.items()}
         metrics = dict(loss=loss, accuracy=accuracy, rates=rates.mean(axis=0) * 1000 / args.dt, finite=finite)
-        return state | dict(weights=optax.apply_updates(weights, steps), optimiser=optimiser_state), metrics
+        return state | dict(weights=new_weights, optimiser=optimiser_state), metrics
 
     return update
 
 
 def make_evaluation(args, task, network, mesh):
-    """The evaluation (weights, connections) -> which of the held-out trials are correct, and rates (n_step, 2)."""
+    """The evaluation (weights, connections) -> which of the held-out trials are correct, and rates (n_step, 2).
+
+    The rates are also of the trials that fill up the last block.
+    """
     n_block = mesh.size * min(HELDOUT_BLOCK, -(-args.n_heldout // mesh.size))
     n_padded = -(-args.n_heldout // n_block) * n_block
 
@@ -296,9 +319,7 @@ def make_evaluation(args, task, network, mesh):
         _, correct, rates = run_trials(task, network, weights, connections, keys)
         return correct, jax.lax.pmean(rates, "batch")
 
-    copied, split = PartitionSpec(), PartitionSpec("batch")
-    specs = dict(in_specs=(copied, copied, split), out_specs=(split, copied))
-    on_devices = jax.shard_map(block, mesh=mesh, check_vma=False, **specs)
+    on_devices = over_devices(block, mesh, (COPIED, COPIED, SPLIT), (SPLIT, COPIED))
 
     def evaluate(weights, connections):
         keys = jax.random.split(jax.random.key(args.heldout_seed), n_padded)
@@ -327,16 +348,40 @@ class Checkpoints:
     process is killed does not count.
     """
 
-    def __init__(self, folder, create=True):
+    def __init__(self, folder, read_only=False):
         def accuracy(metrics):
             return metrics["heldout_accuracy"]
 
         policies = ocp.checkpoint_managers
         best = policies.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
         policy = policies.AnyPreservationPolicy([policies.LatestN(1), best])
-        options = dict(preservation_policy=policy, best_fn=accuracy, enable_async_checkpointing=False, create=create)
+        options = dict(preservation_policy=policy, best_fn=accuracy, enable_async_checkpointing=False)
+        options |= dict(create=not read_only, cleanup_tmp_directories=not read_only)
         self.folder = Path(folder, "checkpoints").absolute()
         self.manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(**options))
+
+    @classmethod
+    def of(cls, folder, argument):
+        """Those of an earlier run, which `argument` names: to go on with it, or else to read."""
+        if not Path(folder, "checkpoints").is_dir():
+            found = f"found no checkpoints in {folder}"
+            raise utils.BadInput(f"argument --{argument}: {found}, expected the folder of a training")
+        with readable(Path(folder, "checkpoints")):
+            checkpoints = cls(folder, read_only=argument != "resume")
+        if checkpoints.last is None:
+            found = f"found no complete checkpoint in {folder}"
+            raise utils.BadInput(f"argument --{argument}: {found}, expected at least one")
+        return checkpoints
+
+    @property
+    def last(self):
+        return self.manager.latest_step()
+
+    @property
+    def best(self):
+        """The update of best held-out accuracy, or the last one where none was evaluated."""
+        best = self.manager.best_step()
+        return self.last if best is None else best
 
     def save(self, update, state, history, heldout_accuracy):
         content = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
@@ -344,46 +389,44 @@ class Checkpoints:
         self.manager.save(update, args=content, metrics=metrics)
 
     def restore(self, update, like=None):
-        """State, as the pytree `like` or of dicts and lists, and history."""
-        content = ocp.args.Composite(state=ocp.args.StandardRestore(like), history=ocp.args.JsonRestore())
-        restored = self.manager.restore(update, args=content)
+        """State, as the pytree `like`, or else of dicts and lists on the first device; and history."""
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        state = ocp.args.StandardRestore(like, fallback_sharding=None if like else first)
+        with readable(self.folder / str(update)):
+            restored = self.manager.restore(
+                update, args=ocp.args.Composite(state=state, history=ocp.args.JsonRestore())
+            )
         return restored.state, restored.history
 
     def close(self):
         self.manager.close()
 
 
-def load_weights(folder, like):
-    """Weights of the best network of a run, with the shapes of `like`."""
-    with_checkpoints = open_checkpoints(folder, "load")
-    update = with_checkpoints.manager.best_step()
-    state, _ = read_checkpoint(with_checkpoints, with_checkpoints.manager.latest_step() if update is None else update)
-    shapes = [{name: tuple(w.shape) for name, w in weights.items()} for weights in (state.get("weights", {}), like)]
-    if shapes[0] != shapes[1]:
-        raise utils.BadInput(f"{folder}: found weights of shapes {shapes[0]}, expected {shapes[1]}")
-    return jax.tree.map(jnp.asarray, state["weights"])
-
-
-def open_checkpoints(folder, argument):
-    if not Path(folder, "checkpoints").is_dir():
-        raise utils.BadInput(
-            f"argument --{argument}: found no checkpoints in {folder}, expected the folder of a training"
-        )
-    checkpoints = Checkpoints(folder, create=False)
-    if checkpoints.manager.latest_step() is None:
-        raise utils.BadInput(f"argument --{argument}: found no complete checkpoint in {folder}, expected at least one")
-    return checkpoints
-
-
-def read_checkpoint(checkpoints, update, like=None):
+@contextlib.contextmanager
+def readable(path):
+    """Any error while a checkpoint is read, of which orbax and tensorstore raise many kinds, as one line."""
     try:
-        return checkpoints.restore(update, like)
-    except Exception as error:  # orbax and tensorstore raise many kinds
-        first = str(error).splitlines()[0][:200]
-        path = checkpoints.folder / str(update)
+        yield
+    except Exception as error:
+        first = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise utils.BadInput(
             f"{path}: found a checkpoint that cannot be read ({first}), expected a whole one"
         ) from None
+
+
+def load_network(folder, weights, connections):
+    """(weights, connections, initial weights) of the best network of a run, whose shapes must be those given."""
+    checkpoints = Checkpoints.of(folder, "load")
+    state, _ = checkpoints.restore(checkpoints.best)
+    checkpoints.close()
+    expected = dict(weights=weights, connections={name: pair for name, pair in connections.items() if pair})
+    shapes = [
+        [np.shape(x) for x in jax.tree.leaves((tree["weights"], tree["connections"]))] for tree in (state, expected)
+    ]
+    if shapes[0] != shapes[1]:
+        raise utils.BadInput(f"{folder}: found weights and connections of shapes {shapes[0]}, expected {shapes[1]}")
+    connections = {name: state["connections"].get(name) for name in connections}
+    return state["weights"], connections, state["initial"]
 
 
 def name_nan(args, model, key, finite):
@@ -408,16 +451,17 @@ def name_nan(args, model, key, finite):
     first = min(((*where[0], name) for name, where in bad.items() if len(where)), default=None)
     if first:
         return f"{first[2]} is not finite at time step {first[0]} of trial {first[1]}"
-    return f"the gradient of {', '.join(name for name, ok in finite.items() if not ok)} is not finite"
+    return f"the weights {', '.join(name for name, ok in finite.items() if not ok)}, or their gradients, are not finite"
 
 
 def diagnose(rate_exc, rate_inh):
     """What is wrong with the activity of a batch (Hz), and the argument to change, in words; None if nothing is."""
-    if rate_exc + rate_inh == 0:
-        return "the network is silent: no neuron fires; raise --ff_scale"
+    if rate_exc == 0:
+        return "the network is silent: no excitatory neuron fires; raise --ff_scale"
     for name, rate, argument in (("excitatory", rate_exc, "rec_scale"), ("inhibitory", rate_inh, "ff_scale")):
         if rate > SATURATED:
-            return f"the network saturates: {name} neurons fire at {rate:.0f} Hz; lower --{argument} or raise --beta"
+            limit = f"{name} neurons fire at more than {SATURATED:g} Hz"
+            return f"the network saturates: {limit}; lower --{argument} or raise --beta"
     return None
 
 
@@ -441,17 +485,17 @@ class Training:
     def __init__(self, args, run, devices, seed):
         self.args, self.run = args, run
         self.task, self.network, weights, connections = make_model(args)
-        weights = load_weights(args.load, weights) if args.load else weights
+        if args.load and not args.resume:
+            weights, connections, _ = load_network(args.load, weights, connections)
         mesh = Mesh(np.array(devices), ("batch",))
-        copied = NamedSharding(mesh, PartitionSpec())
+        copied = NamedSharding(mesh, COPIED)
         optimiser, key = make_optimiser(args), jax.random.key_data(jax.random.key(seed))
         state = dict(weights=weights, optimiser=optimiser.init(weights), key=key)
-        self.state, self.history = jax.device_put(state, copied), []
-        self.connections = jax.device_put(connections, copied)
+        fixed = dict(initial=weights, connections={name: pair for name, pair in connections.items() if pair})
+        self.state, self.fixed = jax.device_put((state, fixed), copied)
+        self.history, self.stopped, self.warnings = [], "epochs", []
         if args.resume:
-            self.checkpoints = open_checkpoints(run.path, "resume")
-            last = self.checkpoints.manager.latest_step()
-            self.state, self.history = read_checkpoint(self.checkpoints, last, self.state)
+            self._restore(len(devices))
         start = time.perf_counter()
         compiled = dict(in_shardings=copied, out_shardings=copied)
         update = jax.jit(make_update(args, self.task, self.network, optimiser, mesh), **compiled)
@@ -463,7 +507,26 @@ class Training:
         run.save("config.json", run.config())
         if not args.resume:
             self.checkpoints = Checkpoints(run.path)
-        self.stopped, self.warnings = "epochs", []
+
+    def _restore(self, n_device):
+        self.checkpoints = Checkpoints.of(self.run.path, "resume")
+        state, self.history = self.checkpoints.restore(self.checkpoints.last, self.state | self.fixed)
+        self.fixed = {name: state.pop(name) for name in self.fixed}
+        self.state = state
+        for row in self.history:
+            self._warn(diagnose(row["rate_exc"], row["rate_inh"]))
+        before = len(self.run.load("config.json")["devices"])
+        if before != n_device:
+            self._warn(f"{n_device} devices instead of {before}: numbers differ by rounding from here on")
+
+    def _warn(self, words):
+        if words and words not in self.warnings:
+            self.warnings.append(words)
+            tqdm.write(f"update {len(self.history)}: {words}")
+
+    @property
+    def connections(self):
+        return {name: self.fixed["connections"].get(name) for name in self.network.sizes}
 
     @property
     def model(self):
@@ -474,11 +537,11 @@ class Training:
 
     def save(self):
         last = self.history[-1]
-        if self.checkpoints.manager.latest_step() != last["update"]:
-            self.checkpoints.save(last["update"], self.state, self.history, last["heldout_accuracy"])
+        if self.checkpoints.last != last["update"]:
+            self.checkpoints.save(last["update"], self.state | self.fixed, self.history, last["heldout_accuracy"])
         self.run.save("metrics.csv", self.history)
 
-    def make_update(self):
+    def step(self):
         """One update with, when it is due, the evaluation; False, and nothing changed, where it is not finite."""
         args, n, start = self.args, len(self.history) + 1, time.perf_counter()
         state, metrics = self.update(self.state, self.connections, n)
@@ -488,24 +551,27 @@ class Training:
             where = name_nan(args, self.model, key, metrics["finite"])
             self.stopped = f"update {n}: {where}; lower --lr, or set --grad_clip"
             return False
-        heldout = None
+        row = dict(update=n, loss=float(metrics["loss"]), accuracy=float(metrics["accuracy"]), heldout_accuracy=None)
         if n % args.eval_every == 0:
-            heldout = float(jax.device_get(self.evaluate(state["weights"], self.connections)[0]).mean())
-        row = dict(update=n, loss=float(metrics["loss"]), accuracy=float(metrics["accuracy"]), heldout_accuracy=heldout)
+            correct = jax.device_get(self.evaluate(state["weights"], self.connections)[0])
+            row["heldout_accuracy"] = float(correct.mean())
+            low, high = wilson_interval(correct.sum(), len(correct))
+            tqdm.write(f"update {n}: held-out accuracy {correct.mean():.4f} (95 %: {low:.4f} to {high:.4f})")
         row |= dict(zip(("rate_exc", "rate_inh"), metrics["rates"].tolist(), strict=True))
-        words = diagnose(row["rate_exc"], row["rate_inh"])
         self.seconds["run"] += time.perf_counter() - start
         self.state, self.history = state, [*self.history, row | dict(seconds=self.seconds["run"])]
-        if words and words not in self.warnings:
-            self.warnings.append(words)
-            tqdm.write(f"update {n}: {words}")
+        self._warn(diagnose(row["rate_exc"], row["rate_inh"]))
         return True
 
     def go_on(self):
         """Train until the threshold, --epochs, Ctrl-C or a number that is not finite, saving on the way."""
         bar = tqdm(total=self.args.epochs, initial=len(self.history), unit=" updates", leave=False, disable=None)
         with deferred_ctrl_c() as pressed:
-            while len(self.history) < self.args.epochs and not self.reached() and not pressed and self.make_update():
+            while len(self.history) < self.args.epochs and not self.reached():
+                if pressed:
+                    self.stopped = "interrupted"
+                if self.stopped == "interrupted" or not self.step():
+                    break
                 *earlier, row = self.history
                 best = max((row["heldout_accuracy"] or 0 for row in earlier), default=0)
                 if row["update"] % self.args.save_every == 0 or (row["heldout_accuracy"] or 0) > best:
@@ -517,16 +583,17 @@ class Training:
             bar.close()
             if self.history:
                 self.save()
-            elif pressed:
+            elif self.stopped == "interrupted":
                 raise KeyboardInterrupt
             self.checkpoints.close()
-        self.stopped = "threshold" if self.reached() else "interrupted" if pressed else self.stopped
+        self.stopped = "threshold" if self.reached() else self.stopped
 
     def result(self):
         """What result.json says of the training, with an evaluation of the last weights."""
         correct, rates = jax.device_get(self.evaluate(self.state["weights"], self.connections))
         evaluated = [row for row in self.history if row["heldout_accuracy"] is not None]
-        best = max(evaluated, key=lambda row: row["heldout_accuracy"], default=None)
+        # Of equal ones the latest, as in the checkpoints.
+        best = max(reversed(evaluated), key=lambda row: row["heldout_accuracy"], default=None)
         seconds = np.diff([0.0] + [row["seconds"] for row in self.history])
         return dict(
             mode="train",
@@ -563,7 +630,6 @@ def record(task, network, weights, connections, keys, mesh, n_trace=5):
     traced = {name: np.linspace(0, n - 1, min(n, n_trace)).astype(int) for name, n in network.sizes.items()}
     traced["inh"] += network.n_exc
     start = time.perf_counter()
-    copied, split = PartitionSpec(), PartitionSpec("batch")
     synapses = network.synapses(weights, connections, event_driven=True)
 
     def on_device(synapses, keys):
@@ -583,9 +649,8 @@ def record(task, network, weights, connections, keys, mesh, n_trace=5):
         first |= dict(evidence=evidence[0], label=labels[0])
         return jax.lax.pmean(rates, "batch"), correct, jax.tree.map(lambda x: x[None], first)
 
-    specs = dict(in_specs=(copied, split), out_specs=(copied, split, split))
-    program = jax.jit(jax.shard_map(on_device, mesh=mesh, check_vma=False, **specs))
-    arguments = jax.device_put((synapses, keys), (NamedSharding(mesh, copied), NamedSharding(mesh, split)))
+    program = jax.jit(over_devices(on_device, mesh, (COPIED, SPLIT), (COPIED, SPLIT, SPLIT)))
+    arguments = jax.device_put((synapses, keys), (NamedSharding(mesh, COPIED), NamedSharding(mesh, SPLIT)))
     program = program.lower(*arguments).compile()
     compiled = time.perf_counter()
     rates, correct, first = jax.device_get(program(*arguments))
@@ -633,6 +698,8 @@ def report_activity(args, run, devices, model, seed, initial_weights=None):
     result = dict(n_trials=args.batch_size, accuracy=float(correct.mean()))
     result["accuracy_interval"] = wilson_interval(int(correct.sum()), len(correct))
     result |= dict(rates_Hz=period_rates(task, activity["rates"]), weights=statistics, **cost)
+    words = diagnose(*(activity["rates"].mean(axis=0) * 1000 / args.dt))
+    result["warnings"] = [words] if words else []
     result["seconds_per_simulated_second"] = cost["seconds"]["run"] / simulated
     return result
 
@@ -711,11 +778,12 @@ def plot_matrix(network, weights, connections, n_pixel=400):
     n_rec = network.n_rec
     n_bin = min(n_rec, n_pixel)
     image, first = np.zeros((n_bin, n_bin)), 0
+    connections = {name: pair and [np.asarray(x) for x in pair] for name, pair in connections.items()}
     for name, n_pre, sign in (("exc", network.n_exc, 1), ("inh", network.n_inh, -1)):
         w = sign * np.abs(np.asarray(weights[name]))
         for i in range(n_pre):
             row = slice(None) if connections[name] is None else slice(*connections[name][0][i : i + 2])
-            post = np.arange(n_rec) if connections[name] is None else np.asarray(connections[name][1][row])
+            post = np.arange(n_rec) if connections[name] is None else connections[name][1][row]
             values = w[i] if connections[name] is None else w[row]
             np.add.at(image[(first + i) * n_bin // n_rec], post * n_bin // n_rec, values)
         first += n_pre
@@ -778,6 +846,14 @@ def print_training(result):
     print(f"{result['seconds_per_update'] or math.nan:.2f} s an update")
 
 
+def print_simulation(result):
+    print(f"accuracy {result['accuracy']:.3f} in {result['n_trials']} trials")
+    print_rates(result["rates_Hz"])
+    for words in result["warnings"]:
+        print(f"WARNING: {words}")
+    print("{run:.1f} s to run and {compile:.1f} s to compile".format(**result["seconds"]))
+
+
 def main():
     args = parse_args()
     devices = split_devices(args, utils.setup_jax(args))
@@ -789,22 +865,21 @@ def main():
     if args.mode == "train":
         training = Training(args, run, devices, seeds["train"])
         training.go_on()
-        result = training.result()
-        _, _, initial, _ = make_model(args)
-        result["simulation"] = report_activity(args, run, devices, training.model, seeds["sim"], initial)
+        result, model, initial = training.result(), training.model, training.fixed["initial"]
+        run.save("result.json", result)  # before the figures, which may be interrupted
         if training.history:
             run.save("learning_curve.png", plot_learning(training.history, args))
+        result["simulation"] = report_activity(args, run, devices, model, seeds["sim"], initial)
         print_training(result)
     else:
         task, network, weights, connections = make_model(args)
-        initial = weights if args.load else None
-        weights = load_weights(args.load, weights) if args.load else weights
+        initial = None
+        if args.load:
+            weights, connections, initial = load_network(args.load, weights, connections)
+        run.save("config.json", run.config())
         model = task, network, weights, connections
         result = dict(mode="sim") | report_activity(args, run, devices, model, seeds["sim"], initial)
-        run.save("config.json", run.config())
-        print(f"accuracy {result['accuracy']:.3f} in {result['n_trials']} trials")
-        print_rates(result["rates_Hz"])
-        print("{run:.1f} s to run and {compile:.1f} s to compile".format(**result["seconds"]))
+        print_simulation(result)
     run.save("result.json", result)
     print(run.path)
     return {"interrupted": 130, "epochs": 0, "threshold": 0}.get(result.get("stopped", "epochs"), 1)

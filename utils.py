@@ -1,4 +1,4 @@
-"""What the scripts share: neurons, losses on traces, the fitting machinery, run folders and figures.
+"""What the scripts share: neurons, the E/I network and its task, the fitting machinery, run folders and figures.
 
 A plain number stands for mV, ms, nA, uS or nF, which are consistent: 1 nA = 1 uS mV = 1 nF mV / ms.
 """
@@ -348,8 +348,9 @@ class EvidenceAccumulation:
 
         def trial(key, evidence):
             side = jnp.where(evidence[jnp.minimum(cue, self.n_cue - 1)] > 0, 1, 0)
-            # Of the first three groups one is active at a time, and they share the random numbers.
-            draws = jax.random.uniform(jax.random.fold_in(key, step), (2, self.n_in // 4))
+            # Of the first three groups one is active at a time, and they share the random numbers. The keys of 0 and 1
+            # are those of split(key), which `trials` uses.
+            draws = jax.random.uniform(jax.random.fold_in(key, step + 2), (2, self.n_in // 4))
             active = (jnp.arange(3) == jnp.where(in_cue, side, 2))[:, None] & (draws[0] < rate * self.dt / 1000)
             return jnp.append(active, draws[1:] < self.rate_noise * self.dt / 1000, axis=0).ravel()
 
@@ -378,7 +379,7 @@ def connect(conn_method, n_exc, n_inh, seed, p=0.1, sigma=20.0):
         indices[indptr[i] : indptr[i + 1]], in ascending order; None for all to all.
     """
     n_rec = n_exc + n_inh
-    n_target = round(p * n_rec)
+    n_target = max(1, round(p * n_rec))
     place = np.append(np.arange(n_exc) * n_rec / n_exc, np.arange(n_inh) * n_rec / n_inh)
 
     def targets(i, by_distance, rng):
@@ -430,6 +431,7 @@ class EINetwork(brainstate.nn.Module):
     |W_inh| s_inh to g_I (Dale's law) and W_out s to r, after these have decayed; then the neurons make their step.
 
     `update_neurons` is what is local to a neuron, given its summed synaptic input; `update` is the step of the network.
+    Weights are no states of the module but arguments of `synapses`: one network serves gradients, devices and kernels.
 
     Args:
         n_in, n_exc, n_inh, n_out: numbers of inputs, of neurons, the excitatory ones first, and of outputs.
@@ -1481,8 +1483,8 @@ def setup_jax(args):
 def saved_arguments(folder, argument):
     """{name: value} of the run in a folder, which `argument` names."""
     saved = load_json(folder / "config.json")
-    if saved is None:
-        raise BadInput(f"argument --{argument}: found no config.json in {folder}, expected the folder of a run")
+    if not isinstance(saved, dict) or not isinstance(saved.get("arguments"), dict):
+        raise BadInput(f"argument --{argument}: found no config.json of a run in {folder}, expected the folder of one")
     return saved["arguments"]
 
 

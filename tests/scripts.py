@@ -49,14 +49,19 @@ def interrupt(monkeypatch, when):
     return lambda: monkeypatch.setattr(utils.FitProblem, "evaluate", evaluate)
 
 
+def contents(folder):
+    """{path: bytes} of all files and folders."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
 def refused(script, monkeypatch, capsys, folder, arguments):
     """The one line on stderr of a script that refuses its arguments, run in this process."""
-    before = sorted(folder.rglob("*"))
+    before = contents(folder)
     assert exit_status(script, monkeypatch, folder, arguments) == 2
     output, errors = capsys.readouterr()
     assert output == ""
     assert len(errors.splitlines()) == 1
-    assert sorted(folder.rglob("*")) == before
+    assert contents(folder) == before
     return errors
 
 

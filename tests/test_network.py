@@ -262,7 +262,10 @@ def test_connections_depend_on_their_seed_alone(conn_method, monkeypatch):
 
 @pytest.mark.parametrize("n_rec", range(5, 13))
 def test_four_excitatory_neurons_for_an_inhibitory_one(monkeypatch, n_rec):
-    _, network, _, _ = script.make_model(arguments(monkeypatch, "--n_rec", n_rec))
+    for conn_method in METHODS:
+        arguments_ = arguments(monkeypatch, "--n_rec", n_rec, "--conn_method", conn_method)
+        _, network, weights, _ = script.make_model(arguments_)
+        assert all(w.size and np.isfinite(w).all() for w in weights.values())
     assert network.n_exc + network.n_inh == n_rec
     assert abs(network.n_inh - n_rec / 5) <= 0.5
     assert network.n_inh >= 1
@@ -284,6 +287,53 @@ def test_initial_weights_have_the_variance_of_the_paper(conn_method):
         assert np.abs(weights["exc"]).max() == pytest.approx(0.284, abs=0.001)
         assert np.abs(weights["inh"]).max() == pytest.approx(1.136, abs=0.005)
         assert np.abs(weights["exc"]).mean() == pytest.approx(0.1025, abs=0.001)
+
+
+def test_adaptation_differs_between_neurons(monkeypatch):
+    """Its time constants are uniform in 0.5 to 1.5 tau_a."""
+    _, network, _, _ = script.make_model(arguments(monkeypatch, "--n_rec", 2000, "--tau_a", 700))
+    tau_a = (1 / network.neurons.k2).to_decimal(u.ms) / 700
+    assert 0.5 <= tau_a.min() < 0.51
+    assert 1.49 < tau_a.max() <= 1.5
+    assert tau_a.std() == pytest.approx(1 / 12**0.5, rel=0.05)
+
+
+# ---- Updates --------------------------------------------------------------------------------------------------------
+
+
+def test_update_follows_the_clipped_gradient_and_the_penalties(dt, monkeypatch):
+    """SGD: W - lr s (G + L1 sign(W) / n + 2 L2 W / n), s that which brings the norm of all down to grad_clip."""
+    more = ["--opt", "sgd", "--lr", 0.1, "--weight_L1", 0.5, "--weight_L2", 2.0, "--grad_clip", 0.01, "--batch_size", 4]
+    args = arguments(monkeypatch, *more)
+    task, network, weights, connections = script.make_model(args)
+    mesh, optimiser = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",)), script.make_optimiser(args)
+    key = jax.random.key(5)
+    state = dict(weights=weights, optimiser=optimiser.init(weights), key=jax.random.key_data(key))
+    update = jax.jit(script.make_update(args, task, network, optimiser, mesh))
+    after, metrics = update(state, connections, 3)
+    keys = jax.random.split(jax.random.fold_in(key, 3), 4)
+    loss, gradient, _, _ = script.bptt(task, network, weights, connections, keys)
+    total = {
+        name: np.asarray(gradient[name]) + (0.5 * np.sign(w) + 2 * 2.0 * np.asarray(w)) / w.size
+        for name, w in weights.items()
+    }
+    norm = math.sqrt(sum((g**2).sum() for g in total.values()))
+    assert norm > 0.01
+    for name, w in weights.items():
+        expected = w - 0.1 * 0.01 / norm * total[name]
+        np.testing.assert_allclose(after["weights"][name], expected, atol=1e-7)
+    penalties = sum(0.5 * np.abs(w).mean() + 2 * np.square(w).mean() for w in weights.values())
+    assert metrics["loss"] == pytest.approx(float(loss + penalties), rel=1e-5)
+
+
+def test_cosine_schedule_ends_at_zero(monkeypatch):
+    args = arguments(monkeypatch, "--opt", "sgd", "--lr", 0.2, "--schedule", "cosine", "--epochs", 10)
+    optimiser, weights, steps = script.make_optimiser(args), {"in": jnp.ones(3)}, []
+    state = optimiser.init(weights)
+    for _ in range(11):
+        step, state = optimiser.update(weights, state, weights)
+        steps.append(float(step["in"][0]))
+    np.testing.assert_allclose(steps, -0.1 * (1 + np.cos(np.pi * np.arange(11) / 10)), atol=1e-7)
 
 
 # ---- Task -----------------------------------------------------------------------------------------------------------

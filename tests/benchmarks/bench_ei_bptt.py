@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_ei_bptt.py
 
 The network, task and batch are the script's defaults (n_rec 200, T 2200, batch 128), on the same devices for both. In
-one process both programs are compiled, and then take turns; each memory is the peak of a process of its own above what
-it had after importing everything and running the same program for a trial of 10 steps. The ratios come last.
+one process both programs are compiled, and then take turns; each memory is the peak of a process of its own during one
+update, above what it had with the program compiled. The ratios come last.
 """
 
 import json
@@ -26,9 +26,9 @@ def make_gradient(n_step, plain, *arguments):
     script, args, mesh = network_script(*arguments)
     import jax
 
-    args.t_delay += (n_step - 2200) * args.dt if n_step >= 1100 else 0
-    if n_step < 1100:
-        args.n_cue, args.t_cue, args.t_interval, args.t_delay, args.t_recall = 1, n_step / 2, 0, 0, n_step / 2
+    if n_step != 2200:
+        args.n_cue = 3
+        args.t_delay = n_step * args.dt - 3 * (args.t_interval + args.t_cue) - args.t_recall
     task, network, weights, connections = script.make_model(args)
     assert task.n_step == n_step
     chunk = n_step if plain else None
@@ -51,12 +51,7 @@ def memory(n_step, plain):
 def print_memory(n_step, plain):
     from common import memory_above
 
-    make_gradient(10, plain)[0]()
-
-    def run():
-        make_gradient(n_step, plain)[0]()
-
-    print(json.dumps(memory_above(run)))
+    print(json.dumps(memory_above(make_gradient(n_step, plain)[0])))
 
 
 def main():

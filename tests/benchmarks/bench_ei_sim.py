@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_ei_sim.py [--large]
 
-n_rec 4000, 16 trials of 2200 ms; each simulation runs in a process of its own, on one device and on all of them, and
-the faster counts. `--large` adds rand at n_rec 20000. Memory is that of the arrays, which are the weights and what the
+n_rec 4000, 16 trials of 2200 ms; each simulation runs in a process of its own, on one device and on all of them. For
+time the faster counts, and for memory that on one device. `--large` adds rand at n_rec 20000. Memory is that of the arrays, which are the weights and what the
 program holds on each device (|W|, connections, states, records); and the peak of the process above what it had after
 simulating 40 neurons, which has more. The ratios come last.
 """
@@ -49,15 +49,15 @@ def print_simulation(conn_method, n_rec, devices):
 
 
 def main():
-    best = {}
+    one, best = {}, {}
     for conn_method in ("rand", "dense"):
-        runs = [simulate(conn_method, 4000, devices) for devices in ("0", "all")]
-        best[conn_method] = min(runs, key=lambda result: result["run"])
+        one[conn_method], every = (simulate(conn_method, 4000, devices) for devices in ("0", "all"))
+        best[conn_method] = min(one[conn_method]["run"], every["run"])
     if "--large" in sys.argv:
         simulate("rand", 20000, "all")
     for what in ("process", "arrays"):
-        print(f"memory ({what}) of dense: {best['dense'][what] / best['rand'][what]:.1f} times that of rand")
-    print(f"time of dense: {best['dense']['run'] / best['rand']['run']:.1f} times that of rand")
+        print(f"memory ({what}) of dense: {one['dense'][what] / one['rand'][what]:.1f} times that of rand")
+    print(f"time of dense: {best['dense'] / best['rand']:.1f} times that of rand")
 
 
 if __name__ == "__main__":

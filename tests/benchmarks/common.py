@@ -1,4 +1,4 @@
-"""What the benchmarks share: the HH fit on the traces in data/, and simulators in virtual environments of their own."""
+"""What the benchmarks share: the HH fit, the E/I network, time and memory, and peers in environments of their own."""
 
 import importlib
 import json
