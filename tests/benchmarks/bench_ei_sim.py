@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_ei_sim.py [--large]
 
 n_rec 4000, 16 trials of 2200 ms; each simulation runs in a process of its own, on one device and on all of them. For
-time the faster counts, and for memory that on one device. `--large` adds rand at n_rec 20000. Memory is that of the arrays, which are the weights and what the
-program holds on each device (|W|, connections, states, records); and the peak of the process above what it had after
-simulating 40 neurons, which has more. The ratios come last.
+time the faster counts, and for memory that on one device. `--large` adds rand at n_rec 20000. Memory is that of the
+arrays, which are the weights and what the program holds on a device (|W|, connections, states, records); and the peak
+of the process above what it had after simulating 40 neurons, which has more. The ratios come last.
 """
 
 import json
