@@ -28,7 +28,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 SCRIPT = Path(__file__).stem
-absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of checkpoints without metrics, which are intended
 # The arguments that a network that is loaded brings along.
 TASK_ARGUMENTS = tuple(utils.EvidenceAccumulation.__dataclass_fields__)
 INITIAL_ARGUMENTS = ("conn_seed", "weight_seed", "ff_scale", "rec_scale", "w_ei_ratio")
@@ -43,8 +42,9 @@ def parse_args():
     parser = utils.Parser(
         description=__doc__,
         epilog="examples:\n"
-        f"  python {SCRIPT}.py --method bptt --lr 5e-3 --seed 1\n"
-        f"  python {SCRIPT}.py --mode sim --load results/{SCRIPT}/train_bptt_dense_200_seed1",
+        f"  python {SCRIPT}.py --method bptt --lr 5e-3 --schedule cosine --epochs 100 --batch_size 64 --tau_a 10000 "
+        "--rec_scale 0.1 --ff_scale 10 --beta 0.5\n"
+        f"  python {SCRIPT}.py --mode sim --load results/{SCRIPT}/train_bptt_dense_200_seed0 --t_delay 2000",
     )
     seed_number = utils.number(int, low=0, high=2**32 - 1)
     positive, positive_int = utils.number(float, above=0), utils.number(int, low=1)
@@ -204,7 +204,7 @@ def run_trials(task, network, weights, connections, keys, chunk=None):
     """Run the trials of the given keys.
 
     The time axis is cut into chunks of about sqrt(n_step) / 2 steps, and the states within a chunk are computed again
-    in the backward pass: but for the inputs, a bit each in bytes, memory grows with the square root of n_step.
+    in the backward pass: memory grows with the square root of n_step, but for the inputs, a byte each.
 
     Args:
         chunk: steps of a chunk; n_step or more for one scan that stores all states.
@@ -856,6 +856,7 @@ def print_simulation(result):
 
 def main():
     args = parse_args()
+    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of checkpoints without metrics, which are intended
     devices = split_devices(args, utils.setup_jax(args))
     brainstate.environ.set(dt=args.dt * u.ms)
     name = f"{args.mode}_{args.method}_{args.conn_method}_{args.n_rec}_seed{args.seed}"
