@@ -190,7 +190,10 @@ def test_an_interrupted_comparison_resumes_to_the_same_numbers(n_round, tiny, tm
     capsys.readouterr()
     assert in_process(monkeypatch, tmp_path, other) == 2
     assert "argument --seed: found 1 here and 0 in part, expected the same to resume" in capsys.readouterr().err
-    again = [*tiny, *COMPARE, "--methods", "random", "L-BFGS-B", "DE", "--gradient_cost", 9, "--resume", "part"]
+    assert in_process(monkeypatch, tmp_path, ["--resume", "part", "--mode", "fit"]) == 2
+    assert "argument --resume: found without --mode compare" in capsys.readouterr().err
+    same = [*tiny, *COMPARE, "--methods", "random", "L-BFGS-B", "DE", "--gradient_cost", 9]
+    again = ["--resume", "part", *(same if n_round == 1 else [])]  # the arguments need not be repeated
     assert in_process(monkeypatch, tmp_path, again) == 0
     assert repeats_of(tmp_path / "part") == whole
 
@@ -318,9 +321,8 @@ BAD_ARGUMENTS = {
     "--repeats 0": "argument --repeats: found '0', expected an integer >= 1",
     "--mode compare --methods Adam": "argument --methods: invalid choice: 'Adam'",
     "--mode compare --methods DE PSO": "argument --methods: found no L-BFGS-B, expected it",
-    "--resume nowhere": "argument --resume: found without --mode compare",
+    "--resume nowhere": "argument --resume: found no config.json of a run in nowhere",
     "--method CMA --fit_parameters gL": "argument --method: found CMA with one parameter to fit",
-    "--mode compare --resume nowhere": "argument --resume: found no config.json in nowhere",
     "--gate h": "unrecognized arguments: --gate h",
 }
 
