@@ -130,10 +130,9 @@ def parse_args():
 
     args = parser.parse_args()
     if args.load and not args.resume:
-        saved = utils.saved_arguments(args.load, "load")
-        if not saved.keys() >= {*NETWORK_ARGUMENTS, *TASK_ARGUMENTS}:
-            parser.error(f"argument --load: found a run of another script in {args.load}, expected one of {SCRIPT}.py")
-        parser.set_defaults(**{name: saved[name] for name in (*NETWORK_ARGUMENTS, *TASK_ARGUMENTS)})
+        brought = (*NETWORK_ARGUMENTS, *TASK_ARGUMENTS)
+        saved = utils.saved_arguments(args.load, "load", brought)
+        parser.set_defaults(**{name: saved[name] for name in brought})
         args = parser.parse_args()
         for name in ("conn_method", "n_rec", "n_in", *INITIAL_ARGUMENTS):
             if getattr(args, name) != saved[name]:
@@ -479,15 +478,15 @@ def deferred_ctrl_c():
 class Training:
     """A training that can be stopped and resumed: its state, its compiled programs, and its history, a row an update.
 
-    The state {"weights", "optimiser", "key"} and the history are what a checkpoint holds.
+    A checkpoint holds the history, the state {"weights", "optimiser", "key"}, and what stays fixed: the connections and
+    the initial weights.
     """
 
-    def __init__(self, args, run, devices, seed):
+    def __init__(self, args, run, mesh, seed):
         self.args, self.run = args, run
         self.task, self.network, weights, connections = make_model(args)
         if args.load and not args.resume:
             weights, connections, _ = load_network(args.load, weights, connections)
-        mesh = Mesh(np.array(devices), ("batch",))
         copied = NamedSharding(mesh, COPIED)
         optimiser, key = make_optimiser(args), jax.random.key_data(jax.random.key(seed))
         state = dict(weights=weights, optimiser=optimiser.init(weights), key=key)
@@ -495,7 +494,7 @@ class Training:
         self.state, self.fixed = jax.device_put((state, fixed), copied)
         self.history, self.stopped, self.warnings = [], "epochs", []
         if args.resume:
-            self._restore(len(devices))
+            self._restore(mesh.size)
         start = time.perf_counter()
         compiled = dict(in_shardings=copied, out_shardings=copied)
         update = jax.jit(make_update(args, self.task, self.network, optimiser, mesh), **compiled)
@@ -559,7 +558,8 @@ class Training:
             tqdm.write(f"update {n}: held-out accuracy {correct.mean():.4f} (95 %: {low:.4f} to {high:.4f})")
         row |= dict(zip(("rate_exc", "rate_inh"), metrics["rates"].tolist(), strict=True))
         self.seconds["run"] += time.perf_counter() - start
-        self.state, self.history = state, [*self.history, row | dict(seconds=self.seconds["run"])]
+        self.state = state
+        self.history.append(row | dict(seconds=self.seconds["run"]))
         self._warn(diagnose(row["rate_exc"], row["rate_inh"]))
         return True
 
@@ -570,7 +570,8 @@ class Training:
             while len(self.history) < self.args.epochs and not self.reached():
                 if pressed:
                     self.stopped = "interrupted"
-                if self.stopped == "interrupted" or not self.step():
+                    break
+                if not self.step():
                     break
                 *earlier, row = self.history
                 best = max((row["heldout_accuracy"] or 0 for row in earlier), default=0)
@@ -681,11 +682,11 @@ def weight_statistics(w):
     return statistics
 
 
-def report_activity(args, run, devices, model, seed, initial_weights=None):
+def report_activity(args, run, mesh, model, seed, initial_weights=None):
     """Simulate trials, save the figures of activity and weights, and return what result.json says of them."""
     task, network, weights, connections = model
     keys = jax.random.split(jax.random.key(seed), args.batch_size)
-    activity, cost = record(task, network, weights, connections, keys, Mesh(np.array(devices), ("batch",)))
+    activity, cost = record(task, network, weights, connections, keys, mesh)
     stages = {"before": weights} if initial_weights is None else {"before": initial_weights, "after": weights}
     statistics = {
         stage: {name: weight_statistics(w[name]) for name in ("in", "exc", "inh")} for stage, w in stages.items()
@@ -696,7 +697,7 @@ def report_activity(args, run, devices, model, seed, initial_weights=None):
     correct = activity["correct"]
     simulated = task.n_step * args.dt / 1000
     result = dict(n_trials=args.batch_size, accuracy=float(correct.mean()))
-    result["accuracy_interval"] = wilson_interval(int(correct.sum()), len(correct))
+    result["accuracy_interval"] = wilson_interval(correct.sum(), len(correct))
     result |= dict(rates_Hz=period_rates(task, activity["rates"]), weights=statistics, **cost)
     words = diagnose(*(activity["rates"].mean(axis=0) * 1000 / args.dt))
     result["warnings"] = [words] if words else []
@@ -858,19 +859,20 @@ def main():
     args = parse_args()
     absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of checkpoints without metrics, which are intended
     devices = split_devices(args, utils.setup_jax(args))
+    mesh = Mesh(np.array(devices), ("batch",))
     brainstate.environ.set(dt=args.dt * u.ms)
     name = f"{args.mode}_{args.method}_{args.conn_method}_{args.n_rec}_seed{args.seed}"
     may_change = {"threshold"} if args.schedule == "cosine" else {"threshold", "epochs"}
     run = utils.RunFolder(args, devices, SCRIPT, name, may_change=may_change)
     seeds = split_seed(args.seed)
     if args.mode == "train":
-        training = Training(args, run, devices, seeds["train"])
+        training = Training(args, run, mesh, seeds["train"])
         training.go_on()
         result, model, initial = training.result(), training.model, training.fixed["initial"]
         run.save("result.json", result)  # before the figures, which may be interrupted
         if training.history:
             run.save("learning_curve.png", plot_learning(training.history, args))
-        result["simulation"] = report_activity(args, run, devices, model, seeds["sim"], initial)
+        result["simulation"] = report_activity(args, run, mesh, model, seeds["sim"], initial)
         print_training(result)
     else:
         task, network, weights, connections = make_model(args)
@@ -879,7 +881,7 @@ def main():
             weights, connections, initial = load_network(args.load, weights, connections)
         run.save("config.json", run.config())
         model = task, network, weights, connections
-        result = dict(mode="sim") | report_activity(args, run, devices, model, seeds["sim"], initial)
+        result = dict(mode="sim") | report_activity(args, run, mesh, model, seeds["sim"], initial)
         print_simulation(result)
     run.save("result.json", result)
     print(run.path)

@@ -1339,8 +1339,8 @@ class Parser(argparse.ArgumentParser):
         """The arguments; with `--resume`, those of that run are the defaults."""
         args = super().parse_args()
         if getattr(args, "resume", None):
-            saved = saved_arguments(args.resume, "resume")
-            self.set_defaults(**{name: saved[name] for name in vars(args).keys() & saved.keys() - {"resume", "output"}})
+            saved = saved_arguments(args.resume, "resume", vars(args))
+            self.set_defaults(**{name: saved[name] for name in vars(args).keys() - {"resume", "output"}})
             args = super().parse_args()
         return args
 
@@ -1480,11 +1480,14 @@ def setup_jax(args):
     return [devices[i] for i in indices]
 
 
-def saved_arguments(folder, argument):
-    """{name: value} of the run in a folder, which `argument` names."""
+def saved_arguments(folder, argument, names=()):
+    """{name: value} of the run in a folder, which `argument` names; a run of this script has those of the names."""
     saved = load_json(folder / "config.json")
     if not isinstance(saved, dict) or not isinstance(saved.get("arguments"), dict):
         raise BadInput(f"argument --{argument}: found no config.json of a run in {folder}, expected the folder of one")
+    if not saved["arguments"].keys() >= set(names):
+        found = f"found a run of another script in {folder}"
+        raise BadInput(f"argument --{argument}: {found}, expected one of this script to {argument}")
     return saved["arguments"]
 
 
@@ -1496,19 +1499,9 @@ def load_json(path):
         raise BadInput(f"{path}: found something else than JSON, expected what an earlier run has saved") from None
 
 
-PACKAGES = (
-    "brainevent",
-    "brainpy",
-    "brainstate",
-    "braintools",
-    "brainunit",
-    "jax",
-    "jaxlib",
-    "nevergrad",
-    "numba",
-    "numpy",
-)
-PACKAGES += ("optax", "orbax-checkpoint", "scikit-optimize", "scipy")  # whose versions config.json gives
+# Those whose versions config.json gives.
+PACKAGES = """brainevent brainpy brainstate braintools brainunit jax jaxlib nevergrad numba numpy optax orbax-checkpoint
+    scikit-optimize scipy""".split()  # noqa: SIM905 (a list of literals takes a line each)
 
 
 class RunFolder:

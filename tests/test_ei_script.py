@@ -276,7 +276,7 @@ def test_training_ends_at_the_threshold(monkeypatch, tmp_path, capsys):
         (["--resume", "nowhere"], ["--resume", "nowhere", "config.json"]),
         (["--load", "nowhere"], ["--load", "nowhere", "config.json"]),
         (["--load", "other"], ["--load", "other", "another script"]),
-        (["--resume", "other"], ["found", "other", "to resume"]),
+        (["--resume", "other"], ["--resume", "other", "another script", "to resume"]),
         (["--output", "."], ["--output"]),
     ],
 )

@@ -323,6 +323,7 @@ BAD_ARGUMENTS = {
     "--mode compare --methods DE PSO": "argument --methods: found no L-BFGS-B, expected it",
     "--resume nowhere": "argument --resume: found no config.json of a run in nowhere",
     "--method CMA --fit_parameters gL": "argument --method: found CMA with one parameter to fit",
+    "--mode compare --resume nowhere": "argument --resume: found no config.json of a run in nowhere",
     "--gate h": "unrecognized arguments: --gate h",
 }
 

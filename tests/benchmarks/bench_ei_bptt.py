@@ -11,19 +11,17 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
+from common import memory_above, network_script
 
 LENGTHS = (1100, 2200, 4400, 8800)
 REPEATS = 7
 
 
-def make_gradient(n_step, plain, *arguments):
+def make_gradient(n_step, plain):
     """A function that computes the gradient of one batch of trials of n_step, and the seconds to compile it."""
-    from common import network_script
-
-    script, args, mesh = network_script(*arguments)
+    script, args, mesh = network_script()
     import jax
 
     if n_step != 2200:
@@ -49,8 +47,6 @@ def memory(n_step, plain):
 
 
 def print_memory(n_step, plain):
-    from common import memory_above
-
     print(json.dumps(memory_above(make_gradient(n_step, plain)[0])))
 
 
@@ -80,7 +76,6 @@ def main():
 
 if __name__ == "__main__":
     if "--memory" in sys.argv:
-        sys.path.insert(0, str(Path(__file__).parent))
         print_memory(*map(int, sys.argv[2:4]))
     else:
         main()

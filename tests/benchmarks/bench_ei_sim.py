@@ -11,7 +11,8 @@ of the process above what it had after simulating 40 neurons, which has more. Th
 import json
 import subprocess
 import sys
-from pathlib import Path
+
+from common import memory_above, network_script
 
 
 def simulate(conn_method, n_rec, devices):
@@ -26,8 +27,6 @@ def simulate(conn_method, n_rec, devices):
 
 
 def print_simulation(conn_method, n_rec, devices):
-    from common import memory_above, network_script
-
     arguments = "--mode", "sim", "--conn_method", conn_method, "--batch_size", 16, "--devices", devices
     script, args, mesh = network_script(*arguments)
     import jax
@@ -62,7 +61,6 @@ def main():
 
 if __name__ == "__main__":
     if "--simulate" in sys.argv:
-        sys.path.insert(0, str(Path(__file__).parent))
         print_simulation(*sys.argv[2:5])
     else:
         main()
