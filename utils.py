@@ -356,10 +356,14 @@ class EvidenceAccumulation:
 
         return jax.vmap(trial)(keys, evidence)
 
+    def inputs(self, keys, evidence, steps):
+        """Inputs (len(steps), batch, n_in) at those steps."""
+        return jax.vmap(lambda step: self.spikes(keys, evidence, step))(steps)
+
     def __call__(self, key, batch):
         keys = jax.random.split(key, batch)
         labels, evidence = self.trials(keys)
-        return jax.vmap(lambda step: self.spikes(keys, evidence, step))(jnp.arange(self.n_step)), labels, evidence
+        return self.inputs(keys, evidence, jnp.arange(self.n_step)), labels, evidence
 
 
 # ---- Network --------------------------------------------------------------------------------------------------------
@@ -430,8 +434,9 @@ class EINetwork(brainstate.nn.Module):
     a step, the spikes s of the potentials at its start and the input spikes x add |W_in| x + |W_exc| s_exc to g_E,
     |W_inh| s_inh to g_I (Dale's law) and W_out s to r, after these have decayed; then the neurons make their step.
 
-    `update_neurons` is what is local to a neuron, given its summed synaptic input; `update` is the step of the network.
-    Weights are no states of the module but arguments of `synapses`: one network serves gradients, devices and kernels.
+    `update` is the step of the network; `update_neurons` is what in it is local to a neuron, given what reaches it, and
+    `local_step` the same as a function of the neurons' states. Weights are no states of the module but arguments of
+    `synapses`: one network serves gradients, devices and kernels.
 
     Args:
         n_in, n_exc, n_inh, n_out: numbers of inputs, of neurons, the excitatory ones first, and of outputs.
@@ -465,12 +470,35 @@ class EINetwork(brainstate.nn.Module):
     def sizes(self):
         return dict(exc=self.n_exc, inh=self.n_inh)
 
+    @property
+    def local_states(self):
+        return dict(V=self.neurons.V, I2=self.neurons.I2, g_exc=self.g_exc, g_inh=self.g_inh)
+
     def init_state(self, batch_size=None, **kwargs):
         def zeros(n):
             return brainstate.HiddenState.init(braintools.init.ZeroInit(), (n,), batch_size)
 
         self.neurons.init_state(batch_size)
         self.g_exc, self.g_inh, self.r = zeros(self.n_rec), zeros(self.n_rec), zeros(self.n_out)
+
+    def pairs(self, connections):
+        """{name: (pre, post)}: the neurons at the two ends of each connection that is listed; None for all to all."""
+        pairs = dict.fromkeys(connections)
+        for name, listed in connections.items():
+            if listed is not None:
+                indptr, post = map(jnp.asarray, listed)
+                pre = jnp.arange(self.sizes[name], dtype=post.dtype)
+                pairs[name] = jnp.repeat(pre, jnp.diff(indptr), total_repeat_length=len(post)), post
+        return pairs
+
+    def full_matrices(self, weights, connections):
+        """Weights as matrices (n_pre, n_post), with 0 where there is no connection."""
+        matrices = dict(weights)
+        for name, pair in self.pairs(connections).items():
+            if pair is not None:
+                zeros = jnp.zeros((self.sizes[name], self.n_rec), weights[name].dtype)
+                matrices[name] = zeros.at[pair].set(weights[name], unique_indices=True)
+        return matrices
 
     def synapses(self, weights, connections, event_driven=False):
         """Matrices (n_pre, n_post) that act on spikes: |W|, and W_out.
@@ -479,29 +507,49 @@ class EINetwork(brainstate.nn.Module):
         that occur cost, but which cannot be made under `jax.jit`; and else a full one with zeros, whose product and
         gradient together are faster at hundreds of neurons.
         """
-        matrices = {name: w if name == "out" else jnp.abs(w) for name, w in weights.items()}
-        for name, n_pre in self.sizes.items():
-            if connections[name] is None:
-                continue
-            indptr, indices = map(jnp.asarray, connections[name])
-            if event_driven:
-                csr = brainevent.CSR(matrices[name], indices, indptr, shape=(n_pre, self.n_rec))
-                brainevent.BinaryArray(jnp.zeros((1, n_pre))) @ csr  # has it make the work space
+        matrices = {name: jnp.abs(w) if name != "out" else w for name, w in weights.items()}
+        if not event_driven:
+            return self.full_matrices(matrices, connections)
+        for name, listed in connections.items():
+            if listed is not None:
+                indptr, indices = map(jnp.asarray, listed)
+                csr = brainevent.CSR(matrices[name], indices, indptr, shape=(self.sizes[name], self.n_rec))
+                brainevent.BinaryArray(jnp.zeros((1, self.sizes[name]))) @ csr  # has it make the work space
                 matrices[name] = dict(data=csr.data, indices=indices, indptr=indptr, buffers=csr.buffers)
-            else:
-                pre = jnp.repeat(jnp.arange(n_pre), jnp.diff(indptr), total_repeat_length=len(indices))
-                zeros = jnp.zeros((n_pre, self.n_rec), matrices[name].dtype)
-                matrices[name] = zeros.at[pre, indices].set(matrices[name], unique_indices=True)
         return matrices
 
-    def update(self, synapses, x):
-        """One step under input spikes x (batch, n_in). Returns the spikes (batch, n_rec) of its start."""
+    def update(self, synapses, x, local=False):
+        """One step under input spikes x (batch, n_in). Returns the spikes (batch, n_rec) of its start.
+
+        With `local`, gradients are those of D-RTRL: they pass neither from a neuron to others, nor from r to r.
+        """
         spikes = self.neurons.get_spike()
-        exc, inh = spikes[:, : self.n_exc], spikes[:, self.n_exc :]
-        x_exc = x.astype(spikes.dtype) @ synapses["in"] + self._propagate(exc, synapses["exc"])
-        self.update_neurons(x_exc, self._propagate(inh, synapses["inh"]), spikes)
-        self.r.value = relax(self.r.value, 0.0, 1 / self.tau_out) + spikes @ synapses["out"]
+        sent, r = jax.lax.stop_gradient((spikes, self.r.value)) if local else (spikes, self.r.value)
+        self.update_neurons(*self.receive(synapses, x, sent), spikes)
+        self.r.value = relax(r, 0.0, 1 / self.tau_out) + spikes @ synapses["out"]
         return spikes
+
+    def local_step(self, synapses, states, x, push_exc=0.0, push_inh=0.0):
+        """The neurons' part of `update` as a function of their states {"V", "I2", "g_exc", "g_inh"}.
+
+        Its derivatives are local to a neuron: what comes from others is held constant. The pushes are added to the
+        increments of the conductances, for the derivative with respect to these.
+
+        Returns:
+            spikes (batch, n_rec) of the start of the step, and the states at its end.
+        """
+        with brainstate.StateTraceStack():  # lets the states hold what JAX traces
+            for name, value in states.items():
+                self.local_states[name].value = value
+            spikes = self.neurons.get_spike()
+            x_exc, x_inh = self.receive(synapses, x, jax.lax.stop_gradient(spikes))
+            self.update_neurons(x_exc + push_exc, x_inh + push_inh, spikes)
+            return spikes, {name: state.value for name, state in self.local_states.items()}
+
+    def receive(self, synapses, x, spikes):
+        """Increments (batch, n_rec) of the excitatory and inhibitory conductances by input and recurrent spikes."""
+        x_exc = x.astype(spikes.dtype) @ synapses["in"] + self._propagate(spikes[:, : self.n_exc], synapses["exc"])
+        return x_exc, self._propagate(spikes[:, self.n_exc :], synapses["inh"])
 
     def mean_spikes(self, spikes):
         """Means (2,) of spikes (batch, n_rec) over the excitatory and over the inhibitory neurons."""
@@ -1500,8 +1548,16 @@ def load_json(path):
 
 
 # Those whose versions config.json gives.
-PACKAGES = """brainevent brainpy brainstate braintools brainunit jax jaxlib nevergrad numba numpy optax orbax-checkpoint
-    scikit-optimize scipy""".split()  # noqa: SIM905 (a list of literals takes a line each)
+PACKAGES = """brainevent brainpy brainscale brainstate braintools brainunit jax jaxlib nevergrad numba numpy optax
+    orbax-checkpoint scikit-optimize scipy""".split()  # noqa: SIM905 (a list of literals takes a line each)
+
+
+def version_of(package):
+    """Its version, or None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 class RunFolder:
@@ -1565,7 +1621,7 @@ class RunFolder:
     def config(self):
         """What this run was: command, arguments, devices and versions."""
         devices = [f"{device} ({device.device_kind})" for device in self.devices]
-        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        versions = {name: version_of(name) for name in PACKAGES}
         config = dict(command=shlex.join(sys.argv), arguments=vars(self.args), devices=devices)
         return config | dict(python=platform.python_version(), packages=versions)
 

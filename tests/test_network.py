@@ -189,7 +189,7 @@ def test_two_devices_give_the_loss_and_gradient_of_one(dt, monkeypatch):
     assert len(jax.devices()) >= 2
     for n in (1, 2):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:n]), ("batch",))
-        gradient = jax.jit(script.make_gradient(args, task, network, mesh))
+        gradient = jax.jit(script.make_gradient(script.bptt, task, network, mesh))
         results.append(jax.device_get(gradient(weights, connections, keys)))
     (loss, gradient, accuracy, rates), (loss_2, gradient_2, accuracy_2, rates_2) = results
     assert rates.sum() > 1
