@@ -167,14 +167,14 @@ def parse_args():
 
 def decay_or_rank(text):
     """argparse type: a decay between 0 and 1, or that of a rank n, which is (n - 1) / (n + 1)."""
-    if text.isdecimal() and int(text) >= 1:
-        return (int(text) - 1) / (int(text) + 1)
-    decay = utils.to_number(text)
-    if not 0 < decay < 1:
+    value = utils.to_number(text)
+    if value.is_integer() and value >= 2:
+        return (value - 1) / (value + 1)
+    if not 0 < value < 1:
         raise argparse.ArgumentTypeError(
-            f"found {text!r}, expected a decay between 0 and 1, or a rank, an integer >= 1"
+            f"found {text!r}, expected a decay between 0 and 1, or a rank, an integer >= 2"
         )
-    return decay
+    return value
 
 
 def why_no_brainscale():
@@ -420,8 +420,10 @@ def diag(task, network, weights, connections, keys, trace_chunk=100, trace_batch
     rule = functools.partial(_diag_at_once, task, network, weights, connections, trace_chunk=trace_chunk)
     size = min(trace_batch, len(keys))
     whole, rest = jnp.split(keys, [len(keys) // size * size])
-    groups = jax.lax.map(rule, whole.reshape(-1, size))
-    means = jax.tree.map(lambda x: x.mean(axis=0), groups)
+    groups = whole.reshape(-1, size)
+    none = jnp.zeros(()), jax.tree.map(jnp.zeros_like, weights), jnp.zeros(()), jnp.zeros((task.n_step, 2))
+    total, _ = jax.lax.scan(lambda total, keys: (jax.tree.map(jnp.add, total, rule(keys)), None), none, groups)
+    means = jax.tree.map(lambda x: x / len(groups), total)
     if len(rest):
         share = len(rest) / len(keys)
         means = jax.tree.map(lambda x, y: (1 - share) * x + share * y, means, rule(rest))
@@ -1280,7 +1282,8 @@ def plot_check(rows):
     axes[0].set(xlabel="cosine with the gradient of BPTT", yticks=range(len(rules)))
     axes[0].set_yticklabels([", ".join(rule) for rule in rules])
     axes[0].invert_yaxis()
-    axes[1].set(xlabel="norm, relative to BPTT", xscale="log")
+    scale = "log" if any(row["norm_ratio_bptt"] > 0 for row in rows) else "linear"
+    axes[1].set(xlabel="norm, relative to BPTT", xscale=scale)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", title="weights", frameon=False)
     for axis in axes:
         axis.grid(axis="x", lw=0.4)

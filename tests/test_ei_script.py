@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import itertools
 import json
 import math
 import os
@@ -131,6 +132,27 @@ def test_loaded_network_is_the_trained_one(trained, monkeypatch, tmp_path, capsy
         assert name == "out" or weights["after"][name]["mean"] == np.abs(w.astype(float)).mean()
 
 
+def test_check_of_the_gradients(tmp_path):
+    """By a subprocess: a row a rule and block; native rules agree with their oracles, brainscale's diag does not."""
+    arguments = [*scripts.SMALL_NETWORK, "--mode", "check", "--batch_size", 4, "--conn_method", "rand", "--n_rec", 40]
+    result, folder = result_of(run(*arguments, "--output", "run", cwd=tmp_path), tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "result.json", "check.csv", "check.png"}
+    assert result["failures"] == []
+    with open(folder / "check.csv", newline="") as file:
+        rows = {(row["method"], row["engine"], row["block"]): row for row in csv.DictReader(file)}
+    engines = [("bptt", "native"), *itertools.product(("diag", "expsm_diag"), ("native", "brainscale"))]
+    assert set(rows) == {(*engine, block) for engine in engines for block in ("in", "exc", "inh", "out")}
+    for (method, engine, block), row in rows.items():
+        assert float(row["seconds"]) > 0
+        assert float(row["memory_MB"]) > 0
+        if engine == "native":
+            assert float(row["error_oracle"]) < 1e-5
+        if method != "bptt" and engine == "native" and block != "out":
+            assert abs(float(row["cosine_bptt"])) < 0.999
+    assert abs(float(rows["diag", "brainscale", "in"]["cosine_oracle"])) < 0.5
+    assert float(rows["expsm_diag", "brainscale", "in"]["cosine_oracle"]) > 0.9999
+
+
 # ---- How it stops and goes on ---------------------------------------------------------------------------------------
 
 KILLED = """
@@ -257,6 +279,34 @@ def test_training_ends_at_the_threshold(monkeypatch, tmp_path, capsys):
     assert result["updates"] == 2
 
 
+@pytest.mark.parametrize("method", ["diag", "expsm_diag"])
+def test_online_learning_stops_and_goes_on(method, trained, monkeypatch, tmp_path, capsys):
+    """As any training does: a resumed run equals the whole one, and is another one than that by BPTT."""
+    arguments = [*TINY, "--method", method, "--trace_chunk", 20]
+    for more in (["--epochs", 2, "--output", "run"], ["--epochs", 4, "--output", "whole"]):
+        assert scripts.exit_status(script, monkeypatch, tmp_path, [*arguments, *more]) == 0
+    assert scripts.exit_status(script, monkeypatch, tmp_path, ["--resume", "run", "--epochs", 4]) == 0
+    rows = metrics_of(tmp_path / "run")
+    assert rows == metrics_of(tmp_path / "whole")
+    bptt_rows = metrics_of(trained[1])
+    assert float(rows[0]["loss"]) == pytest.approx(float(bptt_rows[0]["loss"]), rel=1e-5)
+    assert abs(float(rows[3]["loss"]) / float(bptt_rows[3]["loss"]) - 1) > 1e-4
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["method"] == method
+
+
+def test_training_by_brainscale(monkeypatch, tmp_path, capsys):
+    """Its expsm_diag is ours, update by update."""
+    monkeypatch.chdir(tmp_path)
+    for engine in ("native", "brainscale"):
+        arguments = [*TINY, "--method", "expsm_diag", "--epochs", 3, "--engine", engine]
+        assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
+    folders = sorted(path.name for path in (tmp_path / "results" / script.SCRIPT).iterdir())
+    assert folders == ["train_expsm_diag_brainscale_dense_20_seed0", "train_expsm_diag_dense_20_seed0"]
+    theirs, ours = (metrics_of(tmp_path / "results" / script.SCRIPT / name) for name in folders)
+    for row, other in zip(ours, theirs, strict=True):
+        assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-4)
+
+
 # ---- What it refuses and warns of -----------------------------------------------------------------------------------
 
 
@@ -278,6 +328,12 @@ def test_training_ends_at_the_threshold(monkeypatch, tmp_path, capsys):
         (["--load", "other"], ["--load", "other", "another script"]),
         (["--resume", "other"], ["--resume", "other", "another script", "to resume"]),
         (["--output", "."], ["--output"]),
+        (["--method", "rtrl"], ["--method", "rtrl"]),
+        (["--etrace_decay", 0], ["--etrace_decay", "'0'", "between 0 and 1"]),
+        (["--etrace_decay", 1.5], ["--etrace_decay", "1.5", "rank"]),
+        (["--etrace_decay", "slow"], ["--etrace_decay", "slow"]),
+        (["--trace_chunk", 0], ["--trace_chunk", "0", ">= 1"]),
+        (["--engine", "brainscale"], ["--engine", "--method bptt", "diag"]),
     ],
 )
 def test_bad_arguments_get_one_line(arguments, words, monkeypatch, tmp_path, capsys):
@@ -285,6 +341,45 @@ def test_bad_arguments_get_one_line(arguments, words, monkeypatch, tmp_path, cap
     (tmp_path / "other" / "config.json").write_text('{"arguments": {"seed": 0}}')
     errors = scripts.refused(script, monkeypatch, capsys, tmp_path, arguments)
     assert all(word in errors for word in words)
+
+
+def test_without_brainscale(monkeypatch, tmp_path, capsys):
+    """Its engine says how to install it; the rest works."""
+    monkeypatch.setitem(sys.modules, "brainscale", None)
+    arguments = ["--method", "diag", "--engine", "brainscale"]
+    errors = scripts.refused(script, monkeypatch, capsys, tmp_path, arguments)
+    assert "pip install brainscale==0.1.0" in errors
+    arguments = [*scripts.SMALL_NETWORK, "--mode", "check", "--batch_size", 4, "--output", "run"]
+    assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
+    assert "pip install brainscale==0.1.0" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "run" / "result.json").read_text())["rows"]
+    assert {row["engine"] for row in rows} == {"native"}
+
+
+def wrong_diag(*args, **kwargs):
+    loss, gradient, accuracy, rates = diag(*args, **kwargs)
+    return loss, gradient | {"exc": 1.001 * gradient["exc"]}, accuracy, rates
+
+
+diag = script.diag
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule", "words"),
+    [
+        (["--ff_scale", 0], diag, ["silent", "--ff_scale"]),
+        (["--rec_scale", 0, "--tau_out", 0.01], diag, ["bptt and diag give the same gradient"]),
+        ([], wrong_diag, ["diag, weights exc", "1.0e-03", "1e-05"]),
+    ],
+)
+def test_check_fails_and_says_why(arguments, rule, words, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "brainscale", None)
+    monkeypatch.setattr(script, "diag", rule)
+    arguments = [*scripts.SMALL_NETWORK, "--mode", "check", "--batch_size", 4, *arguments, "--output", "run"]
+    assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 1
+    failures = json.loads((tmp_path / "run" / "result.json").read_text())["failures"]
+    assert any(all(word in failure for word in words) for failure in failures)
+    assert all(f"FAILED: {failure}" in capsys.readouterr().out for failure in failures[:1])
 
 
 @pytest.fixture

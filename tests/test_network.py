@@ -2,84 +2,16 @@
 
 import utils  # isort: skip  (first: it configures JAX)
 
-import importlib
 import itertools
 import math
 
-import brainstate
-import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scripts
+from plain import arguments, full_matrix, plain_loss, script, tau_a_of
 
-script = importlib.import_module("task-coba-ei-rsnn")
 METHODS = ("dense", "gaussian", "rand")
-
-
-def arguments(monkeypatch, *more):
-    """Arguments of a small network that spikes and a short trial, as the script parses them."""
-    monkeypatch.setattr("sys.argv", [script.__file__, *scripts.SMALL_NETWORK, *map(str, more)])
-    return script.parse_args()
-
-
-@pytest.fixture
-def dt():
-    with brainstate.environ.context(dt=1.0 * u.ms):
-        yield
-
-
-# ---- Reference ------------------------------------------------------------------------------------------------------
-
-
-@jax.custom_jvp
-def heaviside(x):
-    return jnp.where(x >= 0, 1.0, 0.0)
-
-
-@heaviside.defjvp
-def _(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    return heaviside(x), 0.3 * jnp.maximum(0.0, 1 - jnp.abs(x)) * dx
-
-
-def reference_loss(weights, inputs, labels, n_recall, tau_a, n_exc, args):
-    """Mean cross-entropy, and spikes (T, batch, n_rec), of the network of Wang et al. (2024), one step after another.
-
-    weights: full matrices; args: the arguments of the script.
-    """
-    w_in, w_exc, w_inh, w_out = (weights[name] for name in ("in", "exc", "inh", "out"))
-    dt, n_step, batch = args.dt, inputs.shape[0], inputs.shape[1]
-    V = I2 = g_exc = g_inh = jnp.zeros((batch, w_in.shape[1]))
-    r, losses, raster = jnp.zeros((batch, 2)), [], []
-    for t in range(n_step):
-        s = heaviside(V - 1)
-        g_exc = g_exc * jnp.exp(-dt / args.tau_syn) + inputs[t] @ abs(w_in) + s[:, :n_exc] @ abs(w_exc)
-        g_inh = g_inh * jnp.exp(-dt / args.tau_syn) + s[:, n_exc:] @ abs(w_inh)
-        V, I2 = V - s, I2 - args.beta * s
-        g = 1 + g_exc + g_inh
-        V_inf = (I2 + g_exc * args.E_exc + g_inh * args.E_inh) / g
-        V = V_inf + (V - V_inf) * jnp.exp(-g * dt / args.tau_neu)
-        I2 = I2 * jnp.exp(-dt / tau_a)
-        r = r * jnp.exp(-dt / args.tau_out) + s @ w_out
-        raster.append(s)
-        if t >= n_step - n_recall:
-            log_p = r - jnp.log(jnp.exp(r).sum(axis=1, keepdims=True))
-            losses.append(-log_p[jnp.arange(batch), labels])
-    return jnp.stack(losses).mean(), jnp.stack(raster)
-
-
-def full_matrix(weights, connections, n_pre, n_rec):
-    """Matrix (n_pre, n_rec) of listed connections, entry by entry."""
-    if connections is None:
-        return weights
-    indptr, indices = connections
-    matrix = jnp.zeros((n_pre, n_rec), weights.dtype)
-    for i in range(n_pre):
-        for k in range(indptr[i], indptr[i + 1]):
-            matrix = matrix.at[i, indices[k]].set(weights[k])
-    return matrix
 
 
 @pytest.mark.parametrize("conn_method", METHODS)
@@ -90,14 +22,13 @@ def test_gradient_is_that_of_a_plain_reference(x64, dt, monkeypatch, conn_method
     weights = jax.tree.map(lambda w: w.astype(jnp.float64), weights)
     key = jax.random.key(3)
     inputs, labels, _ = task(key, 4)
-    n_recall = task.periods["recall"].stop - task.periods["recall"].start
-    tau_a = (1 / network.neurons.k2).to_decimal(u.ms)
+    counts = np.arange(task.n_step) >= task.periods["recall"].start
 
     def reference(weights):
         matrices = dict(weights)
         for name, n_pre in network.sizes.items():
             matrices[name] = full_matrix(weights[name], connections[name], n_pre, network.n_rec)
-        return reference_loss(matrices, inputs, labels, n_recall, tau_a, network.n_exc, args)
+        return plain_loss(matrices, inputs, labels, counts, tau_a_of(network), network.n_exc, args)
 
     (expected, raster), expected_gradient = jax.value_and_grad(reference, has_aux=True)(weights)
     keys = jax.random.split(key, 4)
@@ -182,14 +113,16 @@ def test_signs_of_weights_do_not_matter(dt, monkeypatch):
         np.testing.assert_array_equal(gradient[name], -other_gradient[name])
 
 
-def test_two_devices_give_the_loss_and_gradient_of_one(dt, monkeypatch):
+@pytest.mark.parametrize("method", script.METHODS)
+def test_two_devices_give_the_loss_and_gradient_of_one(dt, monkeypatch, method):
     args = arguments(monkeypatch)
     task, network, weights, connections = script.make_model(args)
     keys, results = jax.random.split(jax.random.key(0), 16), []
     assert len(jax.devices()) >= 2
     for n in (1, 2):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:n]), ("batch",))
-        gradient = jax.jit(script.make_gradient(script.bptt, task, network, mesh))
+        rule = script.choose_rule(args, method, "native")
+        gradient = jax.jit(script.make_gradient(rule, task, network, mesh))
         results.append(jax.device_get(gradient(weights, connections, keys)))
     (loss, gradient, accuracy, rates), (loss_2, gradient_2, accuracy_2, rates_2) = results
     assert rates.sum() > 1
@@ -292,7 +225,7 @@ def test_initial_weights_have_the_variance_of_the_paper(conn_method):
 def test_adaptation_differs_between_neurons(monkeypatch):
     """Its time constants are uniform in 0.5 to 1.5 tau_a."""
     _, network, _, _ = script.make_model(arguments(monkeypatch, "--n_rec", 2000, "--tau_a", 700))
-    tau_a = (1 / network.neurons.k2).to_decimal(u.ms) / 700
+    tau_a = tau_a_of(network) / 700
     assert 0.5 <= tau_a.min() < 0.51
     assert 1.49 < tau_a.max() <= 1.5
     assert tau_a.std() == pytest.approx(1 / 12**0.5, rel=0.05)

@@ -7,36 +7,22 @@ one process both programs are compiled, and then take turns; each memory is the 
 update, above what it had with the program compiled. The ratios come last.
 """
 
+import functools
 import json
 import subprocess
 import sys
-import time
 
 import numpy as np
-from common import memory_above, network_script
+from common import in_turns, memory_above, network_gradient
 
 LENGTHS = (1100, 2200, 4400, 8800)
-REPEATS = 7
 
 
-def make_gradient(n_step, plain):
-    """A function that computes the gradient of one batch of trials of n_step, and the seconds to compile it."""
-    script, args, mesh = network_script()
-    import jax
+def gradient(n_step, plain):
+    def make_rule(script, args):
+        return functools.partial(script.bptt, chunk=n_step if plain else None)
 
-    if n_step != 2200:
-        args.n_cue = 3
-        args.t_delay = n_step * args.dt - 3 * (args.t_interval + args.t_cue) - args.t_recall
-    task, network, weights, connections = script.make_model(args)
-    assert task.n_step == n_step
-    chunk = n_step if plain else None
-    script.GRADIENTS["benchmark"] = lambda *model_and_keys: script.bptt(*model_and_keys, chunk)
-    args.method = "benchmark"
-    keys = jax.random.split(jax.random.key(0), args.batch_size)
-    start = time.perf_counter()
-    program = jax.jit(script.make_gradient(args, task, network, mesh)).lower(weights, connections, keys).compile()
-    seconds = time.perf_counter() - start
-    return lambda: jax.block_until_ready(program(weights, connections, keys)), seconds
+    return network_gradient(make_rule, *([] if n_step == 2200 else ["--n_cue", 3]), n_step=n_step)
 
 
 def memory(n_step, plain):
@@ -47,23 +33,16 @@ def memory(n_step, plain):
 
 
 def print_memory(n_step, plain):
-    print(json.dumps(memory_above(make_gradient(n_step, plain)[0])))
+    print(json.dumps(memory_above(gradient(n_step, plain)[0])))
 
 
 def main():
-    (chunked, compile_chunked), (plain, compile_plain) = make_gradient(2200, False), make_gradient(2200, True)
-    seconds = []
-    for _ in range(REPEATS + 1):
-        row = []
-        for run in (chunked, plain):
-            start = time.perf_counter()
-            run()
-            row.append(time.perf_counter() - start)
-        seconds.append(row)
-    chunked, plain = np.median(seconds[1:], axis=0)
+    (chunked, _, compile_chunked), (plain, _, compile_plain) = gradient(2200, False), gradient(2200, True)
+    seconds = in_turns(chunked, plain)
+    chunked, plain = np.median(seconds, axis=0)
     print(f"one update: chunks {chunked:.2f} s ({compile_chunked:.1f} s to compile)", end=", ")
     print(f"plain scan {plain:.2f} s ({compile_plain:.1f} s to compile)")
-    low, high = np.quantile([b / a for a, b in seconds[1:]], (0, 1))
+    low, high = np.quantile(seconds[:, 1] / seconds[:, 0], (0, 1))
     chunks = {n_step: memory(n_step, False) for n_step in LENGTHS}
     whole = memory(2200, True)
     for n_step, megabytes in chunks.items():

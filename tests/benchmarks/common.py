@@ -80,6 +80,37 @@ def network_script(*arguments):
     return script, args, jax.sharding.Mesh(np.array(devices), ("batch",))
 
 
+def network_gradient(make_rule, *arguments, n_step=2200):
+    """A function that computes the gradient of a batch, its compiled program, and the seconds to compile it.
+
+    The network, task and batch are those of the script's arguments, with a delay that makes trials of n_step, by the
+    rule make_rule(script, args).
+    """
+    script, args, mesh = network_script(*arguments)
+    import jax
+
+    args.t_delay += (n_step - script.make_model(args)[0].n_step) * args.dt
+    task, network, weights, connections = script.make_model(args)
+    assert task.n_step == n_step
+    keys = jax.random.split(jax.random.key(0), args.batch_size)
+    start = time.perf_counter()
+    gradient = script.make_gradient(make_rule(script, args), task, network, mesh)
+    program = jax.jit(gradient).lower(weights, connections, keys).compile()
+    seconds = time.perf_counter() - start
+    return lambda: jax.block_until_ready(program(weights, connections, keys)), program, seconds
+
+
+def in_turns(*functions, repeats=7):
+    """Seconds (repeats, number of functions) of calls in turns, after a first one of each that does not count."""
+    seconds = np.zeros((repeats + 1, len(functions)))
+    for row in seconds:
+        for i, function in enumerate(functions):
+            start = time.perf_counter()
+            function()
+            row[i] = time.perf_counter() - start
+    return seconds[1:]
+
+
 def memory_above(function):
     """Peak memory (MB) of this process in a call of function, above what it has before it. On Linux."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
