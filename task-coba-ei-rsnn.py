@@ -2,7 +2,8 @@
 
 Cues on the left and right, a delay of one second, and then a decision for the side that had more. The network has
 excitatory and inhibitory neurons with adaptation (4 : 1), obeys Dale's law and is trained by gradients of its
-simulation. `--mode train` leaves checkpoints, a learning curve and pictures of what the network does; `--mode sim`
+simulation: those of backpropagation through time, or of one of two online rules whose memory does not grow with the
+trial. `--mode train` leaves checkpoints, a learning curve and pictures of what the network does; `--mode sim`
 makes the pictures alone, of an untrained network or of that of an earlier run.
 """
 
@@ -361,6 +362,14 @@ class Pairs:
         return matrix if self.ends is None else matrix[self.ends]
 
 
+def prepare(task, network, weights, connections, keys):
+    """Labels and evidence of trials, synapses, the neurons' states at rest, and the pairs of each block of weights."""
+    network.init_state(len(keys))
+    states = {name: state.value for name, state in network.local_states.items()}
+    blocks = {name: Pairs(ends) for name, ends in ({"in": None} | network.pairs(connections)).items()}
+    return *task.trials(keys), network.synapses(weights, connections), states, blocks
+
+
 def averages(task, labels, loss, gradient, r, rates):
     """Loss, gradient, accuracy and rates, from sums over recall: of r, and over trials too, of loss and gradient."""
     recall = task.periods["recall"]
@@ -369,8 +378,8 @@ def averages(task, labels, loss, gradient, r, rates):
 
 
 def by_weights(weights, gradient):
-    """Gradient by W, from that by |W|, or by W_out."""
-    return {name: g if name == "out" else jnp.sign(weights[name]) * g for name, g in gradient.items()}
+    """Gradient by W, from that by |W|; the readout's is by W already."""
+    return {name: g if name == "out" else jax.vjp(jnp.abs, weights[name])[1](g)[0] for name, g in gradient.items()}
 
 
 def read_out(network, labels, w_out, spikes, q, counts):
@@ -399,11 +408,11 @@ def read_out(network, labels, w_out, spikes, q, counts):
 def diag(task, network, weights, connections, keys, trace_chunk=100, trace_batch=4):
     r"""Loss, its gradient, accuracy and rates of a batch, by D-RTRL (Wang et al. 2024), exactly.
 
-    What the state u = (V, I2, g_E, g_I) of neuron j owes to the weight W_ij is the trace e_ij = du_j / dW_ij. It
+    What the state u = (V, I2, g_E, g_I) of neuron j owes to the weight W_ij is the trace e_ij = du_j / d|W_ij|. It
     advances within the neuron, by the Jacobians J of its next state by its state, and c by what it receives:
 
     .. math:: e_{ij}(t + 1) = J_j(t) e_{ij}(t) + c_j(t) z_i(t), \quad
-        \frac{dL}{dW_{ij}} = \sum_t \frac{\partial L(t)}{\partial u_j(t)} e_{ij}(t)
+        \frac{dL}{d|W_{ij}|} = \sum_t \frac{\partial L(t)}{\partial u_j(t)} e_{ij}(t)
 
     where z_i are the spikes of i, and L(t) depends on u(t) through the spikes of t alone. That is the gradient of BPTT
     stopped between neurons and in the memory of the readout. For the weights of the readout, it is BPTT's.
@@ -433,11 +442,7 @@ def diag(task, network, weights, connections, keys, trace_chunk=100, trace_batch
 def _diag_at_once(task, network, weights, connections, keys, trace_chunk):
     """`diag` of few trials."""
     recall = task.periods["recall"]
-    labels, evidence = task.trials(keys)
-    synapses = network.synapses(weights, connections)
-    network.init_state(len(keys))
-    states = {name: state.value for name, state in network.local_states.items()}
-    blocks = {name: Pairs(ends) for name, ends in ({"in": None} | network.pairs(connections)).items()}
+    labels, evidence, synapses, states, blocks = prepare(task, network, weights, connections, keys)
     n_pre = {"in": network.n_in} | network.sizes
 
     def simulate(states, pushes, x):
@@ -451,9 +456,9 @@ def _diag_at_once(task, network, weights, connections, keys, trace_chunk):
         return ({name: states[name] for name in ("V", "I2")}, spikes), states
 
     def learn(sums, traces, p, q, sent, steps, spikes, pull, zeros):
-        """Add the loss of a chunk and its gradients; q after it."""
-        on = functools.partial(read_out, network, labels, q=q, counts=steps < recall.stop)
-        loss, pull_loss, (q, r) = jax.vjp(lambda w, spikes: on(w, spikes), synapses["out"], spikes, has_aux=True)
+        """Sums with the loss of a chunk and its gradients, and q after it."""
+        of_chunk = functools.partial(read_out, network, labels, q=q, counts=steps < recall.stop)
+        loss, pull_loss, (q, r) = jax.vjp(of_chunk, synapses["out"], spikes, has_aux=True)
         by_out, by_spikes = pull_loss(jnp.ones_like(loss))
         by_start, by_push = pull((zeros[0], by_spikes))
         gradient = {"out": by_out}
@@ -465,7 +470,7 @@ def _diag_at_once(task, network, weights, connections, keys, trace_chunk):
         return jax.tree.map(jnp.add, sums, dict(loss=loss, gradient=gradient, r=r)), q
 
     def propagate(traces, p, sent, pull, zeros):
-        """The traces after a chunk."""
+        """The traces after a chunk: V's and I2's, each from one backward pass."""
         one = jax.tree.map(jnp.ones_like, zeros[0])
         ends = [(zeros[0] | {state: one[state]}, zeros[1]) for state in one]
         by_start, by_push = jax.vmap(pull)(jax.tree.map(lambda *x: jnp.stack(x), *ends))
@@ -525,11 +530,7 @@ def expsm_diag(task, network, weights, connections, keys, etrace_decay=0.98):
     a neuron and state, and of one an input.
     """
     recall = task.periods["recall"]
-    labels, evidence = task.trials(keys)
-    synapses = network.synapses(weights, connections)
-    network.init_state(len(keys))
-    states = {name: state.value for name, state in network.local_states.items()}
-    blocks = {name: Pairs(ends) for name, ends in ({"in": None} | network.pairs(connections)).items()}
+    labels, evidence, synapses, states, blocks = prepare(task, network, weights, connections, keys)
     n_pre = {"in": network.n_in, "out": network.n_rec} | network.sizes
     none, new = jnp.zeros_like(states["V"]), jnp.full_like(states["V"], 1 - etrace_decay)
 
@@ -614,7 +615,11 @@ class BrainscaleNetwork(brainstate.nn.Module):
 
 
 def by_brainscale(task, network, weights, connections, keys, method, etrace_decay=0.98):
-    """What `diag` or `expsm_diag` gives, by the algorithms of brainscale as they are, of its layers as in the paper."""
+    """What `diag` or `expsm_diag` gives, by the algorithms of brainscale 0.1.0 and with its layers, as in the paper.
+
+    Its diag is not D-RTRL: it divides all traces by the largest one where that exceeds 1, and takes the derivative of
+    |W| at the trace instead of at W. Without these two, it agrees with ours (`tests/test_online.py`).
+    """
     import brainscale
 
     recall = task.periods["recall"]
@@ -1043,10 +1048,7 @@ def diag_oracle(task, network, weights, connections, keys):
 def expsm_diag_oracle(task, network, weights, connections, keys, etrace_decay):
     """What `expsm_diag` should give: its equations one after another, with every Jacobian and every trace in full."""
     recall = task.periods["recall"]
-    labels, evidence = task.trials(keys)
-    synapses = network.synapses(weights, connections)
-    network.init_state(len(keys))
-    h = {name: state.value for name, state in network.local_states.items()}
+    labels, evidence, synapses, h, _ = prepare(task, network, weights, connections, keys)
     ones, zeros = jnp.ones_like(h["V"]), jnp.zeros_like(h["V"])
     no_push, decay_r = {"g_exc": zeros, "g_inh": zeros}, utils.relax(1.0, 0.0, 1 / network.tau_out)
 
