@@ -76,7 +76,10 @@ def parse_args():
         "slower, and whose diag is wrong here"
     )
     add("--engine", choices=ENGINES, default="native", help=engine)
-    etrace_decay = "decay of the factors of expsm_diag in a step, between 0 and 1; or a rank n, for (n - 1) / (n + 1)"
+    etrace_decay = (
+        "decay of the factors of expsm_diag in a step, between 0 and 1, or a rank n, for (n - 1) / (n + 1); its memory "
+        "is 1 / (1 - decay) steps"
+    )
     add("--etrace_decay", type=decay_or_rank, default=0.98, metavar="DECAY", help=etrace_decay)
     trace_chunk = "steps, at most, by which the traces of diag advance at once"
     add("--trace_chunk", type=positive_int, default=100, metavar="C", help=trace_chunk)
@@ -102,7 +105,12 @@ def parse_args():
     add("--tau_out", type=positive, default=10.0, help="time constant of the readout (ms)")
     tau_a = "time constant of adaptation (ms): that of each neuron is uniform in 0.5 to 1.5 of it"
     add("--tau_a", type=positive, default=1000.0, help=tau_a)
-    add("--beta", type=utils.number(float), default=1.0, help="adaptation current of a spike (threshold is 1)")
+    add(
+        "--beta",
+        type=utils.number(float),
+        default=1.0,
+        help="adaptation current of a spike; it excites if negative (threshold is 1)",
+    )
     add("--E_exc", type=utils.number(float), default=3.0, help="excitatory reversal potential (threshold is 1)")
     add("--E_inh", type=utils.number(float), default=-3.0, help="inhibitory reversal potential (threshold is 1)")
     add("--dt", type=positive, default=1.0, help="time step (ms)")
@@ -1109,7 +1117,7 @@ def measure(rule, mesh, model, keys):
     arguments = jax.device_put((weights, connections, keys), (copied, copied, NamedSharding(mesh, SPLIT)))
     program = jax.jit(make_gradient(rule, task, network, mesh)).lower(*arguments).compile()
     seconds = []
-    for _ in range(2):
+    while len(seconds) < 2 and sum(seconds) < 10:  # the first call may be slower
         start = time.perf_counter()
         _, gradient, _, rates = jax.device_get(program(*arguments))
         seconds.append(time.perf_counter() - start)
