@@ -130,6 +130,18 @@ def test_expsm_diag_is_what_its_equations_say(x64, dt, monkeypatch, conn_method,
         assert all(difference > 0.1 for difference in relative_errors(gradient, other).values())
 
 
+@pytest.mark.parametrize(("beta", "sign"), [(1.0, -1), (-0.1, 1)])
+def test_expsm_diag_and_the_sign_of_adaptation(dt, monkeypatch, beta, sign):
+    """Across a delay, its gradient by the weights of cue inputs has the exact sign only if spikes leave excitation."""
+    _, model, keys, _ = small_model(monkeypatch, "--beta", beta, "--t_delay", 300)
+    n_cue_inputs = model[1].n_in // 2
+    smoothed, exact = (
+        jax.jit(lambda k, rule=rule, last=last: rule(*model, k, last))(keys)[1]["in"][:n_cue_inputs]
+        for rule, last in ((script.expsm_diag, 0.99), (script.diag, 100))
+    )
+    assert sign * script.alignment(smoothed, exact)["cosine"] > 0.3
+
+
 def test_a_rank_stands_for_a_decay(monkeypatch):
     """As in brainscale: (n - 1) / (n + 1)."""
     for text, decay in (("3", 0.5), ("99", 0.98), ("0.98", 0.98)):

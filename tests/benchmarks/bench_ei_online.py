@@ -5,8 +5,8 @@
 The network, task and batch are the script's defaults (n_rec 200, T 2200, batch 128). All programs are compiled in one
 process and take turns; brainscale's diag, of which a batch takes minutes, has 16 trials and fewer turns, as has ours
 beside it. Memory is that of the compiled program, and the peak of a process of its own during one gradient, above what
-it had with the program compiled; both with one device, as XLA on a CPU keeps notes of each step with several, which
-grow with the trial whatever the program (in diag, by 3 kB a step). The ratios come last.
+it had with the program compiled; both with one device, as with several the runtime of XLA on a CPU takes memory that
+grows with the number of steps, beside that of the program (in diag, 3 kB a step). The ratios come last.
 """
 
 import json
