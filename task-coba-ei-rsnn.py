@@ -1332,7 +1332,7 @@ def plot_activity(args, task, network, activity):
     for i, (label, color) in enumerate((("left", "tab:green"), ("right", "tab:purple"))):
         axes[4].plot(t, activity["r"][:, i], color=color, lw=1, label=label)
     axes[4].set(xlabel="t (ms)", ylabel="readout", xlim=(0, t[-1]))
-    axes[4].legend(fontsize=8, frameon=False, loc=(0.62, 0.6))  # in the delay
+    axes[4].legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.95), ncols=2)
     for axis in axes:
         for period in list(task.periods.values())[1:]:
             axis.axvline(period.start * args.dt, color="0.7", lw=0.6)
