@@ -1,10 +1,11 @@
-"""Train a conductance-based spiking network on evidence accumulation, or simulate it.
+"""Train a conductance-based spiking network on evidence accumulation, simulate it, or check its gradients.
 
 Cues on the left and right, a delay of one second, and then a decision for the side that had more. The network has
 excitatory and inhibitory neurons with adaptation (4 : 1), obeys Dale's law and is trained by gradients of its
 simulation: those of backpropagation through time, or of one of two online rules whose memory does not grow with the
 trial. `--mode train` leaves checkpoints, a learning curve and pictures of what the network does; `--mode sim`
-makes the pictures alone, of an untrained network or of that of an earlier run.
+makes the pictures alone, of an untrained network or of that of an earlier run; `--mode check` compares the gradients
+of all methods with what they should be.
 """
 
 import utils  # isort: skip  (first: it configures JAX)

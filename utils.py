@@ -507,7 +507,7 @@ class EINetwork(brainstate.nn.Module):
         that occur cost, but which cannot be made under `jax.jit`; and else a full one with zeros, whose product and
         gradient together are faster at hundreds of neurons.
         """
-        matrices = {name: jnp.abs(w) if name != "out" else w for name, w in weights.items()}
+        matrices = {name: w if name == "out" else jnp.abs(w) for name, w in weights.items()}
         if not event_driven:
             return self.full_matrices(matrices, connections)
         for name, listed in connections.items():

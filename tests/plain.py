@@ -50,7 +50,11 @@ def _(primals, tangents):
     return heaviside(x), 0.3 * jnp.maximum(0.0, 1 - jnp.abs(x)) * dx
 
 
-def plain_step(V, I2, g_exc, g_inh, x_exc, x_inh, tau_a, args, reset=lambda s: s):
+def keep(x):
+    return x
+
+
+def plain_step(V, I2, g_exc, g_inh, x_exc, x_inh, tau_a, args, reset=keep):
     """V, I2, g_E and g_I after a step, of one neuron or of many."""
     dt, s = args.dt, reset(heaviside(V - 1))
     g_exc = g_exc * jnp.exp(-dt / args.tau_syn) + x_exc
@@ -63,10 +67,6 @@ def plain_step(V, I2, g_exc, g_inh, x_exc, x_inh, tau_a, args, reset=lambda s: s
 
 def cross_entropy(r, labels):
     return -(r - jnp.log(jnp.exp(r).sum(axis=1, keepdims=True)))[jnp.arange(len(labels)), labels]
-
-
-def keep(x):
-    return x
 
 
 def plain_loss(weights, inputs, labels, counts, tau_a, n_exc, args, sent=keep, kept=keep, reset=keep):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 import numpy as np
-from common import in_turns, memory_above, network_gradient
+from common import in_turns, memory_above, network_gradient, network_script
 
 LENGTHS = (2200, 8800)
 
@@ -41,8 +41,6 @@ def print_memory(method, n_step, *arguments):
 
 def trace_bytes(conn_method, n_rec):
     """Bytes of the traces of one trial, of V and I2 for every weight but those of the readout."""
-    from common import network_script
-
     script, args, _ = network_script("--conn_method", conn_method, "--n_rec", n_rec)
     weights = script.make_model(args)[2]
     return sum(2 * weights[name].nbytes for name in script.CONDUCTANCE)
