@@ -329,7 +329,7 @@ def make_predictions(args, model, problem, data):
 
 
 def plot_surrogates():
-    """The surrogates of `braintools.surrogate` at their defaults: gradient (red), and the function that has it (black).
+    """The surrogates of `braintools.surrogate` at their defaults: gradient (orange) and the function (black).
 
     The last panel is the one of this neuron. Some surrogates are defined by the gradient alone.
     """
@@ -338,16 +338,16 @@ def plot_surrogates():
     surrogates = {c.__name__: c() for c in classes if isinstance(c, type) and c is not module.Surrogate}
     surrogates["this neuron's ReluGrad"] = utils.SURROGATE
     x = jnp.linspace(-3, 3, 601)
-    layout = dict(sharex=True, squeeze=False, layout="constrained")
-    figure, axes = plt.subplots(-(-len(surrogates) // 5), 5, figsize=(11, 1.9 * -(-len(surrogates) // 5)), **layout)
+    layout, n_row = dict(sharex=True, squeeze=False, layout="constrained"), -(-len(surrogates) // 5)
+    figure, axes = plt.subplots(n_row, 5, figsize=(utils.WIDTH, 1.3 * n_row), **layout)
     for axis, (name, surrogate) in zip(axes.flat, surrogates.items(), strict=False):
         if type(surrogate).surrogate_fun is not module.Surrogate.surrogate_fun:
             axis.plot(x, surrogate.surrogate_fun(x), "k-", lw=1)
-        axis.plot(x, surrogate.surrogate_grad(x), "r-", lw=1)
-        axis.set_title(name, fontsize=8)
+        axis.plot(x, surrogate.surrogate_grad(x), "C1-", lw=1)
+        axis.set_title(name)
     for axis in axes.flat[len(surrogates) :]:
         axis.set_axis_off()
-    figure.supxlabel("distance from threshold x", fontsize=9)
+    figure.supxlabel("distance from threshold x", fontsize=8)
     return figure
 
 

@@ -4,8 +4,8 @@ Cues on the left and right, a delay of one second, and then a decision for the s
 excitatory and inhibitory neurons with adaptation (4 : 1), obeys Dale's law and is trained by gradients of its
 simulation: those of backpropagation through time, or of one of two online rules whose memory does not grow with the
 trial. `--mode train` leaves checkpoints, a learning curve and pictures of what the network does; `--mode sim`
-makes the pictures alone, of an untrained network or of that of an earlier run; `--mode check` compares the gradients
-of all methods with what they should be.
+makes the pictures alone, of an untrained network or of that of an earlier run, and of the latter also what it has
+learned; `--mode check` compares the gradients of all methods with what they should be.
 """
 
 import utils  # isort: skip  (first: it configures JAX)
@@ -29,6 +29,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+import scipy.optimize
+import scipy.special
 import scipy.stats
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
@@ -44,6 +46,7 @@ NETWORK_ARGUMENTS += INITIAL_ARGUMENTS
 SATURATED = 200.0  # Hz; a population that fires more in the mean carries no information in single spikes
 HELDOUT_BLOCK = 64  # held-out trials at a time on each device
 LEVELS = (0.9, 0.95, 0.99)  # the updates after which the held-out accuracy first reached these are reported
+DELAYS = (250.0, 500.0, 1000.0, 2000.0, 4000.0)  # ms; a trained network is tried with each
 
 
 def parse_args():
@@ -59,7 +62,10 @@ def parse_args():
     not_negative, fraction = utils.number(float, low=0), utils.number(float, above=0, high=1)
 
     add = parser.add_argument_group("what to do").add_argument
-    mode = "train the network; only simulate it; or check the gradients of one batch by every method and engine"
+    mode = (
+        "train the network; only simulate it, and with --load also test what it has learned; or check the gradients of "
+        "one batch by every method and engine"
+    )
     add("--mode", choices=("train", "sim", "check"), default="train", help=mode)
     load = "run folder whose best network is the one to start from; its network and task are the defaults then"
     add("--load", type=Path, metavar="RUN", help=load)
@@ -289,7 +295,7 @@ def run_trials(task, network, weights, connections, keys, chunk=None, local=Fals
         spikes, r = network.update(synapses, x, local), network.r.value
         counts = (recall.start <= k) & (k < recall.stop)  # the last chunk may go beyond the end
         loss = cross_entropy(r, labels)
-        return jnp.where(counts, loss, 0.0), jnp.where(counts, r.T, 0.0), network.mean_spikes(spikes)
+        return jnp.where(counts, loss, 0.0), jnp.where(counts, r.T, 0.0), network.mean_of_populations(spikes)
 
     def run_steps(steps, inputs):
         loss, r, rates = brainstate.transform.for_loop(step, steps, inputs)
@@ -507,7 +513,7 @@ def _diag_at_once(task, network, weights, connections, keys, trace_chunk):
             q = filtered(q, spikes, network.tau_out)
         traces = propagate(traces, p, sent, pull, zeros)
         p = {name: filtered(p[name], sent[name], network.tau_syn) for name in p}
-        return (states, traces, p, q, sums), jax.vmap(network.mean_spikes)(spikes)
+        return (states, traces, p, q, sums), jax.vmap(network.mean_of_populations)(spikes)
 
     def no_traces(pairs, p):
         return dict.fromkeys(("V", "I2"), pairs.pre(p) * pairs.post(states["V"]))
@@ -568,7 +574,7 @@ def expsm_diag(task, network, weights, connections, keys, etrace_decay=0.98):
         x |= {"in": smooth(x["in"], inputs), "exc": smooth(x["exc"], exc), "inh": smooth(x["inh"], inh)}
         kept = jax.tree.map(lambda f: etrace_decay * f, f)
         f = {"g_exc": tangent(kept["g_exc"], new, none)[1], "g_inh": tangent(kept["g_inh"], none, new)[1]}
-        return (states, r, x, f, f_out, sums), network.mean_spikes(spikes)
+        return (states, r, x, f, f_out, sums), network.mean_of_populations(spikes)
 
     r = jnp.zeros((len(keys), network.n_out))
     x = {name: jnp.zeros((len(keys), n)) for name, n in n_pre.items()}
@@ -646,7 +652,7 @@ def by_brainscale(task, network, weights, connections, keys, method, etrace_deca
 
     def simulate(k):
         r, spikes = algorithm.update(task.spikes(keys, evidence, k).astype(dtype))
-        return cross_entropy(r, labels).sum(), (r, network.mean_spikes(spikes))
+        return cross_entropy(r, labels).sum(), (r, network.mean_of_populations(spikes))
 
     def learn(gradient, k):
         step = brainstate.transform.grad(simulate, parameters, has_aux=True, return_value=True)
@@ -657,7 +663,7 @@ def by_brainscale(task, network, weights, connections, keys, method, etrace_deca
     gradient = jax.tree.map(jnp.zeros_like, {path: state.value for path, state in parameters.items()})
     steps = jnp.arange(recall.start - 1, recall.stop - 1)
     gradient, (loss, r, during) = brainstate.transform.scan(learn, gradient, steps)
-    last = network.mean_spikes(network.neurons.get_spike())
+    last = network.mean_of_populations(network.neurons.get_spike())
     matrices = {path[-2]: g["weight"] for path, g in gradient.items()}
     ends = network.pairs(connections)
     gradient = {name: matrices[name] if ends.get(name) is None else matrices[name][ends[name]] for name in ends}
@@ -731,7 +737,7 @@ def make_update(args, task, network, optimiser, mesh):
 
 
 def make_evaluation(args, task, network, mesh):
-    """The evaluation (weights, connections) -> which of the held-out trials are correct, and rates (n_step, 2).
+    """The evaluation (weights, connections) -> of the held-out trials, `correct` and `evidence`; and rates (n_step, 2).
 
     The rates are also of the trials that fill up the last block.
     """
@@ -740,14 +746,15 @@ def make_evaluation(args, task, network, mesh):
 
     def block(weights, connections, keys):
         _, correct, rates = run_trials(task, network, weights, connections, keys)
-        return correct, jax.lax.pmean(rates, "batch")
+        return dict(correct=correct, evidence=task.trials(keys)[1]), jax.lax.pmean(rates, "batch")
 
     on_devices = over_devices(block, mesh, (COPIED, COPIED, SPLIT), (SPLIT, COPIED))
 
     def evaluate(weights, connections):
         keys = jax.random.split(jax.random.key(args.heldout_seed), n_padded)
-        correct, rates = jax.lax.map(lambda k: on_devices(weights, connections, k), keys.reshape(-1, n_block))
-        return correct.ravel()[: args.n_heldout], rates.mean(axis=0)
+        trials, rates = jax.lax.map(lambda k: on_devices(weights, connections, k), keys.reshape(-1, n_block))
+        trials = {name: x.reshape(n_padded, *x.shape[2:])[: args.n_heldout] for name, x in trials.items()}
+        return trials, rates.mean(axis=0)
 
     return evaluate
 
@@ -976,7 +983,7 @@ class Training:
             return False
         row = dict(update=n, loss=float(metrics["loss"]), accuracy=float(metrics["accuracy"]), heldout_accuracy=None)
         if n % args.eval_every == 0:
-            correct = jax.device_get(self.evaluate(state["weights"], self.connections)[0])
+            correct = jax.device_get(self.evaluate(state["weights"], self.connections)[0]["correct"])
             row["heldout_accuracy"] = float(correct.mean())
             low, high = wilson_interval(correct.sum(), len(correct))
             tqdm.write(f"update {n}: held-out accuracy {correct.mean():.4f} (95 %: {low:.4f} to {high:.4f})")
@@ -1015,7 +1022,8 @@ class Training:
 
     def result(self):
         """What result.json says of the training, with an evaluation of the last weights."""
-        correct, rates = jax.device_get(self.evaluate(self.state["weights"], self.connections))
+        trials, rates = jax.device_get(self.evaluate(self.state["weights"], self.connections))
+        correct = trials["correct"]
         evaluated = [row for row in self.history if row["heldout_accuracy"] is not None]
         # Of equal ones the latest, as in the checkpoints.
         best = max(reversed(evaluated), key=lambda row: row["heldout_accuracy"], default=None)
@@ -1087,7 +1095,7 @@ def expsm_diag_oracle(task, network, weights, connections, keys, etrace_decay):
         for g in f:
             c = jax.jvp(lambda push, g=g: simulate(h, no_push | {g: push})[1], (zeros,), (ones,))[1]
             f[g] = {a: etrace_decay * sum(J[b][a] * f[g][b] for b in h) + (1 - etrace_decay) * c[a] for a in h}
-        return (next_h, r, x, f, f_r, sums), network.mean_spikes(spikes)
+        return (next_h, r, x, f, f_r, sums), network.mean_of_populations(spikes)
 
     full = network.full_matrices(weights, connections)
     r = jnp.zeros((len(keys), network.n_out))
@@ -1171,8 +1179,9 @@ def record(task, network, weights, connections, keys, mesh, n_trace=5):
     """Simulate the trials of the given keys, event by event where connections are sparse, and record the first of them.
 
     Returns:
-        rates (n_step, 2): mean spikes of an excitatory and an inhibitory neuron in a step, over all trials; correct
-        (batch,); and of the first trial: evidence, label, inputs (n_step, n_in), spikes (n_step, n_rec), r (n_step,
+        rates (n_step, 2): mean spikes of an excitatory and an inhibitory neuron in a step, over all trials; within
+        (2,), the share of time that their potentials are between the reversal potentials; correct (batch,); and of the
+        first trial: evidence, label, inputs (n_step, n_in), spikes (n_step, n_rec), r (n_step,
         n_out), and V_exc and V_inh (n_step, n_trace) of neurons that are evenly spread. Then what it took: seconds, and
         memory (MB) of the program on each device.
     """
@@ -1186,27 +1195,30 @@ def record(task, network, weights, connections, keys, mesh, n_trace=5):
         network.init_state(len(keys))
 
         def step(k):
-            x, V = task.spikes(keys, evidence, k), network.neurons.V.value[0]
+            x, V = task.spikes(keys, evidence, k), network.neurons.V.value
+            within = ((network.E_inh <= V) & (network.E_exc >= V)).astype(V.dtype)
             spikes = network.update(synapses, x)
             r = network.r.value
             first = dict(inputs=x[0], spikes=jnp.packbits(spikes[0] > 0), r=r[0])
-            first |= {f"V_{name}": V[neurons] for name, neurons in traced.items()}
-            return jnp.where(k >= task.periods["recall"].start, r, 0.0), network.mean_spikes(spikes), first
+            first |= {f"V_{name}": V[0, neurons] for name, neurons in traced.items()}
+            means = network.mean_of_populations(spikes), network.mean_of_populations(within)
+            return jnp.where(k >= task.periods["recall"].start, r, 0.0), means, first
 
-        r, rates, first = brainstate.transform.for_loop(step, jnp.arange(task.n_step))
+        r, (rates, within), first = brainstate.transform.for_loop(step, jnp.arange(task.n_step))
         correct = r.sum(axis=0).argmax(axis=-1) == labels
         first |= dict(evidence=evidence[0], label=labels[0])
-        return jax.lax.pmean(rates, "batch"), correct, jax.tree.map(lambda x: x[None], first)
+        means = jax.lax.pmean(dict(rates=rates, within=within.mean(axis=0)), "batch")
+        return means, correct, jax.tree.map(lambda x: x[None], first)
 
     program = jax.jit(over_devices(on_device, mesh, (COPIED, SPLIT), (COPIED, SPLIT, SPLIT)))
     arguments = jax.device_put((synapses, keys), (NamedSharding(mesh, COPIED), NamedSharding(mesh, SPLIT)))
     program = program.lower(*arguments).compile()
     compiled = time.perf_counter()
-    rates, correct, first = jax.device_get(program(*arguments))
+    means, correct, first = jax.device_get(program(*arguments))
     seconds = dict(compile=compiled - start, run=time.perf_counter() - compiled)
     first = {name: x[0] for name, x in first.items()}
     first["spikes"] = np.unpackbits(first["spikes"], axis=1)[:, : network.n_rec]
-    return dict(rates=rates, correct=correct, **first), dict(seconds=seconds, memory_MB=memory_of(program))
+    return means | dict(correct=correct, **first), dict(seconds=seconds, memory_MB=memory_of(program))
 
 
 WEIGHT_LAWS = {"half-normal": scipy.stats.halfnorm, "gamma": scipy.stats.gamma, "log-normal": scipy.stats.lognorm}
@@ -1245,21 +1257,109 @@ def report_activity(args, run, mesh, model, seed, initial_weights=None):
     result = dict(n_trials=args.batch_size, accuracy=float(correct.mean()))
     result["accuracy_interval"] = wilson_interval(correct.sum(), len(correct))
     result |= dict(rates_Hz=period_rates(task, activity["rates"]), weights=statistics, **cost)
+    result["within_reversal_potentials"] = dict(zip(network.sizes, activity["within"].tolist(), strict=True))
     words = diagnose(*(activity["rates"].mean(axis=0) * 1000 / args.dt))
     result["warnings"] = [words] if words else []
     result["seconds_per_simulated_second"] = cost["seconds"]["run"] / simulated
     return result
 
 
+# ---- What it has learned --------------------------------------------------------------------------------------------
+
+
+def logistic_fit(x, chosen):
+    """P(chosen) = 1 / (1 + exp(-(bias + slopes . x))), fitted to choices (n,) at x (n, k).
+
+    The likelihood is multiplied by the root of the determinant of the Fisher information (Firth 1993), so that the
+    estimate is finite also where x separates the choices, as a perfect network does.
+
+    Returns:
+        bias, slopes (k,), and the standard errors bias_se, slopes_se; None where x does not determine them.
+    """
+    design = np.column_stack([np.ones(len(x)), x])
+    if np.linalg.matrix_rank(design) < design.shape[1]:
+        return None
+
+    def information(b):
+        p = scipy.special.expit(design @ b)
+        return (design.T * (p * (1 - p))) @ design
+
+    def objective(b):
+        log_likelihood = chosen @ design @ b - np.logaddexp(0, design @ b).sum()
+        return -log_likelihood - 0.5 * np.linalg.slogdet(information(b))[1]
+
+    b = scipy.optimize.minimize(objective, np.zeros(design.shape[1]), method="BFGS").x
+    se = np.sqrt(np.diag(np.linalg.pinv(information(b))))
+    return dict(bias=b[0], slopes=b[1:].tolist(), bias_se=se[0], slopes_se=se[1:].tolist())
+
+
+def share(correct):
+    """Accuracy of trials, with its interval."""
+    return dict(accuracy=float(correct.mean()), interval=wilson_interval(correct.sum(), len(correct)))
+
+
+def behaviour(args, mesh, model):
+    """What a trained network decides, in the held-out trials, as it is and with a part of it silenced.
+
+    Returns:
+        psychometric: share of choices "right" against right minus left cues, with a logistic `fit`; cue_weights: the
+        slopes of a logistic fit of the choice on all cues, in order; delays: accuracy with each of DELAYS, and that of
+        the arguments, without training for it; silenced: accuracy and rates with the adaptation current (beta = 0), all
+        recurrent excitatory or all inhibitory weights at 0.
+    """
+    task, network, weights, connections = model
+    copied = NamedSharding(mesh, COPIED)
+
+    def compiled(task, network):
+        return jax.jit(make_evaluation(args, task, network, mesh), in_shardings=copied, out_shardings=copied)
+
+    def without(name):
+        return weights | {name: jnp.zeros_like(weights[name])}
+
+    program = compiled(task, network)
+    trials, rates = jax.device_get(program(weights, connections))
+    evidence, correct = trials["evidence"], trials["correct"]
+    difference = evidence.sum(axis=1)
+    right = (difference > 0) == correct
+    psychometric = [
+        dict(difference=int(d), n=int((difference == d).sum()), right=float(right[difference == d].mean()))
+        for d in np.unique(difference)
+    ]
+    delays = []
+    for t_delay in tqdm(sorted({*DELAYS, args.t_delay}), leave=False, disable=None, unit=" delays"):
+        of_delay = trials
+        if t_delay != args.t_delay:
+            longer = compiled(dataclasses.replace(task, t_delay=t_delay), network)
+            of_delay, _ = jax.device_get(longer(weights, connections))
+        delays.append(dict(t_delay=t_delay) | share(of_delay["correct"]))
+    unadapted = make_model(argparse.Namespace(**vars(args) | dict(beta=0.0)))[1]
+    silenced = {"nothing": (trials, rates), "adaptation": compiled(task, unadapted)(weights, connections)}
+    silenced |= {f"recurrent {name}": program(without(name), connections) for name in network.sizes}
+    silenced = {
+        name: share(np.asarray(trials["correct"])) | dict(rates_Hz=period_rates(task, np.asarray(rates)))
+        for name, (trials, rates) in silenced.items()
+    }
+    fit = logistic_fit(difference[:, None], right)
+    cue_weights = logistic_fit(evidence, right)
+    return dict(
+        n_trials=len(correct),
+        psychometric=psychometric,
+        fit=fit,
+        cue_weights=cue_weights,
+        delays=delays,
+        silenced=silenced,
+    )
+
+
 # ---- Figures --------------------------------------------------------------------------------------------------------
 
-EXC, INH = "tab:red", "tab:blue"
+EXC, INH = "C5", "C0"
 
 
 def plot_learning(history, args):
     """Loss, accuracy and rates against updates."""
     updates = [row["update"] for row in history]
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(utils.WIDTH, 2.2), layout="constrained")
     axes[0].plot(updates, [row["loss"] for row in history], color="0.4", lw=1)
     axes[0].set_ylabel("loss (nats)")
     axes[1].plot(updates, [row["accuracy"] for row in history], color="0.75", lw=1, label="training batch")
@@ -1271,11 +1371,11 @@ def plot_learning(history, args):
         axes[1].errorbar(x, p, (p - low, high - p), fmt="k.-", lw=1, label="held-out, 95 %")
     axes[1].axhline(args.threshold, color="k", lw=0.6, ls=":")
     axes[1].set(ylabel="accuracy", ylim=(0.4, 1.01))
-    axes[1].legend(fontsize=8, frameon=False, loc="lower right")
+    axes[1].legend(loc="lower right")
     for name, color in (("exc", EXC), ("inh", INH)):
         axes[2].plot(updates, [row[f"rate_{name}"] for row in history], color=color, lw=1, label=name)
     axes[2].set(ylabel="rate (Hz)", ylim=(0, None))
-    axes[2].legend(fontsize=8, frameon=False)
+    axes[2].legend()
     for axis in axes:
         axis.set_xlabel("update")
     return figure
@@ -1284,7 +1384,7 @@ def plot_learning(history, args):
 def plot_check(rows):
     """Cosine with the gradient of BPTT, and ratio of the norms, by each rule for each block of weights."""
     rules = list(dict.fromkeys((row["method"], row["engine"]) for row in rows))
-    figure, axes = plt.subplots(1, 2, figsize=(9, 1.4 + 0.4 * len(rules)), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(utils.WIDTH, 1.2 + 0.3 * len(rules)), sharey=True, layout="constrained")
     for i, block in enumerate(dict.fromkeys(row["block"] for row in rows)):
         of_block = [row for row in rows if row["block"] == block]
         for axis, quantity in zip(axes, ("cosine_bptt", "norm_ratio_bptt"), strict=True):
@@ -1295,7 +1395,7 @@ def plot_check(rows):
     axes[0].invert_yaxis()
     scale = "log" if any(row["norm_ratio_bptt"] > 0 for row in rows) else "linear"
     axes[1].set(xlabel="norm, relative to BPTT", xscale=scale)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", title="weights", frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", title="weights")
     for axis in axes:
         axis.grid(axis="x", lw=0.4)
     return figure
@@ -1311,13 +1411,13 @@ def plot_activity(args, task, network, activity):
     n_trace = max(activity["V_exc"].shape[1], activity["V_inh"].shape[1])
     t = np.arange(task.n_step) * args.dt
     layout = dict(sharex=True, layout="constrained", height_ratios=(1.3, 2, 1.4, 1.4, 1))
-    figure, axes = plt.subplots(5, 1, figsize=(7, 9), **layout)
+    figure, axes = plt.subplots(5, 1, figsize=(utils.WIDTH, 7.5), **layout)
     plot_raster(axes[0], activity["inputs"], args.dt, "k")
     n_group = task.n_in // 4
     centres = (np.arange(4) + 0.5) * n_group
     axes[0].set(yticks=centres, yticklabels=["left", "right", "recall", "noise"], ylim=(0, task.n_in), ylabel="inputs")
     sides = "".join("LR"[int(x > 0)] for x in activity["evidence"])
-    axes[0].set_title(f"cues {sides}, correct choice {'LR'[int(activity['label'])]}", fontsize=10)
+    axes[0].set_title(f"cues {sides}, correct choice {'LR'[int(activity['label'])]}")
     plot_raster(axes[1], activity["spikes"][:, : network.n_exc], args.dt, EXC)
     plot_raster(axes[1], activity["spikes"][:, network.n_exc :], args.dt, INH, network.n_exc)
     axes[1].axhline(network.n_exc - 0.5, color="k", lw=0.6)
@@ -1330,10 +1430,10 @@ def plot_activity(args, task, network, activity):
             axis.axhline(level, color="0.5", lw=0.8, ls="--")
         axis.axhline(1, color="0.5", lw=0.6, ls=":")
         axis.set_ylabel(f"V, {name}.\n(threshold 1)")
-    for i, (label, color) in enumerate((("left", "tab:green"), ("right", "tab:purple"))):
+    for i, (label, color) in enumerate((("left", "C1"), ("right", "C3"))):
         axes[4].plot(t, activity["r"][:, i], color=color, lw=1, label=label)
     axes[4].set(xlabel="t (ms)", ylabel="readout", xlim=(0, t[-1]))
-    axes[4].legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.95), ncols=2)
+    axes[4].legend(loc="lower right", bbox_to_anchor=(1, 0.95), ncols=2)
     for axis in axes:
         for period in list(task.periods.values())[1:]:
             axis.axvline(period.start * args.dt, color="0.7", lw=0.6)
@@ -1356,7 +1456,7 @@ def plot_matrix(network, weights, connections, n_pixel=400):
         first += n_pre
     image *= (n_bin / n_rec) ** 2
     limit = np.quantile(np.abs(image[image != 0]), 0.99) if image.any() else 1.0
-    figure, axis = plt.subplots(figsize=(5, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(utils.WIDTH / 2, 2.9), layout="constrained")
     shown = axis.imshow(
         image, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, n_rec, n_rec, 0), interpolation="nearest"
     )
@@ -1368,7 +1468,7 @@ def plot_matrix(network, weights, connections, n_pixel=400):
 def plot_weights(stages, statistics):
     """Histograms of |W| with the fitted laws: a row a stage, a column a kind of connection."""
     layout = dict(squeeze=False, layout="constrained", sharex="col")
-    figure, axes = plt.subplots(len(stages), 3, figsize=(9, 0.8 + 2.4 * len(stages)), **layout)
+    figure, axes = plt.subplots(len(stages), 3, figsize=(utils.WIDTH, 0.6 + 1.9 * len(stages)), **layout)
     titles = {"in": "input to all", "exc": "excitatory to all", "inh": "inhibitory to all"}
     for row, (stage, weights) in zip(axes, stages.items(), strict=True):
         for axis, (name, title) in zip(row, titles.items(), strict=True):
@@ -1381,13 +1481,53 @@ def plot_weights(stages, statistics):
                 axis.plot(x, WEIGHT_LAWS[law].pdf(x, *fitted["parameters"]), "k" + style, lw=1, label=law)
             axis.set_ylim(0, top * 1.1)
             best = min(laws, key=lambda law: laws[law]["AIC"], default="-")
-            axis.set_title(f"{title}, {stage}\nlowest AIC: {best}", fontsize=9)
+            axis.set_title(f"{title}, {stage}\nlowest AIC: {best}")
     for axis in axes[-1]:
         axis.set_xlabel("|W|")
     for axis in axes[:, 0]:
         axis.set_ylabel("density")
     if axes[0, 0].get_legend_handles_labels()[0]:
-        axes[0, 0].legend(fontsize=8, frameon=False)
+        axes[0, 0].legend()
+    return figure
+
+
+def plot_behaviour(args, found):
+    """Choices against the difference of the cues, the weight of each cue, accuracy by delay and with parts at 0."""
+    figure, axes = plt.subplots(2, 2, figsize=(utils.WIDTH, 4.6), layout="constrained")
+    choice, cue, delay, part = axes.flat
+
+    def points(axis, x, rows, style):
+        p = np.array([row["accuracy"] for row in rows])
+        low, high = np.transpose([row["interval"] for row in rows])
+        axis.errorbar(x, p, (p - low, high - p), fmt=style, lw=1, ms=3)
+
+    d = np.array([row["difference"] for row in found["psychometric"]])
+    choice.plot(d, [row["right"] for row in found["psychometric"]], "k.", label=f"{found['n_trials']} trials")
+    if fit := found["fit"]:
+        x = np.linspace(d.min(), d.max(), 200)
+        curve = scipy.special.expit(fit["bias"] + fit["slopes"][0] * x)
+        choice.plot(x, curve, "C1-", lw=1, label="logistic fit", zorder=0)
+    choice.set(xlabel="right minus left cues", ylabel='share of choices "right"', ylim=(-0.05, 1.05))
+    choice.legend(loc="upper left")
+    if weights := found["cue_weights"]:
+        x = 1 + np.arange(args.n_cue)
+        cue.errorbar(x, weights["slopes"], weights["slopes_se"], fmt="k.-", lw=1)
+        cue.axhline(0, color="0.5", lw=0.6, ls=":")
+        cue.xaxis.get_major_locator().set_params(integer=True)
+    cue.set(xlabel="cue", ylabel="weight in the choice (log odds)")
+    points(delay, [row["t_delay"] for row in found["delays"]], found["delays"], "k.-")
+    delay.axvline(args.t_delay, color="C1", lw=1, zorder=0)
+    delay.axhline(0.5, color="0.5", lw=0.6, ls=":")
+    ticks = [row["t_delay"] for row in found["delays"]]
+    delay.set(xscale="log", xlabel="delay (ms; line: --t_delay)", ylabel="accuracy", ylim=(0, 1.02))
+    delay.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    delay.minorticks_off()
+    names = list(found["silenced"])
+    points(part, range(len(names)), list(found["silenced"].values()), "ks")
+    part.axhline(0.5, color="0.5", lw=0.6, ls=":")
+    labels = [name.replace("exc", "E").replace("inh", "I") for name in names]
+    part.set(xlabel="silenced", ylabel="accuracy", ylim=(0, 1.02), xlim=(-0.5, len(names) - 0.5))
+    part.set_xticks(range(len(names)), labels)
     return figure
 
 
@@ -1416,9 +1556,24 @@ def print_training(result):
 def print_simulation(result):
     print(f"accuracy {result['accuracy']:.3f} in {result['n_trials']} trials")
     print_rates(result["rates_Hz"])
+    for name, share in result["within_reversal_potentials"].items():
+        print(f"potentials within the reversal potentials, {name}.: {share:.2%} of time")
     for words in result["warnings"]:
         print(f"WARNING: {words}")
     print("{run:.1f} s to run and {compile:.1f} s to compile".format(**result["seconds"]))
+
+
+def print_behaviour(found):
+    print(f"in {found['n_trials']} held-out trials:")
+    if fit := found["fit"]:
+        slope, se = fit["slopes"][0], fit["slopes_se"][0]
+        print(f"  log odds of the choice: {slope:.2f} ± {se:.2f} a cue, bias {fit['bias']:.2f} ± {fit['bias_se']:.2f}")
+    if weights := found["cue_weights"]:
+        print(f"  weights of the cues, in order: {' '.join(f'{w:.2f}' for w in weights['slopes'])}")
+    delays = ", ".join(f"{row['accuracy']:.3f} ({row['t_delay']:g} ms)" for row in found["delays"])
+    print(f"  accuracy with a delay: {delays}")
+    silenced = ", ".join(f"{row['accuracy']:.3f} ({name})" for name, row in found["silenced"].items())
+    print(f"  accuracy with a part silenced: {silenced}")
 
 
 def print_check(rows, failures):
@@ -1465,6 +1620,10 @@ def main():
         if args.mode == "sim":
             result = dict(mode="sim") | report_activity(args, run, mesh, model, seeds["sim"], initial)
             print_simulation(result)
+            if args.load:
+                result["behaviour"] = behaviour(args, mesh, model)
+                run.save("behaviour.png", plot_behaviour(args, result["behaviour"]))
+                print_behaviour(result["behaviour"])
         else:
             rows, failures = check(args, mesh, model, seeds["train"])
             result = dict(mode="check", rows=rows, failures=failures)

@@ -6,6 +6,7 @@ A plain number stands for mV, ms, nA, uS or nF, which are consistent: 1 nA = 1 u
 import argparse
 import csv
 import dataclasses
+import datetime
 import importlib.metadata
 import json
 import math
@@ -44,6 +45,14 @@ from tqdm import tqdm
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+# A page is 7 inches wide, a column half of it, and text 7 or 8 points at that size; the colours differ for the
+# colour-blind too. Text in a PDF stays text.
+WIDTH = 7.0
+plt.style.use("tableau-colorblind10")
+plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7})
+plt.rcParams.update({"ytick.labelsize": 7, "axes.linewidth": 0.6, "legend.frameon": False, "savefig.dpi": 200})
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
 
 # ---- Numerics -------------------------------------------------------------------------------------------------------
 
@@ -551,9 +560,9 @@ class EINetwork(brainstate.nn.Module):
         x_exc = x.astype(spikes.dtype) @ synapses["in"] + self._propagate(spikes[:, : self.n_exc], synapses["exc"])
         return x_exc, self._propagate(spikes[:, self.n_exc :], synapses["inh"])
 
-    def mean_spikes(self, spikes):
-        """Means (2,) of spikes (batch, n_rec) over the excitatory and over the inhibitory neurons."""
-        return jnp.stack([spikes[:, : self.n_exc].mean(), spikes[:, self.n_exc :].mean()])
+    def mean_of_populations(self, x):
+        """Means (2,) of x (batch, n_rec) over the excitatory and over the inhibitory neurons."""
+        return jnp.stack([x[:, : self.n_exc].mean(), x[:, self.n_exc :].mean()])
 
     def update_neurons(self, x_exc, x_inh, spikes):
         """The step of each neuron, given the increments (batch, n_rec) of its conductances, and its spikes."""
@@ -1073,8 +1082,8 @@ def write_visualization(run, problem, free_run, data, seed):
     figure = plot_traces(data["current"], dt, target=data["V"])
     for trace, axis in enumerate(figure.axes[len(figure.axes) // 2 :]):
         for V, _ in responses:
-            axis.plot(np.arange(len(V)) * dt, V[:, trace], color="tab:red", alpha=0.3, lw=0.7, zorder=0)
-    figure.suptitle("black: the target; red: the model at random parameters", fontsize=10)
+            axis.plot(np.arange(len(V)) * dt, V[:, trace], color="C1", alpha=0.4, lw=0.7, zorder=0)
+    figure.suptitle("black: the target; orange: the model at random parameters")
     run.save("target.png", figure)
     run.save("config.json", run.config())
     losses = problem.evaluate(sets)
@@ -1450,6 +1459,8 @@ def add_run_arguments(parser):
     add("--precision", type=int, choices=(32, 64), default=32, help="bits of the floating-point numbers")
     add("--devices", default="all", help="indices into jax.devices(), such as 0,1; each core of a CPU is a device")
     add("--output", type=Path, metavar="DIR", help="run folder; without it, a new one in results/")
+    figure_format = "pdf: every figure also as vector graphics, beside the PNG"
+    add("--figure_format", choices=("png", "pdf"), default="png", help=figure_format)
 
 
 def add_fit_arguments(parser, ranges, fitted):
@@ -1571,7 +1582,7 @@ class RunFolder:
         self.args, self.devices, self.made = args, devices, bool(args.resume)
         self.path = args.resume or args.output or Path("results", script, name)
         if args.resume:
-            self._check_arguments({"resume", "output", *may_change})
+            self._check_arguments({"resume", "output", "figure_format", *may_change})
             return
         if args.output and args.output.exists() and (args.output.is_file() or any(args.output.iterdir())):
             raise BadInput(f"argument --output: {args.output} holds another run, expected a new or empty folder")
@@ -1597,14 +1608,17 @@ class RunFolder:
                 self.path = first.with_name(f"{first.name}-{copy}")
 
     def save(self, name, content):
-        """Save a figure as PNG, a list of dicts as CSV, text as Markdown, or anything else as JSON."""
+        """Save a figure as PNG (and PDF), a list of dicts as CSV, text as Markdown, or anything else as JSON."""
         self._make()
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(f".{path.name}")
         if isinstance(content, plt.Figure):
-            content.savefig(temporary, dpi=150, format="png")
+            for suffix in {".png", f".{self.args.figure_format}"}:
+                content.savefig(temporary, format=suffix[1:])
+                temporary.replace(path.with_suffix(suffix))
             plt.close(content)
+            return
         elif name.endswith(".csv"):
             with open(temporary, "w", newline="") as file:
                 writer = csv.DictWriter(file, content[0])
@@ -1619,10 +1633,11 @@ class RunFolder:
         return load_json(self.path / name) if self.made else None
 
     def config(self):
-        """What this run was: command, arguments, devices and versions."""
+        """What this run was: command, date, arguments, devices and versions."""
         devices = [f"{device} ({device.device_kind})" for device in self.devices]
         versions = {name: version_of(name) for name in PACKAGES}
-        config = dict(command=shlex.join(sys.argv), arguments=vars(self.args), devices=devices)
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        config = dict(command=shlex.join(sys.argv), date=date, arguments=vars(self.args), devices=devices)
         return config | dict(python=platform.python_version(), packages=versions)
 
 
@@ -1654,25 +1669,25 @@ def run_script(main):
 
 
 def plot_traces(current, dt, **potentials):
-    """Currents (nA) over potentials (mV), all (T, n_trace): the first black, the second red; the first 20 traces."""
+    """Currents (nA) over potentials (mV), all (T, n_trace): the first black, the second orange; the first 20 traces."""
     t, n_trace = np.arange(len(current)) * dt, min(20, current.shape[1])
     layout = dict(sharex=True, sharey="row", squeeze=False, height_ratios=(1, 3), layout="constrained")
-    figure, axes = plt.subplots(2, n_trace, figsize=(1 + 2.4 * n_trace, 4), **layout)
+    figure, axes = plt.subplots(2, n_trace, figsize=(1 + (WIDTH - 1) / 5 * n_trace, 2.8), **layout)
     for trace, (top, bottom) in enumerate(axes.T):
         top.plot(t, current[:, trace], color="0.4", lw=1)
-        top.set_title(f"trace {trace}", fontsize=10)
-        for (label, V), style in zip(potentials.items(), ("k-", "r--"), strict=False):
-            bottom.plot(t, V[:, trace], style, lw=1.5, label=label)
+        top.set_title(f"trace {trace}")
+        for (label, V), style in zip(potentials.items(), ("k-", "C1--"), strict=False):
+            bottom.plot(t, V[:, trace], style, lw=1, label=label)
         bottom.set_xlabel("t (ms)")
     axes[0, 0].set_ylabel("I (nA)")
     axes[1, 0].set_ylabel("V (mV)")
-    figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
+    figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure
 
 
 def plot_losses(starts, history, loss_name):
     """Left, the losses of all starts, sorted; right, the best loss against the simulations made."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.8), layout="constrained")
     left.plot(1 + np.arange(len(starts)), sorted(start.loss for start in starts), "k.")
     yscale = "log" if min(row["best_loss"] for row in history) > 0 else "linear"
     left.set(xlabel="start, best first", ylabel=loss_name, yscale=yscale)
@@ -1688,11 +1703,11 @@ def plot_identifiability(information):
     """Left, the standard error along each eigenvector of the Fisher matrix, in units of the box; right, the vectors."""
     names, eigenvalues = list(information["standard_errors"]), information["eigenvalues"]
     index = np.arange(len(names))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    left.bar(index, information["direction_errors"], color=np.where(eigenvalues < 12, "tab:red", "0.4"))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.8), layout="constrained")
+    left.bar(index, information["direction_errors"], color=np.where(eigenvalues < 12, "C1", "0.4"))
     left.axhline(12**-0.5, color="k", lw=0.8, ls="--")
     left.set(yscale="log", xticks=index, xlabel="eigenvector", ylabel="standard error (units of the bounds)")
-    left.set_title("dashed: what the bounds alone say; red: the data say less", fontsize=10)
+    left.set_title("dashed: what the bounds alone say; orange: the data say less")
     size = np.abs(information["eigenvectors"]).T
     image = right.imshow(size, cmap="Greys", vmin=0, vmax=1, aspect="auto")
     right.set(xlabel="eigenvector", xticks=index, yticks=index, yticklabels=names)
@@ -1702,7 +1717,7 @@ def plot_identifiability(information):
 
 def plot_comparison(methods, gradient_cost):
     """Best loss so far against simulations and seconds: median and quartiles over the repeats {method: rows}."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.8), sharey=True, layout="constrained")
     simulations = f"simulations (a gradient counts as {gradient_cost:.2g})"
     for column, (axis, xlabel) in enumerate(zip(axes, (simulations, "seconds (without compilation)"), strict=True)):
         for i, (method, repeats) in enumerate(methods.items()):
@@ -1711,27 +1726,27 @@ def plot_comparison(methods, gradient_cost):
             x = np.geomspace(start, max(start, end), 100)
             best = [curve[2][np.searchsorted(curve[column], x * (1 + 1e-12), side="right") - 1] for curve in curves]
             low, median, high = np.quantile(best, (0.25, 0.5, 0.75), axis=0)
-            axis.plot(x, median, color=f"C{i}", label=method)
+            axis.plot(x, median, ("-", "--")[i % 2], color=f"C{i}", label=method)
             axis.fill_between(x, low, high, color=f"C{i}", alpha=0.2, lw=0)
         axis.set(xlabel=xlabel, xscale="log", yscale="log")
     axes[0].set_ylabel("best loss so far")
-    axes[1].legend(fontsize=8, frameon=False)
+    axes[1].legend()
     return figure
 
 
 def plot_methods(recording, dt, responses, traces=slice(0, 5)):
-    """Currents over potentials, a row a method and a column a trace: the target black, the fitted model red."""
+    """Currents over potentials, a row a method and a column a trace: the target black, the fitted model orange."""
     traces = np.arange(recording["V"].shape[1])[traces]
     t, n_row = np.arange(len(recording["V"])) * dt, 1 + len(responses)
     layout = dict(sharex=True, sharey="row", squeeze=False, layout="constrained")
-    figure, axes = plt.subplots(n_row, len(traces), figsize=(1 + 2 * len(traces), 1.3 * n_row), **layout)
+    figure, axes = plt.subplots(n_row, len(traces), figsize=(1 + (WIDTH - 1) / 5 * len(traces), n_row), **layout)
     for column, trace in enumerate(traces):
         axes[0, column].plot(t, recording["current"][:, trace], color="0.4", lw=1)
-        axes[0, column].set_title(f"trace {trace}", fontsize=10)
+        axes[0, column].set_title(f"trace {trace}")
         for axis, (method, V) in zip(axes[1:, column], responses.items(), strict=True):
-            axis.plot(t, recording["V"][:, trace], "k-", lw=1.2)
-            axis.plot(t, V[:, trace], "r--", lw=1)
-            axis.set_ylabel(f"{method}\nV (mV)" if column == 0 else "", fontsize=8)
+            axis.plot(t, recording["V"][:, trace], "k-", lw=1)
+            axis.plot(t, V[:, trace], "C1--", lw=0.8)
+            axis.set_ylabel(f"{method}\nV (mV)" if column == 0 else "")
         axes[-1, column].set_xlabel("t (ms)")
-    axes[0, 0].set_ylabel("I (nA)", fontsize=8)
+    axes[0, 0].set_ylabel("I (nA)")
     return figure
