@@ -1608,25 +1608,9 @@ class RunFolder:
                 self.path = first.with_name(f"{first.name}-{copy}")
 
     def save(self, name, content):
-        """Save a figure as PNG (and PDF), a list of dicts as CSV, text as Markdown, or anything else as JSON."""
+        """Save content in a file of this run, as `save` does."""
         self._make()
-        path = self.path / name
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        if isinstance(content, plt.Figure):
-            for suffix in {".png", f".{self.args.figure_format}"}:
-                content.savefig(temporary, format=suffix[1:])
-                temporary.replace(path.with_suffix(suffix))
-            plt.close(content)
-            return
-        elif name.endswith(".csv"):
-            with open(temporary, "w", newline="") as file:
-                writer = csv.DictWriter(file, content[0])
-                writer.writeheader()
-                writer.writerows(content)
-        else:
-            temporary.write_text(content if name.endswith(".md") else json.dumps(to_json(content), indent=2) + "\n")
-        temporary.replace(path)
+        save(self.path / name, content, self.args.figure_format)
 
     def load(self, name):
         """Content of a JSON file of this run, or None where there is none."""
@@ -1639,6 +1623,26 @@ class RunFolder:
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         config = dict(command=shlex.join(sys.argv), date=date, arguments=vars(self.args), devices=devices)
         return config | dict(python=platform.python_version(), packages=versions)
+
+
+def save(path, content, figure_format="png"):
+    """Save a figure as PNG (and PDF), a list of dicts as CSV, text as it is, or anything else as JSON; whole or not."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    if isinstance(content, plt.Figure):
+        for suffix in {".png", f".{figure_format}"}:
+            content.savefig(temporary, format=suffix[1:])
+            temporary.replace(path.with_suffix(suffix))
+        plt.close(content)
+        return
+    if path.suffix == ".csv":
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, content[0])
+            writer.writeheader()
+            writer.writerows(content)
+    else:
+        temporary.write_text(content if isinstance(content, str) else json.dumps(to_json(content), indent=2) + "\n")
+    temporary.replace(path)
 
 
 def to_json(content):

@@ -100,8 +100,12 @@ def test_sparse_networks_train_and_simulate(conn_method, tmp_path):
     listed = result["simulation"]["weights"]["after"]
     assert listed["inh"]["n"] == 8 * 4
     assert listed["exc"]["n"] < 32 * 39
-    result, loaded = result_of(run("--mode", "sim", "--load", folder, "--batch_size", 4, cwd=tmp_path), tmp_path)
-    assert {path.name for path in loaded.iterdir()} == FIGURES | {"config.json", "result.json"}
+    arguments = ["--mode", "sim", "--load", folder, "--batch_size", 4, "--figure_format", "pdf"]
+    result, loaded = result_of(run(*arguments, cwd=tmp_path), tmp_path)
+    figures = FIGURES | {"behaviour.png"}
+    vectors = {name.replace(".png", ".pdf") for name in figures}
+    assert {path.name for path in loaded.iterdir()} == figures | vectors | {"config.json", "result.json"}
+    assert all((loaded / name).read_bytes().startswith(b"%PDF") for name in vectors)
     assert result["weights"]["after"] == listed
     assert result["n_trials"] == 4
     assert result["rates_Hz"]["cues"]["exc"] > 1
@@ -130,6 +134,39 @@ def test_loaded_network_is_the_trained_one(trained, monkeypatch, tmp_path, capsy
     assert weights["before"] == result["simulation"]["weights"]["before"]
     for name, w in weights_of(folder, "best").items():
         assert name == "out" or weights["after"][name]["mean"] == np.abs(w.astype(float)).mean()
+
+
+def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
+    """As the training and a simulation of the same trials by `record` have it, which has other code and kernels."""
+    result, folder = trained
+    arguments = ["--mode", "sim", "--load", folder, "--n_heldout", 32, "--output", "sim"]
+    assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
+    simulated = json.loads((tmp_path / "sim" / "result.json").read_text())
+    assert 0.5 < simulated["within_reversal_potentials"]["exc"] <= 1
+    found = simulated["behaviour"]
+    delays = {row["t_delay"]: row["accuracy"] for row in found["delays"]}
+    silenced = {name: row["accuracy"] for name, row in found["silenced"].items()}
+    assert delays.keys() == {30, *script.DELAYS}
+    assert silenced.keys() == {"nothing", "adaptation", "recurrent exc", "recurrent inh"}
+    assert delays[30] == silenced["nothing"] == result["best"]["heldout_accuracy"]
+    psychometric = found["psychometric"]
+    assert sum(row["n"] for row in psychometric) == found["n_trials"] == 32
+    right = [row["right"] if row["difference"] > 0 else 1 - row["right"] for row in psychometric]
+    assert np.average(right, weights=[row["n"] for row in psychometric]) == pytest.approx(delays[30])
+
+    monkeypatch.setattr(sys, "argv", ["script", "--load", str(folder), "--n_heldout", "32", "--devices", "0"])
+    args = script.parse_args()
+    mesh = script.Mesh(np.array(script.split_devices(args, script.utils.setup_jax(args))), ("batch",))
+    script.brainstate.environ.set(dt=1.0 * script.u.ms)
+    keys = script.jax.random.split(script.jax.random.key(args.heldout_seed), 32)
+    for change, accuracy in (({"t_delay": 250.0}, delays[250]), ({"beta": 0.0}, silenced["adaptation"])):
+        changed = script.argparse.Namespace(**vars(args) | change)
+        task, network, weights, connections = script.make_model(changed)
+        weights, connections, _ = script.load_network(folder, weights, connections)
+        activity, _ = script.record(task, network, weights, connections, keys, mesh)
+        assert activity["rates"].sum() > 0
+        assert activity["correct"].mean() == accuracy
+    assert found["silenced"]["adaptation"]["rates_Hz"] != found["silenced"]["nothing"]["rates_Hz"]
 
 
 def test_check_of_the_gradients(tmp_path):
@@ -499,3 +536,25 @@ def test_the_law_that_weights_have_fits_them_best(law):
     assert scale == pytest.approx(0.2, rel=0.1)
     assert fitted == pytest.approx(shape, rel=0.1)
     assert statistics["mean"] == pytest.approx(w.mean())
+
+
+@pytest.mark.parametrize(("k", "n"), [((3, 9), (10, 10)), ((0, 12), (8, 12)), ((1, 1), (20, 4))])
+def test_logistic_fit_has_the_log_odds_of_two_groups(k, n):
+    """With the prior of Jeffreys, which is Firth's factor, those are log((k + 1/2) / (n - k + 1/2)), also at k = 0."""
+    x = np.repeat([0.0, 1.0], n)[:, None]
+    chosen = np.concatenate([np.arange(size) < count for count, size in zip(k, n, strict=True)])
+    fit = script.logistic_fit(x, chosen)
+    log_odds = [math.log((count + 0.5) / (size - count + 0.5)) for count, size in zip(k, n, strict=True)]
+    assert fit["bias"] == pytest.approx(log_odds[0], abs=1e-4)
+    assert fit["slopes"] == pytest.approx([log_odds[1] - log_odds[0]], abs=1e-4)
+
+
+def test_logistic_fit_finds_the_weights_behind_choices():
+    rng, true = np.random.default_rng(0), np.array([0.5, 1.0, -0.7, 0.0])
+    x = rng.choice([-1, 1], (4000, 3))
+    chosen = rng.random(4000) < 1 / (1 + np.exp(-(true[0] + x @ true[1:])))
+    fit = script.logistic_fit(x, chosen)
+    z = (np.array([fit["bias"], *fit["slopes"]]) - true) / [fit["bias_se"], *fit["slopes_se"]]
+    assert np.abs(z).max() < 3
+    assert 0.02 < max(fit["slopes_se"]) < 0.1
+    assert script.logistic_fit(np.ones((10, 1)), np.arange(10) > 3) is None

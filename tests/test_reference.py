@@ -1,0 +1,115 @@
+"""The results in tests/reference/: small variants of all, run again, agree with those kept, and the README shows them.
+
+Another CPU rounds otherwise, and a network of spiking neurons makes of that other spikes, so that numbers agree within
+tolerances: of a CSV column, or of rows whose `quantity` is named, ("relative", x), ("absolute", x) or ("factor", x).
+"""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REFERENCE = Path(__file__).resolve().parent / "reference"
+ITEMS = ("fits", "hh_methods", "gif_methods", "training", "figure3", "behaviour", "memory")
+# Rows are found again by these columns.
+KEYS = ("fit", "method", "conn_method", "n_rec", "seed", "n_step", "run", "quantity", "when", "population", "at")
+TOLERANCES = {
+    "fits": {"loss": ("factor", 10), "worst_error": ("absolute", 0.002), "starts_found": ("absolute", 4)},
+    "hh_methods": {"loss": ("factor", 10), "recovered": ("absolute", 0), "n_gradients": ("relative", 0.3)},
+    "gif_methods": {"loss": ("factor", 3), "recovered": ("absolute", 0), "n_gradients": ("relative", 0.3)},
+    "training": {
+        "heldout_accuracy": ("absolute", 0.1),
+        "updates": ("absolute", 0),
+        **{f"{period}_{who}_Hz": ("relative", 0.3) for period in ("cues", "recall") for who in ("exc", "inh")},
+    },
+    "figure3": {
+        "accuracy": ("absolute", 0.1),
+        "within": ("absolute", 0.05),
+        "mean": ("relative", 0.05),
+        "median": ("relative", 0.1),
+        "sd": ("relative", 0.05),
+    },
+    "behaviour": {
+        "slope": ("absolute", 0.5),
+        "psychometric": ("absolute", 0.25),
+        "delay": ("absolute", 0.15),
+        "silenced": ("absolute", 0.15),
+    },
+    "memory": {"program_MB": ("relative", 0.2)},
+}
+
+
+def rows_of(folder, item):
+    """{keys: {quantity: value}} of the numbers of an item that have a tolerance."""
+    found, names = {}, TOLERANCES[item]
+    with open(folder / f"{item}.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            numbers = {row["quantity"]: row["value"]} if "quantity" in row else row
+            key = tuple(row[name] for name in KEYS if name in row)
+            found[key] = {name: float(x) for name, x in numbers.items() if name in names and x}
+    return found
+
+
+def agree(value, kept, tolerance):
+    kind, x = tolerance
+    if kind == "factor":
+        return kept / x <= value <= kept * x
+    return abs(value - kept) <= x * (abs(kept) if kind == "relative" else 1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Folder of the small variants, all run again."""
+    folder = tmp_path_factory.mktemp("reference")
+    command = [sys.executable, REFERENCE / "make.py", "all", "--laptop", "--output", folder, "--runs", folder / "runs"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("item", ITEMS)
+def test_small_variant_gives_what_is_kept(item, made):
+    kept, again = rows_of(REFERENCE / "laptop", item), rows_of(made, item)
+    assert kept.keys() == again.keys()
+    compared, apart = set(), []
+    for key, values in kept.items():
+        for name, value in values.items():
+            compared.add(name)
+            if not agree(again[key][name], value, TOLERANCES[item][name]):
+                apart.append((key, name, value, again[key][name]))
+    assert not apart
+    assert compared == TOLERANCES[item].keys()
+
+
+def test_small_variants_learn(made):
+    accuracy = {key: values["heldout_accuracy"] for key, values in rows_of(made, "training").items()}
+    assert max(accuracy.values()) > 0.8
+    assert len(set(accuracy.values())) == 3
+    silenced = {key[-1]: values for key, values in rows_of(made, "behaviour").items() if "silenced" in key}
+    assert silenced["nothing"] != silenced["adaptation"]
+
+
+@pytest.mark.parametrize("item", ITEMS)
+@pytest.mark.parametrize("variant", [".", "laptop"])
+def test_results_say_what_made_them(item, variant):
+    made_by = json.loads((REFERENCE / variant / f"{item}.json").read_text())
+    assert f"make.py {item}" in made_by["command"]
+    assert made_by["date"] >= "2026"
+    assert made_by["packages"]["jax"]
+    assert all(run["date"] and run["devices"] for run in made_by["runs"])
+    assert made_by["runs"] or item == "memory"
+    assert rows_of(REFERENCE / variant, item)
+
+
+@pytest.mark.parametrize("item", ITEMS)
+def test_readme_has_the_tables_and_figures_that_are_kept(item):
+    readme = (REFERENCE.parents[1] / "README.md").read_text()
+    assert (REFERENCE / f"{item}.md").read_text() in readme
+    assert all(f"tests/reference/{path.name}" in readme for path in REFERENCE.glob(f"{item}*.png"))
+
+
+def test_results_are_small():
+    assert sum(path.stat().st_size for path in REFERENCE.rglob("*") if path.is_file()) < 2e6
