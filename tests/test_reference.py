@@ -2,7 +2,7 @@
 
 Another CPU rounds otherwise, and a network of spiking neurons makes of that other spikes, so that numbers agree within
 tolerances: of a CSV column, or of rows whose `quantity` is named, ("relative", x), ("absolute", x) or ("factor", x).
-With one device instead of two, which rounds otherwise, they differed by a fifth of these or less.
+With one device instead of two, which rounds otherwise, they differed by a third of these or less.
 """
 
 import csv
