@@ -1621,6 +1621,7 @@ def main():
             result = dict(mode="sim") | report_activity(args, run, mesh, model, seeds["sim"], initial)
             print_simulation(result)
             if args.load:
+                run.save("result.json", result)  # before what takes longer, and may be interrupted
                 result["behaviour"] = behaviour(args, mesh, model)
                 run.save("behaviour.png", plot_behaviour(args, result["behaviour"]))
                 print_behaviour(result["behaviour"])
