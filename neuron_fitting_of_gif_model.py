@@ -7,7 +7,7 @@ make these spikes the most likely: the gradient is true, and leads from any star
 Without arguments the target is that of the paper's release, five currents of one second.
 """
 
-import utils  # isort: skip  (first: it configures JAX)
+import runs  # isort: skip  (first: it configures JAX)
 
 import math
 from pathlib import Path
@@ -19,6 +19,10 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+
+import fitting
+import recordings
+import utils
 
 SCRIPT = Path(__file__).stem
 
@@ -62,12 +66,12 @@ PAPER_CURRENTS = [
     [(1.5, 20), (0.0, 180), (-1.5, 20), (0.0, 20), (1.5, 20), (0.0, 740)],
     [(0.0, 50), (-3.5, 750), (0.0, 200)],
 ]
-COARSE_OPTIONS = utils.LBFGSB_OPTIONS | {"ftol": 1e-6}
+COARSE_OPTIONS = fitting.LBFGSB_OPTIONS | {"ftol": 1e-6}
 WIDTHS = (5.0, 2.0, 0.7, 0.2, 0.07, 0.02, 0.007, 0.002)  # mV
 
 
 def parse_args():
-    parser = utils.Parser(
+    parser = runs.Parser(
         description=__doc__,
         epilog="examples:\n"
         f"  python {SCRIPT}.py --protocol identifiable --noise_std 0.5 --spike_jitter 0.1\n"
@@ -87,13 +91,13 @@ def parse_args():
     )
     add("--protocol", choices=PROTOCOLS, default="paper", help=protocol)
     width = "narrowest width of the spike likelihood: L-BFGS-B fits it, from 5 mV downwards, others have this one (mV)"
-    add("--width_floor", type=utils.number(float, above=0), default=WIDTHS[-1], help=width)
+    add("--width_floor", type=runs.number(float, above=0), default=WIDTHS[-1], help=width)
     blank = "the likelihood leaves out the potentials within this time of a recorded spike (ms)"
-    add("--t_blank", type=utils.number(float, low=0), default=0.5, help=blank)
-    utils.add_fit_arguments(parser, RANGES, FITTED)
-    utils.add_run_arguments(parser)
+    add("--t_blank", type=runs.number(float, low=0), default=0.5, help=blank)
+    fitting.add_fit_arguments(parser, RANGES, FITTED)
+    runs.add_run_arguments(parser)
     parser.set_defaults(dt=0.1, precision=64)  # in float32, one start in three ends early
-    return utils.parse_fit_arguments(parser, shipped=False)
+    return fitting.parse_fit_arguments(parser, shipped=False)
 
 
 # ---- Model ----------------------------------------------------------------------------------------------------------
@@ -215,7 +219,7 @@ def likelihood_loss(args):
     def loss(costs, data):
         n = (args.fit_target == "potential") * jnp.sum(data["weight"])
         mse = jnp.sum(costs["error"]) / jnp.maximum(n, 1)
-        return jnp.sum(costs["spike_cost"]) + n / 2 * jnp.log1p(mse / utils.V_RESOLUTION**2)
+        return jnp.sum(costs["spike_cost"]) + n / 2 * jnp.log1p(mse / fitting.V_RESOLUTION**2)
 
     return loss, "negative log-likelihood"
 
@@ -227,7 +231,7 @@ def simulation_loss(args):
         return jnp.sum(data["weight"] * (output["V"] - data["V"]) ** 2) / jnp.sum(data["weight"])
 
     def van_rossum(output, data):
-        return utils.van_rossum_distance(output["spikes"], data["spikes"], args.dt * u.ms, args.tau_rossum * u.ms)
+        return recordings.van_rossum_distance(output["spikes"], data["spikes"], args.dt * u.ms, args.tau_rossum * u.ms)
 
     if args.fit_target == "potential":
         return mse, "mean squared error of the potential (mV^2)"
@@ -242,11 +246,11 @@ def anneal(problem, widths, x0):
 
     The best width is that of the highest likelihood: it is thereby fitted too. KeyboardInterrupt leaves the best stage.
     """
-    starts, stages = [utils.Start(x, x) for x in x0], []
+    starts, stages = [fitting.Start(x, x) for x in x0], []
 
     def minimise(width, starts, options):
         problem.set_data(**problem.data | {"width": width})
-        stage = utils.lbfgsb_multistart(problem, np.stack([start.x for start in starts]), options)
+        stage = fitting.lbfgsb_multistart(problem, np.stack([start.x for start in starts]), options)
         for start, earlier in zip(stage, starts, strict=True):
             start.initial = earlier.initial
             start.flat = earlier.flat if earlier.n_gradients else start.flat
@@ -262,7 +266,7 @@ def anneal(problem, widths, x0):
         return starts
     best_loss, width, starts, best_x = min(stages, key=lambda stage: stage[0])
     if not problem.interrupted:
-        refined = minimise(width, starts, utils.LBFGSB_OPTIONS)
+        refined = minimise(width, starts, fitting.LBFGSB_OPTIONS)
         if not problem.interrupted:
             return refined
     problem.set_data(**problem.data | {"width": width})
@@ -272,10 +276,10 @@ def anneal(problem, widths, x0):
 
 def random_search_loss(problem, seed):
     """Lowest loss of as many random parameter sets as the problem has had simulated: what gradients have to beat."""
-    other = utils.FitProblem(
+    other = fitting.FitProblem(
         problem.model, problem.loss, problem.bounds, problem.data, problem.n_sample, problem.devices
     )
-    utils.minimise(other, "random", -(-problem.n_simulations // problem.n_sample), seed)
+    fitting.minimise(other, "random", -(-problem.n_simulations // problem.n_sample), seed)
     problem.interrupted |= other.interrupted
     return other.best_loss
 
@@ -303,7 +307,7 @@ def protocol_currents(protocol, dt):
 
 
 def make_predictions(args, model, problem, data):
-    """What `utils.identifiability` asks how well it is determined, and the clusters of these numbers.
+    """What `fitting.identifiability` asks how well it is determined, and the clusters of these numbers.
 
     They are the teacher-forced potentials, and V - V_th half a step before each recorded spike, where it should be 0. A
     cluster is the time between two spikes: a spike recorded late is one for all potentials that follow.
@@ -320,8 +324,8 @@ def make_predictions(args, model, problem, data):
         distance = output(x)["distance"]
         return ((distance + jnp.concatenate([distance[:1], distance[:-1]])) / 2)[spikes]
 
-    predictions = {"V_mV": (lambda x: output(x)["V"][keep], data["V"][keep], utils.V_RESOLUTION)}
-    predictions["distance_at_spikes_mV"] = (at_spikes, np.zeros(spikes.sum()), utils.V_RESOLUTION)
+    predictions = {"V_mV": (lambda x: output(x)["V"][keep], data["V"][keep], fitting.V_RESOLUTION)}
+    predictions["distance_at_spikes_mV"] = (at_spikes, np.zeros(spikes.sum()), fitting.V_RESOLUTION)
     return predictions, np.concatenate([interval[keep], interval[spikes]]).astype(int)
 
 
@@ -339,7 +343,7 @@ def plot_surrogates():
     surrogates["this neuron's ReluGrad"] = utils.SURROGATE
     x = jnp.linspace(-3, 3, 601)
     layout, n_row = dict(sharex=True, squeeze=False, layout="constrained"), -(-len(surrogates) // 5)
-    figure, axes = plt.subplots(n_row, 5, figsize=(utils.WIDTH, 1.3 * n_row), **layout)
+    figure, axes = plt.subplots(n_row, 5, figsize=(runs.WIDTH, 1.3 * n_row), **layout)
     for axis, (name, surrogate) in zip(axes.flat, surrogates.items(), strict=False):
         if type(surrogate).surrogate_fun is not module.Surrogate.surrogate_fun:
             axis.plot(x, surrogate.surrogate_fun(x), "k-", lw=1)
@@ -356,8 +360,8 @@ def plot_surrogates():
 
 def main():
     args = parse_args()
-    devices = utils.setup_jax(args)
-    bounds = utils.select_bounds(args, RANGES)
+    devices = runs.setup_jax(args)
+    bounds = fitting.select_bounds(args, RANGES)
     seeds = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(args.seed).spawn(3))
     noise_seed, fit_seed, random_seed = seeds
 
@@ -370,27 +374,27 @@ def main():
         out = compiled(parameters, dict(current=current))
         return np.asarray(out["V"], np.float64), np.asarray(out["spikes"], np.float64)
 
-    traces = utils.read_recordings(args, {})
+    traces = recordings.read_recordings(args, {})
     if "fit" not in traces:
         traces = {name: (current, None) for name, current in protocol_currents(args.protocol, args.dt).items()} | traces
-    recordings = utils.make_targets(args, traces, free_run, constants, noise_seed)
-    args.objective = args.objective or ("likelihood" if recordings["fit"]["spikes"].any() else "simulation")
+    targets = recordings.make_targets(args, traces, free_run, constants, noise_seed)
+    args.objective = args.objective or ("likelihood" if targets["fit"]["spikes"].any() else "simulation")
     way = args.protocol_budget if args.mode == "compare" else args.method
     name = f"{args.mode}_{args.protocol}_{args.objective}_{args.fit_target}_{way}_seed{args.seed}"
-    run = utils.RunFolder(args, devices, SCRIPT, name, may_change={"repeats", "gradient_cost"})
+    run = runs.RunFolder(args, devices, SCRIPT, name, may_change={"repeats", "gradient_cost"})
 
     widths = [width for width in WIDTHS if width > args.width_floor] + [args.width_floor]
-    data = recordings["fit"] | dict(weight=potential_weights(args, recordings["fit"]["spikes"]), width=widths[-1])
+    data = targets["fit"] | dict(weight=potential_weights(args, targets["fit"]["spikes"]), width=widths[-1])
     likelihood = args.objective == "likelihood"
     if args.fit_target == "potential" and not data["weight"].any():
-        raise utils.BadInput(f"argument --t_blank: found {args.t_blank:g}, expected less: no potential is left to fit")
+        raise runs.BadInput(f"argument --t_blank: found {args.t_blank:g}, expected less: no potential is left to fit")
     if likelihood:
         model, (loss, loss_name) = make_costs(constants, args.dt), likelihood_loss(args)
     else:
         model, (loss, loss_name) = simulation, simulation_loss(args)
 
     def make_problem(n_sample):
-        return utils.FitProblem(model, loss, bounds, data, n_sample, devices, trajectories if likelihood else None)
+        return fitting.FitProblem(model, loss, bounds, data, n_sample, devices, trajectories if likelihood else None)
 
     problem = make_problem(args.n_sample)
 
@@ -398,7 +402,7 @@ def main():
         return anneal(problem, widths, x0)
 
     def information():
-        return utils.identifiability(problem, *make_predictions(args, trajectories, problem, data))
+        return fitting.identifiability(problem, *make_predictions(args, trajectories, problem, data))
 
     responses, known = {}, known if args.target == "simulated" else None
     if args.mode == "compare":
@@ -410,20 +414,20 @@ def main():
         as_paper = not (likelihood or args.current or args.noise_std) and args.fit_target == "potential"
         n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
         paper = PAPER_RESULTS if as_paper and args.protocol == "paper" else {}
-        responses = utils.compare(run, make_problem, n_start, paper, **task)
+        responses = fitting.compare(run, make_problem, n_start, paper, **task)
     elif args.mode == "visualize":
-        utils.write_visualization(run, problem, free_run, recordings["fit"], fit_seed)
+        fitting.write_visualization(run, problem, free_run, targets["fit"], fit_seed)
         run.save("surrogates.png", plot_surrogates())
     else:
-        starts = utils.minimise(problem, args.method, args.n_iter, fit_seed, multistart if likelihood else None)
+        starts = fitting.minimise(problem, args.method, args.n_iter, fit_seed, multistart if likelihood else None)
         extra = {"width_mV": float(problem.data["width"])} if likelihood else {}
         if not likelihood and args.method == "L-BFGS-B" and not problem.interrupted:
             random_loss = random_search_loss(problem, random_seed)
             extra = {} if problem.interrupted else {"random_search_loss": random_loss}
-        utils.write_report(run, problem, starts, loss_name, recordings, free_run, known, information, extra)
+        fitting.write_report(run, problem, starts, loss_name, targets, free_run, known, information, extra)
     print(run.path)
     return 130 if problem.interrupted or responses is None else 0
 
 
 if __name__ == "__main__":
-    utils.run_script(main)
+    runs.run_script(main)

@@ -5,7 +5,7 @@ shift V_T of the rates (mV), by gradients of the simulation (multi-start L-BFGS-
 Without arguments the cell is fitted to the traces in data/ and checked on other currents.
 """
 
-import utils  # isort: skip  (first: it configures JAX)
+import runs  # isort: skip  (first: it configures JAX)
 
 import json
 from pathlib import Path
@@ -14,6 +14,10 @@ import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import fitting
+import recordings
+import utils
 
 SCRIPT = Path(__file__).stem
 DATA = Path(__file__).resolve().parent / "data"
@@ -48,16 +52,16 @@ SHIPPED = {
 
 
 def parse_args():
-    parser = utils.Parser(
+    parser = runs.Parser(
         description=__doc__,
         epilog="examples:\n"
         f"  python {SCRIPT}.py --noise_std 1 --seed 3\n"
         f"  python {SCRIPT}.py --current currents.csv --voltage potentials.csv --current_unit nA --dt 0.02",
     )
-    utils.add_fit_arguments(parser, RANGES, FITTED)
-    utils.add_run_arguments(parser)
+    fitting.add_fit_arguments(parser, RANGES, FITTED)
+    runs.add_run_arguments(parser)
     parser.set_defaults(dt=0.01)
-    return utils.parse_fit_arguments(parser, shipped=True)
+    return fitting.parse_fit_arguments(parser, shipped=True)
 
 
 # ---- Model and loss -------------------------------------------------------------------------------------------------
@@ -98,13 +102,13 @@ def make_loss(args, n_step):
 
     def spike_loss(V, data):
         spikes = soft_spikes(V, args.spike_level)
-        return utils.van_rossum_distance(spikes, data["spikes"], args.dt * u.ms, args.tau_rossum * u.ms)
+        return recordings.van_rossum_distance(spikes, data["spikes"], args.dt * u.ms, args.tau_rossum * u.ms)
 
     return spike_loss, "van Rossum distance of the spikes"
 
 
 def make_predictions(args, model, problem, data, spikes):
-    """What `utils.identifiability` asks how well it is determined: the potentials, or the times of the model's spikes.
+    """What `fitting.identifiability` asks how well it is determined: the potentials, or the times of the model's spikes.
 
     A spike's time is that at which V, linear within the step of the crossing, is at the level: its derivative is
     -dV / (dV/dt). Its noise is at least that of rounding to a step, and the lag behind the recorded spikes if there are
@@ -116,7 +120,7 @@ def make_predictions(args, model, problem, data, spikes):
         def potentials(x):
             return model(problem.parameters(x), data)[::stride].ravel()
 
-        return {"V_mV": (potentials, data["V"][::stride].ravel(), utils.V_RESOLUTION)}
+        return {"V_mV": (potentials, data["V"][::stride].ravel(), fitting.V_RESOLUTION)}
 
     trace, step = np.nonzero(spikes.T)
     trace_data, step_data = np.nonzero(data["spikes"].T)
@@ -135,11 +139,11 @@ def make_predictions(args, model, problem, data, spikes):
 
 def main():
     args = parse_args()
-    devices = utils.setup_jax(args)
-    bounds = utils.select_bounds(args, RANGES)
+    devices = runs.setup_jax(args)
+    bounds = fitting.select_bounds(args, RANGES)
     way = args.protocol_budget if args.mode == "compare" else args.method
     name = f"{args.mode}_{args.target}_{args.fit_target}_{way}_seed{args.seed}"
-    run = utils.RunFolder(args, devices, SCRIPT, name, may_change={"repeats", "gradient_cost"})
+    run = runs.RunFolder(args, devices, SCRIPT, name, may_change={"repeats", "gradient_cost"})
     noise_seed, fit_seed = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(args.seed).spawn(2))
 
     known = PAPER_PARAMETERS | CONSTANTS
@@ -152,20 +156,20 @@ def main():
 
     def free_run(parameters, current):
         V = np.asarray(compiled(parameters, dict(current=current)))
-        return V, utils.detect_spikes(V, args.spike_level)
+        return V, recordings.detect_spikes(V, args.spike_level)
 
-    recordings = utils.make_targets(args, utils.read_recordings(args, SHIPPED), free_run, constants, noise_seed)
-    data = recordings["fit"]
+    targets = recordings.make_targets(args, recordings.read_recordings(args, SHIPPED), free_run, constants, noise_seed)
+    data = targets["fit"]
     loss, loss_name = make_loss(args, len(data["V"]))
 
     def make_problem(n_sample):
-        return utils.FitProblem(model, loss, bounds, data, n_sample, devices)
+        return fitting.FitProblem(model, loss, bounds, data, n_sample, devices)
 
     problem, responses = make_problem(args.n_sample), {}
 
     def information():
         _, spikes = free_run(problem.parameters(problem.best_x), data["current"])
-        return utils.identifiability(problem, make_predictions(args, model, problem, data, spikes))
+        return fitting.identifiability(problem, make_predictions(args, model, problem, data, spikes))
 
     if args.mode == "compare":
         as_paper = (
@@ -173,19 +177,19 @@ def main():
         )
         n_start, paper = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample, PAPER_RESULTS
         task = dict(names=list(bounds), known=known, recording=data, free_run=free_run, loss_name=loss_name)
-        responses = utils.compare(run, make_problem, n_start, paper if as_paper else {}, **task)
+        responses = fitting.compare(run, make_problem, n_start, paper if as_paper else {}, **task)
         if responses:
             papers = {method: V for method, V in responses.items() if method in PAPER_RESULTS}
             spiking = np.flatnonzero(data["spikes"].any(0)) if data["spikes"].any() else np.arange(data["V"].shape[1])
-            run.save("figure_2.png", utils.plot_methods(data, args.dt, papers, spiking[:5]))
+            run.save("figure_2.png", fitting.plot_methods(data, args.dt, papers, spiking[:5]))
     elif args.mode == "visualize":
-        utils.write_visualization(run, problem, free_run, data, fit_seed)
+        fitting.write_visualization(run, problem, free_run, data, fit_seed)
     else:
-        starts = utils.minimise(problem, args.method, args.n_iter, fit_seed)
-        utils.write_report(run, problem, starts, loss_name, recordings, free_run, known, information)
+        starts = fitting.minimise(problem, args.method, args.n_iter, fit_seed)
+        fitting.write_report(run, problem, starts, loss_name, targets, free_run, known, information)
     print(run.path)
     return 130 if problem.interrupted or responses is None else 0
 
 
 if __name__ == "__main__":
-    utils.run_script(main)
+    runs.run_script(main)

@@ -8,13 +8,12 @@ makes the pictures alone, of an untrained network or of that of an earlier run, 
 learned; `--mode check` compares the gradients of all methods with what they should be.
 """
 
-import utils  # isort: skip  (first: it configures JAX)
+import runs  # isort: skip  (first: it configures JAX)
 
 import argparse
 import contextlib
 import dataclasses
 import functools
-import itertools
 import math
 import signal
 import time
@@ -35,9 +34,11 @@ import scipy.stats
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+import learning_rules
+import utils
+
 SCRIPT = Path(__file__).stem
 METHODS, ENGINES = ("bptt", "diag", "expsm_diag"), ("native", "brainscale")
-INSTALL_BRAINSCALE = 'pip install brainscale==0.1.0 "jax<0.10"'
 # The arguments that a network that is loaded brings along.
 TASK_ARGUMENTS = tuple(utils.EvidenceAccumulation.__dataclass_fields__)
 INITIAL_ARGUMENTS = ("conn_seed", "weight_seed", "ff_scale", "rec_scale", "w_ei_ratio")
@@ -50,23 +51,22 @@ DELAYS = (250.0, 500.0, 1000.0, 2000.0, 4000.0)  # ms; a trained network is trie
 
 
 def parse_args():
-    parser = utils.Parser(
+    parser = runs.Parser(
         description=__doc__,
         epilog="examples:\n"
         f"  python {SCRIPT}.py --method bptt --lr 5e-3 --schedule cosine --epochs 100 --batch_size 64 --tau_a 10000 "
         "--rec_scale 0.1 --ff_scale 10 --beta 0.5\n"
         f"  python {SCRIPT}.py --mode sim --load results/{SCRIPT}/train_bptt_dense_200_seed0 --t_delay 2000",
     )
-    seed_number = utils.number(int, low=0, high=2**32 - 1)
-    positive, positive_int = utils.number(float, above=0), utils.number(int, low=1)
-    not_negative, fraction = utils.number(float, low=0), utils.number(float, above=0, high=1)
+    seed_number = runs.number(int, low=0, high=2**32 - 1)
+    positive, positive_int = runs.number(float, above=0), runs.number(int, low=1)
+    not_negative, fraction = runs.number(float, low=0), runs.number(float, above=0, high=1)
 
     add = parser.add_argument_group("what to do").add_argument
     mode = (
-        "train the network; only simulate it, and with --load also test what it has learned; or check the gradients of "
-        "one batch by every method and engine"
+        "train the network; or only simulate it, and with --load also test what it has learned"
     )
-    add("--mode", choices=("train", "sim", "check"), default="train", help=mode)
+    add("--mode", choices=("train", "sim"), default="train", help=mode)
     load = "run folder whose best network is the one to start from; its network and task are the defaults then"
     add("--load", type=Path, metavar="RUN", help=load)
     resume = "run folder of an interrupted training to go on with; its arguments are the defaults then"
@@ -100,7 +100,7 @@ def parse_args():
     )
     add("--conn_method", choices=("dense", "gaussian", "rand"), default="dense", help=conn_method)
     n_rec = "recurrent neurons, of which one in five is inhibitory"
-    add("--n_rec", type=utils.number(int, low=5), default=200, help=n_rec)
+    add("--n_rec", type=runs.number(int, low=5), default=200, help=n_rec)
     ff_scale = "variance of the input weights, times the number of inputs to a neuron"
     add("--ff_scale", type=not_negative, default=1.0, help=ff_scale)
     rec_scale = "variance of the excitatory weights, times the number of excitatory inputs to a neuron"
@@ -114,12 +114,12 @@ def parse_args():
     add("--tau_a", type=positive, default=1000.0, help=tau_a)
     add(
         "--beta",
-        type=utils.number(float),
+        type=runs.number(float),
         default=1.0,
         help="adaptation current of a spike; it excites if negative (threshold is 1)",
     )
-    add("--E_exc", type=utils.number(float), default=3.0, help="excitatory reversal potential (threshold is 1)")
-    add("--E_inh", type=utils.number(float), default=-3.0, help="inhibitory reversal potential (threshold is 1)")
+    add("--E_exc", type=runs.number(float), default=3.0, help="excitatory reversal potential (threshold is 1)")
+    add("--E_inh", type=runs.number(float), default=-3.0, help="inhibitory reversal potential (threshold is 1)")
     add("--dt", type=positive, default=1.0, help="time step (ms)")
     seed = "seed of the {}, derived from --seed without this argument"
     add("--conn_seed", type=seed_number, help=seed.format("connections and time constants of adaptation"))
@@ -166,12 +166,12 @@ def parse_args():
     add("--heldout_seed", type=seed_number, default=1, help=heldout_seed)
     add("--threshold", type=fraction, default=0.99, help="held-out accuracy at which training ends")
     add("--save_every", type=positive_int, default=20, help="updates between checkpoints")
-    utils.add_run_arguments(parser)
+    runs.add_run_arguments(parser)
 
     args = parser.parse_args()
     if args.load and not args.resume:
         brought = (*NETWORK_ARGUMENTS, *TASK_ARGUMENTS)
-        saved = utils.saved_arguments(args.load, "load", brought)
+        saved = runs.saved_arguments(args.load, "load", brought)
         parser.set_defaults(**{name: saved[name] for name in brought})
         args = parser.parse_args()
         for name in ("conn_method", "n_rec", "n_in", *INITIAL_ARGUMENTS):
@@ -183,7 +183,7 @@ def parse_args():
 
 def decay_or_rank(text):
     """argparse type: a decay between 0 and 1, or that of a rank n, which is (n - 1) / (n + 1)."""
-    value = utils.to_number(text)
+    value = runs.to_number(text)
     if value.is_integer() and value >= 2:
         return (value - 1) / (value + 1)
     if not 0 < value < 1:
@@ -193,22 +193,13 @@ def decay_or_rank(text):
     return value
 
 
-def why_no_brainscale():
-    """Why brainscale cannot be used, in words; None if it can be."""
-    try:
-        import brainscale  # noqa: F401 (to see whether it can be)
-    except Exception as error:  # of several kinds, with other versions of JAX
-        return f"found none that can be imported ({error}), expected it from: {INSTALL_BRAINSCALE}"
-    return None
-
-
 def check_arguments(parser, args):
     if args.resume and (args.mode != "train" or args.output):
         found = f"found with --mode {args.mode} or --output"
         parser.error(f"argument --resume: {found}, expected a training to go on with")
     if args.engine == "brainscale" and args.method == "bptt" and args.mode == "train":
         parser.error("argument --engine: found brainscale with --method bptt, expected --method diag or expsm_diag")
-    if args.engine == "brainscale" and (words := why_no_brainscale()):
+    if args.engine == "brainscale" and (words := learning_rules.why_no_brainscale()):
         parser.error(f"argument --engine: brainscale: {words}")
     if args.n_cue % 2 == 0:
         parser.error(f"argument --n_cue: found {args.n_cue}, expected an odd number, so that one side has more")
@@ -240,7 +231,7 @@ def split_devices(args, devices):
         n = max(n for n in range(1, n + 1) if args.batch_size % n == 0)
     elif args.batch_size % n:
         expected = f"a multiple of the {n} devices of --devices, each of which gets as many trials"
-        raise utils.BadInput(f"argument --batch_size: found {args.batch_size}, expected {expected}")
+        raise runs.BadInput(f"argument --batch_size: found {args.batch_size}, expected {expected}")
     return devices[:n]
 
 
@@ -265,63 +256,6 @@ def make_model(args):
     return task, network, weights, connections
 
 
-def cross_entropy(r, labels):
-    """-log softmax(r)[label] of each trial, of readouts (batch, n_out)."""
-    return -jnp.take_along_axis(jax.nn.log_softmax(r), labels[:, None], axis=1)[:, 0]
-
-
-def run_trials(task, network, weights, connections, keys, chunk=None, local=False):
-    """Run the trials of the given keys.
-
-    The time axis is cut into chunks of about sqrt(n_step) / 2 steps, and the states within a chunk are computed again
-    in the backward pass: memory grows with the square root of n_step, but for the inputs, a byte each.
-
-    Args:
-        chunk: steps of a chunk; n_step or more for one scan that stores all states.
-        local: whether gradients stop between neurons and in the readout's memory, as in `EINetwork.update`.
-
-    Returns:
-        loss (batch,): cross-entropy of softmax(r) against the label, mean over the steps of recall; correct (batch,):
-        whether the output with the largest sum over recall is the label; rates (n_step, 2): mean spikes of an
-        excitatory and of an inhibitory neuron in a step.
-    """
-    recall, n_step = task.periods["recall"], task.n_step
-    chunk = chunk or math.ceil(math.sqrt(n_step) / 2)
-    labels, evidence = task.trials(keys)
-    synapses = network.synapses(weights, connections)
-    network.init_state(len(keys))
-
-    def step(k, x):
-        spikes, r = network.update(synapses, x, local), network.r.value
-        counts = (recall.start <= k) & (k < recall.stop)  # the last chunk may go beyond the end
-        loss = cross_entropy(r, labels)
-        return jnp.where(counts, loss, 0.0), jnp.where(counts, r.T, 0.0), network.mean_of_populations(spikes)
-
-    def run_steps(steps, inputs):
-        loss, r, rates = brainstate.transform.for_loop(step, steps, inputs)
-        return loss.sum(axis=0), r.sum(axis=0), rates
-
-    def run_chunk(steps):
-        inputs = task.inputs(keys, evidence, steps)
-        return (run_steps if n_step <= chunk else brainstate.transform.checkpoint(run_steps))(steps, inputs)
-
-    steps = jnp.arange(-(-n_step // chunk) * chunk).reshape(-1, chunk)
-    loss, r, rates = brainstate.transform.for_loop(run_chunk, steps)
-    correct = r.sum(axis=0).argmax(axis=0) == labels
-    return loss.sum(axis=0) / (recall.stop - recall.start), correct, rates.reshape(-1, 2)[:n_step]
-
-
-def bptt(task, network, weights, connections, keys, chunk=None, local=False):
-    """Loss, its gradient, accuracy and rates of a batch, by backpropagation through time."""
-
-    def loss(weights):
-        losses, correct, rates = run_trials(task, network, weights, connections, keys, chunk, local)
-        return losses.mean(), (correct.mean(), rates)
-
-    (value, (accuracy, rates)), gradient = jax.value_and_grad(loss, has_aux=True)(weights)
-    return value, gradient, accuracy, rates
-
-
 def penalty(weights, weight_L1, weight_L2):
     """weight_L1 sum_W mean |W| + weight_L2 sum_W mean W^2."""
     leaves = jax.tree.leaves(weights)
@@ -329,347 +263,6 @@ def penalty(weights, weight_L1, weight_L2):
 
 
 # ---- Online learning ------------------------------------------------------------------------------------------------
-
-CONDUCTANCE = {"in": "g_exc", "exc": "g_exc", "inh": "g_inh"}  # on which a block of weights acts
-
-
-def in_chunks(start, stop, chunk, fill_before=False):
-    """The steps from start to stop as rows (n, C), C at most `chunk` and the same for all.
-
-    Steps that are missing to fill them are added after the last, or before the first.
-    """
-    n = -(-(stop - start) // chunk)
-    length = max(1, -(-(stop - start) // max(1, n)))
-    return (stop - n * length if fill_before else start) + jnp.arange(n * length).reshape(n, length)
-
-
-def filtered(trace, spikes, tau):
-    """`trace` after the steps of spikes (C, batch, n): in each it decays with time constant tau, and they are added."""
-    decay = utils.relax(1.0, 0.0, 1 / tau)
-    weights = decay ** jnp.arange(len(spikes) - 1, -1, -1, dtype=spikes.dtype)
-    return decay ** len(spikes) * trace + jnp.tensordot(weights, spikes, 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-    """The pairs of neurons (i, j) that a block of weights connects: those listed, ends = (i, j), or all, (n_i, n_j)."""
-
-    ends: tuple | None
-
-    def pre(self, x):
-        """x_i at each pair, from x (batch, n_i)."""
-        return x[:, :, None] if self.ends is None else x[:, self.ends[0]]
-
-    def post(self, y):
-        """y_j at each pair, from y (batch, n_j)."""
-        return y[:, None, :] if self.ends is None else y[:, self.ends[1]]
-
-    def products(self, x, y):
-        """sum_s x_i(s) y_j(s) at each pair, of each trial, from x (C, batch, n_i) and y (C, batch, n_j)."""
-        if self.ends is None:
-            return jnp.einsum("sbi,sbj->bij", x, y)
-        # One trial at a time, so that a full matrix exists for one alone.
-        return jax.lax.map(lambda xy: (xy[0].T @ xy[1])[self.ends], (x.swapaxes(0, 1), y.swapaxes(0, 1)))
-
-    def total(self, x, y):
-        """`products`, summed over the trials."""
-        matrix = jnp.einsum("sbi,sbj->ij", x, y)
-        return matrix if self.ends is None else matrix[self.ends]
-
-
-def prepare(task, network, weights, connections, keys):
-    """Labels and evidence of trials, synapses, the neurons' states at rest, and the pairs of each block of weights."""
-    network.init_state(len(keys))
-    states = {name: state.value for name, state in network.local_states.items()}
-    blocks = {name: Pairs(ends) for name, ends in ({"in": None} | network.pairs(connections)).items()}
-    return *task.trials(keys), network.synapses(weights, connections), states, blocks
-
-
-def averages(task, labels, loss, gradient, r, rates):
-    """Loss, gradient, accuracy and rates, from sums over recall: of r, and over trials too, of loss and gradient."""
-    recall = task.periods["recall"]
-    n = len(labels) * (recall.stop - recall.start)
-    return loss / n, jax.tree.map(lambda g: g / n, gradient), (r.argmax(axis=1) == labels).mean(), rates
-
-
-def by_weights(weights, gradient):
-    """Gradient by W, from that by |W|; the readout's is by W already."""
-    return {name: g if name == "out" else jax.vjp(jnp.abs, weights[name])[1](g)[0] for name, g in gradient.items()}
-
-
-def read_out(network, labels, w_out, spikes, q, counts):
-    """Sum of the loss over the steps that count, with the gradients of D-RTRL.
-
-    The readout r = q W_out has the spikes filtered with tau_out, q. The gradient by the spikes passes through the last
-    ones in q alone, that by W_out through all.
-
-    Args:
-        spikes, counts: (C, batch, n_rec) and (C,); q (batch, n_rec) is that before them.
-
-    Returns:
-        The sum, and q after the steps and the sum of r (batch, n_out).
-    """
-
-    def step(q, now):
-        spikes, counts = now
-        q = utils.relax(jax.lax.stop_gradient(q), 0.0, 1 / network.tau_out) + spikes
-        r = q @ w_out
-        return q, (jnp.where(counts, cross_entropy(r, labels).sum(), 0.0), jnp.where(counts, r, 0.0))
-
-    q, (loss, r) = jax.lax.scan(step, q, (spikes, counts))
-    return loss.sum(), (q, r.sum(axis=0))
-
-
-def diag(task, network, weights, connections, keys, trace_chunk=100, trace_batch=4):
-    r"""Loss, its gradient, accuracy and rates of a batch, by D-RTRL (Wang et al. 2024), exactly.
-
-    What the state u = (V, I2, g_E, g_I) of neuron j owes to the weight W_ij is the trace e_ij = du_j / d|W_ij|. It
-    advances within the neuron, by the Jacobians J of its next state by its state, and c by what it receives:
-
-    .. math:: e_{ij}(t + 1) = J_j(t) e_{ij}(t) + c_j(t) z_i(t), \quad
-        \frac{dL}{d|W_{ij}|} = \sum_t \frac{\partial L(t)}{\partial u_j(t)} e_{ij}(t)
-
-    where z_i are the spikes of i, and L(t) depends on u(t) through the spikes of t alone. That is the gradient of BPTT
-    stopped between neurons and in the memory of the readout. For the weights of the readout, it is BPTT's.
-
-    After a chunk of C steps the trace is Phi_j e_ij(start) + sum_s G_j(s) z_i(s), where the derivatives Phi and G of
-    the last state come from one backward pass within the chunk. The sum is a product of matrices (n_i, C) and (C, n_j)
-    for each trial. Of the four traces two are stored, of V and I2: those of the conductances are the spikes of i
-    filtered with tau_syn, the same for all j. Memory does not depend on the length of the trial.
-
-    Args:
-        trace_chunk: the largest C.
-        trace_batch: trials at a time on a device. Their traces are most of the memory; few stay in the cache of a CPU.
-    """
-    rule = functools.partial(_diag_at_once, task, network, weights, connections, trace_chunk=trace_chunk)
-    size = min(trace_batch, len(keys))
-    whole, rest = jnp.split(keys, [len(keys) // size * size])
-    groups = whole.reshape(-1, size)
-    none = jnp.zeros(()), jax.tree.map(jnp.zeros_like, weights), jnp.zeros(()), jnp.zeros((task.n_step, 2))
-    total, _ = jax.lax.scan(lambda total, keys: (jax.tree.map(jnp.add, total, rule(keys)), None), none, groups)
-    means = jax.tree.map(lambda x: x / len(groups), total)
-    if len(rest):
-        share = len(rest) / len(keys)
-        means = jax.tree.map(lambda x, y: (1 - share) * x + share * y, means, rule(rest))
-    return means
-
-
-def _diag_at_once(task, network, weights, connections, keys, trace_chunk):
-    """`diag` of few trials."""
-    recall = task.periods["recall"]
-    labels, evidence, synapses, states, blocks = prepare(task, network, weights, connections, keys)
-    n_pre = {"in": network.n_in} | network.sizes
-
-    def simulate(states, pushes, x):
-        """V and I2 after a chunk, and its spikes; then all states. `pushes` (C, batch, n_rec) as in `local_step`."""
-
-        def step(states, now):
-            spikes, states = network.local_step(synapses, states, now["x"], now["g_exc"], now["g_inh"])
-            return states, spikes
-
-        states, spikes = jax.lax.scan(step, states, pushes | dict(x=x))
-        return ({name: states[name] for name in ("V", "I2")}, spikes), states
-
-    def learn(sums, traces, p, q, sent, steps, spikes, pull, zeros):
-        """Sums with the loss of a chunk and its gradients, and q after it."""
-        of_chunk = functools.partial(read_out, network, labels, q=q, counts=steps < recall.stop)
-        loss, pull_loss, (q, r) = jax.vjp(of_chunk, synapses["out"], spikes, has_aux=True)
-        by_out, by_spikes = pull_loss(jnp.ones_like(loss))
-        by_start, by_push = pull((zeros[0], by_spikes))
-        gradient = {"out": by_out}
-        for name, pairs in blocks.items():
-            g = CONDUCTANCE[name]
-            by_traces = sum(trace * pairs.post(by_start[state]) for state, trace in traces[name].items())
-            by_traces += pairs.pre(p[name]) * pairs.post(by_start[g])
-            gradient[name] = by_traces.sum(axis=0) + pairs.total(sent[name], by_push[g])
-        return jax.tree.map(jnp.add, sums, dict(loss=loss, gradient=gradient, r=r)), q
-
-    def propagate(traces, p, sent, pull, zeros):
-        """The traces after a chunk: V's and I2's, each from one backward pass."""
-        one = jax.tree.map(jnp.ones_like, zeros[0])
-        ends = [(zeros[0] | {state: one[state]}, zeros[1]) for state in one]
-        by_start, by_push = jax.vmap(pull)(jax.tree.map(lambda *x: jnp.stack(x), *ends))
-        after = {}
-        for name, pairs in blocks.items():
-            g, after[name] = CONDUCTANCE[name], {}
-            for i, state in enumerate(one):
-                kept = sum(trace * pairs.post(by_start[other][i]) for other, trace in traces[name].items())
-                kept += pairs.pre(p[name]) * pairs.post(by_start[g][i])
-                after[name][state] = kept + pairs.products(sent[name], by_push[g][i])
-        return after
-
-    def run_chunk(carry, steps, learns):
-        states, traces, p, q, sums = carry
-        x = task.inputs(keys, evidence, steps) & (steps >= 0)[:, None, None]  # before step 0 all is at rest
-        none = jnp.zeros((len(steps), *states["V"].shape))
-        pushes = {"g_exc": none, "g_inh": none}
-        (end, spikes), pull, states = jax.vjp(lambda *at: simulate(*at, x), states, pushes, has_aux=True)
-        zeros = jax.tree.map(jnp.zeros_like, (end, spikes))
-        exc, inh = jnp.split(spikes, [network.n_exc], axis=2)
-        sent = {"in": x.astype(spikes.dtype), "exc": exc, "inh": inh}
-        if learns:
-            sums, q = learn(sums, traces, p, q, sent, steps, spikes, pull, zeros)
-        else:
-            q = filtered(q, spikes, network.tau_out)
-        traces = propagate(traces, p, sent, pull, zeros)
-        p = {name: filtered(p[name], sent[name], network.tau_syn) for name in p}
-        return (states, traces, p, q, sums), jax.vmap(network.mean_of_populations)(spikes)
-
-    def no_traces(pairs, p):
-        return dict.fromkeys(("V", "I2"), pairs.pre(p) * pairs.post(states["V"]))
-
-    p = {name: jnp.zeros((len(keys), n)) for name, n in n_pre.items()}
-    traces = {name: no_traces(pairs, p[name]) for name, pairs in blocks.items()}
-    r = jnp.zeros((len(keys), network.n_out))
-    sums = dict(loss=jnp.zeros(()), gradient=jax.tree.map(jnp.zeros_like, weights), r=r)
-    carry = states, traces, p, states["V"], sums
-    before = in_chunks(0, recall.start, trace_chunk, fill_before=True)
-    during = in_chunks(recall.start, recall.stop, trace_chunk)
-    carry, before = jax.lax.scan(functools.partial(run_chunk, learns=False), carry, before)
-    (*_, sums), during = jax.lax.scan(functools.partial(run_chunk, learns=True), carry, during)
-    rates = jnp.concatenate([before.reshape(-1, 2)[before.size // 2 - recall.start :], during.reshape(-1, 2)])
-    sums["gradient"] = by_weights(weights, sums["gradient"])
-    return averages(task, labels, rates=rates[: task.n_step], **sums)
-
-
-def expsm_diag(task, network, weights, connections, keys, etrace_decay=0.98):
-    r"""Loss, its gradient, accuracy and rates of a batch, by ES-D-RTRL (Wang et al. 2024).
-
-    The traces of `diag` are approximated by products of a presynaptic and a postsynaptic factor, each smoothed:
-
-    .. math:: e_{ij} \approx f_j x_i, \quad x_i(t) = \alpha x_i(t - 1) + z_i(t), \quad
-        f_j(t) = \alpha J_j(t) f_j(t - 1) + (1 - \alpha) c_j(t)
-
-    with alpha the decay, and in the same way for the readout, whose state is r. `IODimVjpAlgorithm` of brainscale
-    computes this, but divides f by 1 - (1 - alpha)^(t + 1), which is 1 after a few steps. Memory is that of two numbers
-    a neuron and state, and of one an input.
-    """
-    recall = task.periods["recall"]
-    labels, evidence, synapses, states, blocks = prepare(task, network, weights, connections, keys)
-    n_pre = {"in": network.n_in, "out": network.n_rec} | network.sizes
-    none, new = jnp.zeros_like(states["V"]), jnp.full_like(states["V"], 1 - etrace_decay)
-
-    def smooth(trace, spikes):
-        return etrace_decay * trace + spikes
-
-    def step(carry, k, learns):
-        states, r, x, f, f_out, sums = carry
-        inputs = task.spikes(keys, evidence, k)
-        local_step = functools.partial(network.local_step, synapses)
-        (spikes, states), tangent = jax.linearize(
-            lambda states, exc, inh: local_step(states, inputs, exc, inh), states, none, none
-        )
-        r = utils.relax(r, 0.0, 1 / network.tau_out) + spikes @ synapses["out"]
-        f_out = etrace_decay * utils.relax(f_out, 0.0, 1 / network.tau_out) + 1 - etrace_decay
-        x["out"] = smooth(x["out"], spikes)
-        if learns:
-            loss, by_r = jax.value_and_grad(lambda r: cross_entropy(r, labels).sum())(r)
-            by_spikes = by_r @ synapses["out"].T
-            gradient = {"out": x["out"].T @ (by_r * f_out)}
-            for name, pairs in blocks.items():
-                spikes_by_f, _ = tangent(f[CONDUCTANCE[name]], none, none)
-                gradient[name] = pairs.total(x[name][None], (by_spikes * spikes_by_f)[None])
-            sums = jax.tree.map(jnp.add, sums, dict(loss=loss, gradient=gradient, r=r))
-        exc, inh = jnp.split(spikes, [network.n_exc], axis=1)
-        x |= {"in": smooth(x["in"], inputs), "exc": smooth(x["exc"], exc), "inh": smooth(x["inh"], inh)}
-        kept = jax.tree.map(lambda f: etrace_decay * f, f)
-        f = {"g_exc": tangent(kept["g_exc"], new, none)[1], "g_inh": tangent(kept["g_inh"], none, new)[1]}
-        return (states, r, x, f, f_out, sums), network.mean_of_populations(spikes)
-
-    r = jnp.zeros((len(keys), network.n_out))
-    x = {name: jnp.zeros((len(keys), n)) for name, n in n_pre.items()}
-    f = dict.fromkeys(("g_exc", "g_inh"), states)  # all 0
-    sums = dict(loss=jnp.zeros(()), gradient=jax.tree.map(jnp.zeros_like, weights), r=r)
-    before, during = jnp.arange(recall.start), jnp.arange(recall.start, recall.stop)
-    carry = states, r, x, f, jnp.zeros(()), sums
-    carry, before = jax.lax.scan(functools.partial(step, learns=False), carry, before)
-    (*_, sums), during = jax.lax.scan(functools.partial(step, learns=True), carry, during)
-    sums["gradient"] = by_weights(weights, sums["gradient"])
-    return averages(task, labels, rates=jnp.concatenate([before, during]), **sums)
-
-
-class BrainscaleNetwork(brainstate.nn.Module):
-    """The network in layers of brainscale, which needs the weights to be states.
-
-    The readout has the spikes of the end of a step, so that the loss of a step depends on its states alone: r is one
-    step ahead of `EINetwork`'s.
-    """
-
-    def __init__(self, network, weights, connections):
-        import brainscale
-
-        super().__init__()
-        self.network = network
-        matrices = network.full_matrices(weights, connections)
-        w_out = matrices.pop("out")
-        self.layers = {name: brainscale.nn.SignedWLinear(*w.shape, w_init=w) for name, w in matrices.items()}
-        self.readout = brainscale.nn.LeakyRateReadout(*w_out.shape, tau=network.tau_out, w_init=w_out)
-
-    def init_state(self, batch_size):
-        self.network.init_state(batch_size)
-        self.readout.init_state(batch_size)
-        # brainscale takes it that every hidden state is written, and every state used.
-        neurons = self.network.neurons
-        neurons.V_th = brainstate.ShortTermState(neurons.V_th.value)
-        del self.network.r
-        for name in ("I1", "I2"):
-            if not neurons.changes[name]:
-                delattr(neurons, name)
-
-    def update(self, x):
-        """One step. Returns r and the spikes of its start."""
-        network, layers = self.network, self.layers
-        spikes = network.neurons.get_spike()
-        exc, inh = jnp.split(spikes, [network.n_exc], axis=1)
-        network.update_neurons(layers["in"](x) + layers["exc"](exc), layers["inh"](inh), spikes)
-        # The loss is differentiated by a state where it is written: V, which has read the conductances, would count
-        # in the gradient by these once more.
-        for state in (network.g_exc, network.g_inh):
-            state.value = jnp.copy(state.value)
-        return self.readout(network.neurons.get_spike()), spikes
-
-
-def by_brainscale(task, network, weights, connections, keys, method, etrace_decay=0.98):
-    """What `diag` or `expsm_diag` gives, by the algorithms of brainscale 0.1.0 and with its layers, as in the paper.
-
-    Its diag is not D-RTRL: it divides all traces by the largest one where that exceeds 1, and takes the derivative of
-    |W| at the trace instead of at W. Without these two, it agrees with ours (`tests/test_online.py`).
-    """
-    import brainscale
-
-    recall = task.periods["recall"]
-    labels, evidence = task.trials(keys)
-    model = BrainscaleNetwork(network, weights, connections)
-    model.init_state(len(keys))
-    mode = brainstate.mixin.Batching()
-    if method == "diag":
-        algorithm = brainscale.ParamDimVjpAlgorithm(model, mode=mode)
-    else:
-        algorithm = brainscale.IODimVjpAlgorithm(model, etrace_decay, mode=mode)
-    parameters = model.states(brainstate.ParamState)
-    dtype = weights["in"].dtype
-    algorithm.compile_graph(jnp.zeros((len(keys), network.n_in), dtype))
-
-    def simulate(k):
-        r, spikes = algorithm.update(task.spikes(keys, evidence, k).astype(dtype))
-        return cross_entropy(r, labels).sum(), (r, network.mean_of_populations(spikes))
-
-    def learn(gradient, k):
-        step = brainstate.transform.grad(simulate, parameters, has_aux=True, return_value=True)
-        more, loss, (r, rates) = step(k)
-        return jax.tree.map(jnp.add, gradient, more), (loss, r, rates)
-
-    before = brainstate.transform.for_loop(lambda k: simulate(k)[1][1], jnp.arange(recall.start - 1))
-    gradient = jax.tree.map(jnp.zeros_like, {path: state.value for path, state in parameters.items()})
-    steps = jnp.arange(recall.start - 1, recall.stop - 1)
-    gradient, (loss, r, during) = brainstate.transform.scan(learn, gradient, steps)
-    last = network.mean_of_populations(network.neurons.get_spike())
-    matrices = {path[-2]: g["weight"] for path, g in gradient.items()}
-    ends = network.pairs(connections)
-    gradient = {name: matrices[name] if ends.get(name) is None else matrices[name][ends[name]] for name in ends}
-    gradient |= {"in": matrices["in"], "out": matrices["readout"]}
-    rates = jnp.concatenate([before, during, last[None]])
-    return averages(task, labels, loss.sum(), gradient, r.sum(axis=0), rates)
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------
@@ -698,11 +291,11 @@ def over_devices(function, mesh, in_specs, out_specs):
 def choose_rule(args, method, engine):
     """The function (task, network, weights, connections, keys) -> loss, gradient, accuracy and rates of a batch."""
     if engine == "brainscale":
-        return functools.partial(by_brainscale, method=method, etrace_decay=args.etrace_decay)
+        return functools.partial(learning_rules.by_brainscale, method=method, etrace_decay=args.etrace_decay)
     return {
-        "bptt": bptt,
-        "diag": functools.partial(diag, trace_chunk=args.trace_chunk, trace_batch=args.trace_batch),
-        "expsm_diag": functools.partial(expsm_diag, etrace_decay=args.etrace_decay),
+        "bptt": learning_rules.bptt,
+        "diag": functools.partial(learning_rules.diag, trace_chunk=args.trace_chunk, trace_batch=args.trace_batch),
+        "expsm_diag": functools.partial(learning_rules.expsm_diag, etrace_decay=args.etrace_decay),
     }[method]
 
 
@@ -745,7 +338,7 @@ def make_evaluation(args, task, network, mesh):
     n_padded = -(-args.n_heldout // n_block) * n_block
 
     def block(weights, connections, keys):
-        _, correct, rates = run_trials(task, network, weights, connections, keys)
+        _, correct, rates = learning_rules.run_trials(task, network, weights, connections, keys)
         return dict(correct=correct, evidence=task.trials(keys)[1]), jax.lax.pmean(rates, "batch")
 
     on_devices = over_devices(block, mesh, (COPIED, COPIED, SPLIT), (SPLIT, COPIED))
@@ -795,12 +388,12 @@ class Checkpoints:
         """Those of an earlier run, which `argument` names: to go on with it, or else to read."""
         if not Path(folder, "checkpoints").is_dir():
             found = f"found no checkpoints in {folder}"
-            raise utils.BadInput(f"argument --{argument}: {found}, expected the folder of a training")
+            raise runs.BadInput(f"argument --{argument}: {found}, expected the folder of a training")
         with readable(Path(folder, "checkpoints")):
             checkpoints = cls(folder, read_only=argument != "resume")
         if checkpoints.last is None:
             found = f"found no complete checkpoint in {folder}"
-            raise utils.BadInput(f"argument --{argument}: {found}, expected at least one")
+            raise runs.BadInput(f"argument --{argument}: {found}, expected at least one")
         return checkpoints
 
     @property
@@ -839,9 +432,7 @@ def readable(path):
         yield
     except Exception as error:
         first = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise utils.BadInput(
-            f"{path}: found a checkpoint that cannot be read ({first}), expected a whole one"
-        ) from None
+        raise runs.BadInput(f"{path}: found a checkpoint that cannot be read ({first}), expected a whole one") from None
 
 
 def load_network(folder, weights, connections):
@@ -854,7 +445,7 @@ def load_network(folder, weights, connections):
         [np.shape(x) for x in jax.tree.leaves((tree["weights"], tree["connections"]))] for tree in (state, expected)
     ]
     if shapes[0] != shapes[1]:
-        raise utils.BadInput(f"{folder}: found weights and connections of shapes {shapes[0]}, expected {shapes[1]}")
+        raise runs.BadInput(f"{folder}: found weights and connections of shapes {shapes[0]}, expected {shapes[1]}")
     connections = {name: state["connections"].get(name) for name in connections}
     return state["weights"], connections, state["initial"]
 
@@ -1050,127 +641,6 @@ class Training:
 
 # ---- Check of the gradients -----------------------------------------------------------------------------------------
 
-TOLERANCE = {32: 1e-5, 64: 1e-8}  # relative error of a gradient against its oracle, by bits of a number
-
-
-def diag_oracle(task, network, weights, connections, keys):
-    """What `diag` should give: BPTT with the gradient stopped between neurons and in the readout's memory.
-
-    For the weights of the readout, BPTT.
-    """
-    loss, gradient, accuracy, rates = bptt(task, network, weights, connections, keys, local=True)
-    return loss, gradient | {"out": bptt(task, network, weights, connections, keys)[1]["out"]}, accuracy, rates
-
-
-def expsm_diag_oracle(task, network, weights, connections, keys, etrace_decay):
-    """What `expsm_diag` should give: its equations one after another, with every Jacobian and every trace in full."""
-    recall = task.periods["recall"]
-    labels, evidence, synapses, h, _ = prepare(task, network, weights, connections, keys)
-    ones, zeros = jnp.ones_like(h["V"]), jnp.zeros_like(h["V"])
-    no_push, decay_r = {"g_exc": zeros, "g_inh": zeros}, utils.relax(1.0, 0.0, 1 / network.tau_out)
-
-    def step(carry, k, learns):
-        h, r, x, f, f_r, sums = carry
-        inputs = task.spikes(keys, evidence, k)
-
-        def simulate(h, push):
-            return network.local_step(synapses, h, inputs, push["g_exc"], push["g_inh"])
-
-        def loss(h, drive):
-            new_r = decay_r * r + simulate(h, no_push)[0] @ synapses["out"] + drive
-            return cross_entropy(new_r, labels).sum(), new_r
-
-        spikes, next_h = simulate(h, no_push)
-        z = {"in": inputs, "exc": spikes[:, : network.n_exc], "inh": spikes[:, network.n_exc :]}
-        x["out"], f_r = etrace_decay * x["out"] + spikes, etrace_decay * decay_r * f_r + 1 - etrace_decay
-        (value, r), (by_h, by_r) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(h, jnp.zeros_like(r))
-        if learns:
-            gradient = {"out": jnp.einsum("bi,bo->io", x["out"], by_r * f_r)}
-            for name, g in CONDUCTANCE.items():
-                traces = {state: jnp.einsum("bi,bj->bij", x[name], f[g][state]) for state in h}
-                gradient[name] = sum(jnp.einsum("bj,bij->ij", by_h[state], traces[state]) for state in h)
-            sums = jax.tree.map(jnp.add, sums, dict(loss=value, gradient=gradient, r=r))
-        x |= {name: etrace_decay * x[name] + z[name] for name in z}
-        J = {b: jax.jvp(lambda h_b, b=b: simulate(h | {b: h_b}, no_push)[1], (h[b],), (ones,))[1] for b in h}
-        for g in f:
-            c = jax.jvp(lambda push, g=g: simulate(h, no_push | {g: push})[1], (zeros,), (ones,))[1]
-            f[g] = {a: etrace_decay * sum(J[b][a] * f[g][b] for b in h) + (1 - etrace_decay) * c[a] for a in h}
-        return (next_h, r, x, f, f_r, sums), network.mean_of_populations(spikes)
-
-    full = network.full_matrices(weights, connections)
-    r = jnp.zeros((len(keys), network.n_out))
-    x = {name: jnp.zeros((len(keys), len(matrix))) for name, matrix in full.items()}
-    sums = dict(loss=jnp.zeros(()), gradient=jax.tree.map(jnp.zeros_like, full), r=r)
-    before, during = jnp.arange(recall.start), jnp.arange(recall.start, recall.stop)
-    carry = h, r, x, dict.fromkeys(no_push, h), jnp.zeros(()), sums  # all 0
-    carry, before = jax.lax.scan(functools.partial(step, learns=False), carry, before)
-    (*_, sums), during = jax.lax.scan(functools.partial(step, learns=True), carry, during)
-    _, to_weights = jax.vjp(lambda weights: network.synapses(weights, connections), weights)
-    (sums["gradient"],) = to_weights(sums["gradient"])
-    return averages(task, labels, rates=jnp.concatenate([before, during]), **sums)
-
-
-def alignment(gradient, reference):
-    """Cosine, ratio of norms, and norm of the difference relative to the reference's, of two arrays."""
-    a, b = (np.asarray(x, np.float64).ravel() for x in (gradient, reference))
-    norm_a, norm_b = np.linalg.norm(a), np.linalg.norm(b)
-    if norm_a == 0 or norm_b == 0:
-        return dict(cosine=math.nan, norm_ratio=math.nan, error=0.0 if norm_a == norm_b else math.inf)
-    return dict(cosine=a @ b / (norm_a * norm_b), norm_ratio=norm_a / norm_b, error=np.linalg.norm(a - b) / norm_b)
-
-
-def measure(rule, mesh, model, keys):
-    """The gradient by a rule of one batch, the rates, and what it took: seconds, without compilation, and memory."""
-    task, network, weights, connections = model
-    copied = NamedSharding(mesh, COPIED)
-    arguments = jax.device_put((weights, connections, keys), (copied, copied, NamedSharding(mesh, SPLIT)))
-    program = jax.jit(make_gradient(rule, task, network, mesh)).lower(*arguments).compile()
-    seconds = []
-    while len(seconds) < 2 and sum(seconds) < 10:  # the first call may be slower
-        start = time.perf_counter()
-        _, gradient, _, rates = jax.device_get(program(*arguments))
-        seconds.append(time.perf_counter() - start)
-    return dict(gradient=gradient, rates=rates, seconds=min(seconds), memory_MB=memory_of(program))
-
-
-def check(args, mesh, model, seed):
-    """The gradient of one batch by every method and engine, against BPTT's and against the oracle of each method.
-
-    Returns:
-        A row a rule and block of weights; and in words what is wrong: a native rule that departs from its oracle, a
-        network that is silent, or two native rules that give the same gradient.
-    """
-    keys = jax.random.split(jax.random.key(seed), args.batch_size)
-    oracles = {"diag": diag_oracle, "expsm_diag": functools.partial(expsm_diag_oracle, etrace_decay=args.etrace_decay)}
-    rules = {(method, "native"): choose_rule(args, method, "native") for method in METHODS}
-    rules |= {(method, "oracle"): oracle for method, oracle in oracles.items()}
-    if words := why_no_brainscale():
-        print(f"without brainscale: {words}")
-    else:
-        rules |= {(method, "brainscale"): choose_rule(args, method, "brainscale") for method in oracles}
-    bar = tqdm(rules.items(), leave=False, disable=None, unit=" rules")
-    found = {name: measure(rule, mesh, model, keys) for name, rule in bar}
-    gradients = {name: result["gradient"] for name, result in found.items()}
-    rows, failures, limit = [], [], TOLERANCE[args.precision]
-    for method, engine in (name for name in found if name[1] != "oracle"):
-        for block, gradient in gradients[method, engine].items():
-            of_bptt = alignment(gradient, gradients["bptt", "native"][block])
-            of_oracle = alignment(gradient, gradients.get((method, "oracle"), gradients["bptt", "native"])[block])
-            row = dict(method=method, engine=engine, block=block)
-            row |= dict(cosine_bptt=of_bptt["cosine"], norm_ratio_bptt=of_bptt["norm_ratio"])
-            row |= {f"{name}_oracle": value for name, value in of_oracle.items()}
-            rows.append(row | {name: found[method, engine][name] for name in ("seconds", "memory_MB")})
-            if engine == "native" and not of_oracle["error"] <= limit:
-                error = f"found an error of {of_oracle['error']:.1e} to its oracle, expected at most {limit:g}"
-                failures.append(f"{method}, weights {block}: {error}")
-    if not found["bptt", "native"]["rates"].any():
-        failures.append("the network is silent: no neuron fires; raise --ff_scale")
-    for methods in itertools.combinations(METHODS, 2):
-        pair = [np.concatenate([gradients[m, "native"][block].ravel() for block in CONDUCTANCE]) for m in methods]
-        if alignment(*pair)["error"] <= limit:
-            failures.append(f"{' and '.join(methods)} give the same gradient")
-    return rows, failures
-
 
 # ---- Simulation -----------------------------------------------------------------------------------------------------
 
@@ -1359,7 +829,7 @@ EXC, INH = "C5", "C0"
 def plot_learning(history, args):
     """Loss, accuracy and rates against updates."""
     updates = [row["update"] for row in history]
-    figure, axes = plt.subplots(1, 3, figsize=(utils.WIDTH, 2.2), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(runs.WIDTH, 2.2), layout="constrained")
     axes[0].plot(updates, [row["loss"] for row in history], color="0.4", lw=1)
     axes[0].set_ylabel("loss (nats)")
     axes[1].plot(updates, [row["accuracy"] for row in history], color="0.75", lw=1, label="training batch")
@@ -1381,26 +851,6 @@ def plot_learning(history, args):
     return figure
 
 
-def plot_check(rows):
-    """Cosine with the gradient of BPTT, and ratio of the norms, by each rule for each block of weights."""
-    rules = list(dict.fromkeys((row["method"], row["engine"]) for row in rows))
-    figure, axes = plt.subplots(1, 2, figsize=(utils.WIDTH, 1.2 + 0.3 * len(rules)), sharey=True, layout="constrained")
-    for i, block in enumerate(dict.fromkeys(row["block"] for row in rows)):
-        of_block = [row for row in rows if row["block"] == block]
-        for axis, quantity in zip(axes, ("cosine_bptt", "norm_ratio_bptt"), strict=True):
-            y = np.arange(len(rules)) + 0.12 * (i - 1.5)
-            axis.plot([row[quantity] for row in of_block], y, "os^D"[i], color=f"C{i}", label=block)
-    axes[0].set(xlabel="cosine with the gradient of BPTT", yticks=range(len(rules)))
-    axes[0].set_yticklabels([", ".join(rule) for rule in rules])
-    axes[0].invert_yaxis()
-    scale = "log" if any(row["norm_ratio_bptt"] > 0 for row in rows) else "linear"
-    axes[1].set(xlabel="norm, relative to BPTT", xscale=scale)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", title="weights")
-    for axis in axes:
-        axis.grid(axis="x", lw=0.4)
-    return figure
-
-
 def plot_raster(axis, spikes, dt, color, offset=0):
     step, neuron = np.nonzero(spikes)
     axis.plot(step * dt, neuron + offset, "|" if spikes.shape[1] <= 100 else ".", color=color, ms=2, mew=0.6)
@@ -1411,7 +861,7 @@ def plot_activity(args, task, network, activity):
     n_trace = max(activity["V_exc"].shape[1], activity["V_inh"].shape[1])
     t = np.arange(task.n_step) * args.dt
     layout = dict(sharex=True, layout="constrained", height_ratios=(1.3, 2, 1.4, 1.4, 1))
-    figure, axes = plt.subplots(5, 1, figsize=(utils.WIDTH, 7.5), **layout)
+    figure, axes = plt.subplots(5, 1, figsize=(runs.WIDTH, 7.5), **layout)
     plot_raster(axes[0], activity["inputs"], args.dt, "k")
     n_group = task.n_in // 4
     centres = (np.arange(4) + 0.5) * n_group
@@ -1456,7 +906,7 @@ def plot_matrix(network, weights, connections, n_pixel=400):
         first += n_pre
     image *= (n_bin / n_rec) ** 2
     limit = np.quantile(np.abs(image[image != 0]), 0.99) if image.any() else 1.0
-    figure, axis = plt.subplots(figsize=(utils.WIDTH / 2, 2.9), layout="constrained")
+    figure, axis = plt.subplots(figsize=(runs.WIDTH / 2, 2.9), layout="constrained")
     shown = axis.imshow(
         image, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, n_rec, n_rec, 0), interpolation="nearest"
     )
@@ -1468,7 +918,7 @@ def plot_matrix(network, weights, connections, n_pixel=400):
 def plot_weights(stages, statistics):
     """Histograms of |W| with the fitted laws: a row a stage, a column a kind of connection."""
     layout = dict(squeeze=False, layout="constrained", sharex="col")
-    figure, axes = plt.subplots(len(stages), 3, figsize=(utils.WIDTH, 0.6 + 1.9 * len(stages)), **layout)
+    figure, axes = plt.subplots(len(stages), 3, figsize=(runs.WIDTH, 0.6 + 1.9 * len(stages)), **layout)
     titles = {"in": "input to all", "exc": "excitatory to all", "inh": "inhibitory to all"}
     for row, (stage, weights) in zip(axes, stages.items(), strict=True):
         for axis, (name, title) in zip(row, titles.items(), strict=True):
@@ -1493,7 +943,7 @@ def plot_weights(stages, statistics):
 
 def plot_behaviour(args, found):
     """Choices against the difference of the cues, the weight of each cue, accuracy by delay and with parts at 0."""
-    figure, axes = plt.subplots(2, 2, figsize=(utils.WIDTH, 4.6), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(runs.WIDTH, 4.6), layout="constrained")
     choice, cue, delay, part = axes.flat
 
     def points(axis, x, rows, style):
@@ -1576,30 +1026,17 @@ def print_behaviour(found):
     print(f"  accuracy with a part silenced: {silenced}")
 
 
-def print_check(rows, failures):
-    print(f"{'':28} {'to BPTT':^15}  {'to the oracle of the method':^26}")
-    print(f"{'method':10} {'engine':10} weights  cosine    norm    cosine     norm    error  seconds        MB")
-    for row in rows:
-        print(f"{row['method']:10} {row['engine']:10} {row['block']:7}", end=" ")
-        print(f"{row['cosine_bptt']:7.4f} {row['norm_ratio_bptt']:7.4f}", end=" ")
-        print(f"{row['cosine_oracle']:9.6f} {row['norm_ratio_oracle']:8.5f} {row['error_oracle']:8.1e}", end=" ")
-        print(f"{row['seconds']:8.2f} {row['memory_MB']:9.1f}")
-    print("seconds: of a gradient, compiled; MB: of its program, on each device")
-    for words in failures:
-        print(f"FAILED: {words}")
-
-
 def main():
     args = parse_args()
     absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of checkpoints without metrics, which are intended
-    devices = split_devices(args, utils.setup_jax(args))
+    devices = split_devices(args, runs.setup_jax(args))
     mesh = Mesh(np.array(devices), ("batch",))
     brainstate.environ.set(dt=args.dt * u.ms)
     rule = {"native": args.method, "brainscale": f"{args.method}_brainscale"}[args.engine]
-    names = args.mode, *([] if args.mode == "check" else [rule]), args.conn_method, args.n_rec, f"seed{args.seed}"
+    names = args.mode, rule, args.conn_method, args.n_rec, f"seed{args.seed}"
     name = "_".join(map(str, names))
     may_change = {"threshold"} if args.schedule == "cosine" else {"threshold", "epochs"}
-    run = utils.RunFolder(args, devices, SCRIPT, name, may_change=may_change)
+    run = runs.RunFolder(args, devices, SCRIPT, name, may_change=may_change)
     seeds = split_seed(args.seed)
     if args.mode == "train":
         training = Training(args, run, mesh, seeds["train"])
@@ -1617,26 +1054,19 @@ def main():
             weights, connections, initial = load_network(args.load, weights, connections)
         model = task, network, weights, connections
         run.save("config.json", run.config())
-        if args.mode == "sim":
-            result = dict(mode="sim") | report_activity(args, run, mesh, model, seeds["sim"], initial)
-            print_simulation(result)
-            if args.load:
-                run.save("result.json", result)  # before what takes longer, and may be interrupted
-                result["behaviour"] = behaviour(args, mesh, model)
-                run.save("behaviour.png", plot_behaviour(args, result["behaviour"]))
-                print_behaviour(result["behaviour"])
-        else:
-            rows, failures = check(args, mesh, model, seeds["train"])
-            result = dict(mode="check", rows=rows, failures=failures)
-            run.save("check.csv", rows)
-            run.save("check.png", plot_check(rows))
-            print_check(rows, failures)
+        result = dict(mode="sim") | report_activity(args, run, mesh, model, seeds["sim"], initial)
+        print_simulation(result)
+        if args.load:
+            run.save("result.json", result)  # before what takes longer, and may be interrupted
+            result["behaviour"] = behaviour(args, mesh, model)
+            run.save("behaviour.png", plot_behaviour(args, result["behaviour"]))
+            print_behaviour(result["behaviour"])
     run.save("result.json", result)
     print(run.path)
     if args.mode == "train":
         return {"interrupted": 130, "epochs": 0, "threshold": 0}.get(result["stopped"], 1)
-    return 1 if result.get("failures") else 0
+    return 0
 
 
 if __name__ == "__main__":
-    utils.run_script(main)
+    runs.run_script(main)

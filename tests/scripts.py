@@ -1,16 +1,23 @@
 """Running a script as a user does, for the tests of all of them."""
 
+import importlib
 import json
 import subprocess
 import sys
 
 import pytest
 
-import utils
+import fitting
+import runs
 
 # Arguments of task-coba-ei-rsnn.py: a small network that spikes, and a short trial.
 SMALL_NETWORK = "--n_rec 20 --n_in 12 --n_cue 3 --t_cue 20 --t_interval 5 --t_delay 30 --t_recall 15 --ff_scale 8"
 SMALL_NETWORK = (*SMALL_NETWORK.split(" "), "--rate_cue", "150")
+
+
+def import_script(name):
+    """The module of a script whose name has hyphens."""
+    return importlib.import_module(name)
 
 
 def run(script, *arguments, cwd):
@@ -31,13 +38,13 @@ def exit_status(script, monkeypatch, folder, arguments):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
-        utils.run_script(script.main)
+        runs.run_script(script.main)
     return stop.value.code
 
 
 def interrupt(monkeypatch, when):
     """Ctrl-C before the evaluation where when(problem, number of evaluations before it); returns what undoes it."""
-    evaluate, n_before = utils.FitProblem.evaluate, [0]
+    evaluate, n_before = fitting.FitProblem.evaluate, [0]
 
     def interrupted(self, X, gradient=False):
         if when(self, n_before[0]):
@@ -45,8 +52,8 @@ def interrupt(monkeypatch, when):
         n_before[0] += 1
         return evaluate(self, X, gradient)
 
-    monkeypatch.setattr(utils.FitProblem, "evaluate", interrupted)
-    return lambda: monkeypatch.setattr(utils.FitProblem, "evaluate", evaluate)
+    monkeypatch.setattr(fitting.FitProblem, "evaluate", interrupted)
+    return lambda: monkeypatch.setattr(fitting.FitProblem, "evaluate", evaluate)
 
 
 def contents(folder):

@@ -156,7 +156,7 @@ def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(sys, "argv", ["script", "--load", str(folder), "--n_heldout", "32", "--devices", "0"])
     args = script.parse_args()
-    mesh = script.Mesh(np.array(script.split_devices(args, script.utils.setup_jax(args))), ("batch",))
+    mesh = script.Mesh(np.array(script.split_devices(args, script.runs.setup_jax(args))), ("batch",))
     script.brainstate.environ.set(dt=1.0 * script.u.ms)
     keys = script.jax.random.split(script.jax.random.key(args.heldout_seed), 32)
     for change, accuracy in (({"t_delay": 250.0}, delays[250]), ({"beta": 0.0}, silenced["adaptation"])):
@@ -199,7 +199,7 @@ sys.argv[0] = {file!r}
 script = importlib.import_module("task-coba-ei-rsnn")
 import utils
 {patch}
-utils.run_script(script.main)
+runs.run_script(script.main)
 """
 # In the 5th update; or when a checkpoint after the first has its arrays but not yet all.
 MIDDLE_OF_TRAINING = """
@@ -398,7 +398,7 @@ def wrong_diag(*args, **kwargs):
     return loss, gradient | {"exc": 1.001 * gradient["exc"]}, accuracy, rates
 
 
-diag = script.diag
+diag = learning_rules.diag
 
 
 @pytest.mark.parametrize(

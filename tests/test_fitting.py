@@ -26,7 +26,7 @@ def line_problem(n_sample=4, model=None, devices=None):
     t = np.tile(np.linspace(0, 1, 4)[:, None], (1, 2))
     data = {"t": t, "V": 0.5 + 1.5 * t + np.array([0.1, -0.1])}
     loss = lambda V, data: jnp.mean((V - data["V"]) ** 2)  # noqa: E731
-    return utils.FitProblem(model or line, loss, BOUNDS, data, n_sample, devices or jax.devices())
+    return fitting.FitProblem(model or line, loss, BOUNDS, data, n_sample, devices or jax.devices())
 
 
 def hh_problem(n_sample):
@@ -37,7 +37,7 @@ def hh_problem(n_sample):
                          {"current": current}))  # fmt: skip
     assert V.max() > 20
     loss = lambda V, data: jnp.mean((V - data["V"]) ** 2)  # noqa: E731
-    return utils.FitProblem(model, loss, HH_BOUNDS, dict(current=current, V=V), n_sample, jax.devices())
+    return fitting.FitProblem(model, loss, HH_BOUNDS, dict(current=current, V=V), n_sample, jax.devices())
 
 
 class Rosenbrock:
@@ -82,7 +82,7 @@ def test_the_number_of_devices_changes_nothing():
 
 def test_every_start_makes_the_iterates_it_would_make_alone():
     problem, x0 = Rosenbrock(), np.random.default_rng(0).random((9, 3))
-    starts = utils.lbfgsb_multistart(problem, x0)
+    starts = fitting.lbfgsb_multistart(problem, x0)
     for start, x in zip(starts, x0, strict=True):
         alone = scipy.optimize.minimize(
             lambda x: tuple(y[0] for y in Rosenbrock().evaluate(x[None])),
@@ -90,7 +90,7 @@ def test_every_start_makes_the_iterates_it_would_make_alone():
             jac=True,
             method="L-BFGS-B",
             bounds=[(0, 1)] * 3,
-            options=utils.LBFGSB_OPTIONS,
+            options=fitting.LBFGSB_OPTIONS,
         )
         np.testing.assert_array_equal(start.initial, x)
         assert start.loss == pytest.approx(alone.fun, rel=1e-12, abs=1e-30)
@@ -104,7 +104,7 @@ def test_every_start_makes_the_iterates_it_would_make_alone():
 def test_ctrl_c_keeps_the_best_point_of_every_start():
     problem = Rosenbrock(stop_after=5)
     x0 = np.random.default_rng(0).random((4, 2))
-    starts = utils.lbfgsb_multistart(problem, x0)
+    starts = fitting.lbfgsb_multistart(problem, x0)
     assert problem.interrupted
     initial, _ = Rosenbrock().evaluate(x0)
     for start, loss in zip(starts, initial, strict=True):
@@ -119,22 +119,22 @@ def test_nan_ends_its_start_by_name_and_no_other():
         return (a + b * data["t"]) * jnp.sqrt(b - 0.3 + (data["t"] <= 0.5))
 
     problem = line_problem(model=model)
-    starts = utils.lbfgsb_multistart(problem, np.array([[0.5, 0.05], [0.4, 0.5]]))
+    starts = fitting.lbfgsb_multistart(problem, np.array([[0.5, 0.05], [0.4, 0.5]]))
     assert starts[0].status.startswith("NaN at time step 2 of trace 0 at a = 0 mV, b = 0.15 mV")
     assert starts[0].n_gradients == 1
     assert starts[1].n_gradients > 1
     assert "NaN" not in starts[1].status
 
 
-@pytest.mark.parametrize("method", [method for method in utils.METHODS if method != "random"])
+@pytest.mark.parametrize("method", [method for method in fitting.METHODS if method != "random"])
 def test_every_method_finds_the_minimum(method):
     n_iter, near = {"L-BFGS-B": (1, 1e-6), "bayesian": (4, 5e-3)}.get(method, (100, 1e-4))
     problem, floor = line_problem(n_sample=10), 0.1**2
-    starts = utils.minimise(problem, method, n_iter, seed=2)
+    starts = fitting.minimise(problem, method, n_iter, seed=2)
     assert 0.999 * floor < problem.best_loss < floor + near
     # The median gap of random search with as many evaluations is larger.
     random = line_problem(n_sample=30 * problem.n_simulations)
-    losses = random.evaluate(utils.random_starts(random, seed=0)).reshape(30, -1)
+    losses = random.evaluate(fitting.random_starts(random, seed=0)).reshape(30, -1)
     assert np.median(losses.min(axis=1)) > floor + near
     assert min(start.loss for start in starts) == problem.best_loss
     assert np.isfinite(problem.best_x).all()
@@ -149,7 +149,7 @@ def test_every_method_finds_the_minimum(method):
 def test_the_same_seed_gives_the_same_numbers(method):
     def fit(seed):
         problem = line_problem()
-        return [start.x.tolist() for start in utils.minimise(problem, method, 3, seed)], problem.n_simulations
+        return [start.x.tolist() for start in fitting.minimise(problem, method, 3, seed)], problem.n_simulations
 
     assert fit(1) == fit(1)
     assert fit(1) != fit(2)
@@ -173,7 +173,7 @@ def test_an_error_in_a_start_is_raised_and_does_not_hang(monkeypatch):
 
     monkeypatch.setattr(problem, "name_nan", out_of_memory)
     with pytest.raises(MemoryError, match="no room"):
-        utils.lbfgsb_multistart(problem, np.full((3, 2), 0.5))
+        fitting.lbfgsb_multistart(problem, np.full((3, 2), 0.5))
 
 
 @pytest.mark.parametrize("method", ["DE", "bayesian"])
@@ -183,7 +183,7 @@ def test_losses_that_are_not_finite_are_survived_and_counted(method):
         return a + b * data["t"] + jnp.where(a > 1, jnp.inf, 0)
 
     problem = line_problem(n_sample=12, model=model)
-    (start,) = utils.minimise(problem, method, 2, 0)
+    (start,) = fitting.minimise(problem, method, 2, 0)
     assert math.isfinite(start.loss)
     assert "losses were not finite, first NaN at time step 0 of trace 0 at a = 1." in start.status
 
@@ -193,7 +193,7 @@ def test_the_minimum_outside_the_box_is_found_on_its_edge():
         return parameters["a"].to_decimal(u.mV) + 5 + parameters["b"].to_decimal(u.mV) * data["t"]
 
     problem = line_problem(model=model)
-    utils.minimise(problem, "L-BFGS-B", 1, 0)
+    fitting.minimise(problem, "L-BFGS-B", 1, 0)
     assert problem.values(problem.best_x)["a"] == -2.0
 
 
@@ -215,7 +215,7 @@ def test_standard_errors_are_those_of_linear_regression(x64):
     target = np.asarray(predict(truth)) + 0.05 * rng.standard_normal(n)
     fitted = np.linalg.lstsq(np.asarray(jax.jacfwd(predict)(truth)), target, rcond=None)[0]
     problem.best_x = fitted
-    report = utils.identifiability(problem, {"y": (predict, target, 1e-9)})
+    report = fitting.identifiability(problem, {"y": (predict, target, 1e-9)})
     sd = np.sqrt(np.mean((np.asarray(predict(fitted)) - target) ** 2))
     assert report["noise"]["y"] == pytest.approx(sd)
     expected = sd * np.sqrt(np.diag(np.linalg.inv(design.T @ design)))
@@ -237,7 +237,7 @@ def test_clusters_allow_for_residuals_that_depend_on_each_other(x64):
         problem.best_x = np.linalg.lstsq(np.asarray(jax.jacfwd(predict)(truth)), target, rcond=None)[0]
         errors.append((problem.best_x - truth) * (problem.high - problem.low))
         for reports, groups in ((said, clusters), (naive, None)):
-            report = utils.identifiability(problem, {"y": (predict, target, 1e-9)}, groups)
+            report = fitting.identifiability(problem, {"y": (predict, target, 1e-9)}, groups)
             reports.append(list(report["standard_errors"].values()))
     spread = np.sqrt(np.mean(np.square(errors), axis=0))
     np.testing.assert_allclose(np.mean(said, axis=0), spread, rtol=0.3)
@@ -248,12 +248,12 @@ def test_directions_without_effect_are_named(x64):
     t = np.linspace(0, 1, 50)
     for design, words in ((np.stack([t, 0 * t], axis=1), ["b"]), (np.stack([0 * t, 0 * t], axis=1), ["a", "b"])):
         problem, predict = linear_problem(design, np.array([0.5, 0.5]))
-        report = utils.identifiability(problem, {"y": (predict, np.zeros(50), 1e-3)})
+        report = fitting.identifiability(problem, {"y": (predict, np.zeros(50), 1e-3)})
         assert sorted(report["undetermined"]) == words
         for name, (low, high) in {name: BOUNDS[name].mantissa for name in words}.items():
             assert report["standard_errors"][name] == pytest.approx((high - low) / 12**0.5)
     problem, predict = linear_problem(np.stack([t, 4 / 3 * t], axis=1), np.array([0.5, 0.5]))  # 4 (a + b) in the box
-    (direction,) = utils.identifiability(problem, {"y": (predict, np.zeros(50), 1e-3)})["undetermined"]
+    (direction,) = fitting.identifiability(problem, {"y": (predict, np.zeros(50), 1e-3)})["undetermined"]
     assert direction in (
         "+0.71 a -0.71 b (each in units of its bounds)",
         "-0.71 a +0.71 b (each in units of its bounds)",

@@ -27,7 +27,7 @@ def parameters_of(neuron):
 def test_agrees_with_brian2(trace, x64):
     assert FACTS["dt_ms"] == 0.1
     neuron = FACTS["neurons"][trace]
-    current, V_brian = (utils.read_traces(DATA / f"{kind}_traces_gif.csv") for kind in ("input", "output"))
+    current, V_brian = (recordings.read_traces(DATA / f"{kind}_traces_gif.csv") for kind in ("input", "output"))
     V, spikes = utils.simulate(utils.GIF, parameters_of(neuron), current[:, [trace]] * 1e9 * u.nA, DT)
     assert len(neuron["spike_steps"]) > 10
     assert np.flatnonzero(spikes).tolist() == neuron["spike_steps"]

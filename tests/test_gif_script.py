@@ -47,7 +47,7 @@ def problem_of(args, width=0.5, n_sample=4):
     else:
         model, (loss, _) = gif.make_simulation(CONSTANTS, DT), gif.simulation_loss(args)
     trajectories = gif.make_trajectories(CONSTANTS, DT)
-    return utils.FitProblem(model, loss, BOUNDS, data, n_sample, jax.devices(), trajectories)
+    return fitting.FitProblem(model, loss, BOUNDS, data, n_sample, jax.devices(), trajectories)
 
 
 # ---- The likelihood -------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_the_loss_is_the_likelihood_of_the_trajectories(fit_target, monkeypatch,
         assert not keep[1::4].any()
         assert not keep[data["spikes"] > 0].any()
         mse = np.mean((out["V"] - data["V"])[keep] ** 2)
-        expected += keep.sum() / 2 * math.log1p(mse / utils.V_RESOLUTION**2)
+        expected += keep.sum() / 2 * math.log1p(mse / fitting.V_RESOLUTION**2)
     assert problem.evaluate(x[None])[0] == pytest.approx(expected, rel=1e-9)
 
 

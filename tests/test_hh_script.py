@@ -113,7 +113,7 @@ def test_a_second_run_has_a_folder_of_its_own_and_the_same_numbers(tiny, tmp_pat
 @pytest.mark.parametrize("method", ["DE", "bayesian"])
 def test_derivative_free_methods_and_units(method, tiny, tmp_path):
     for name, factor in (("I.csv", 1e12), ("V.csv", 1e-3)):  # now in pA and V
-        write_traces(tmp_path / name, utils.read_traces(tmp_path / name).T * factor)
+        write_traces(tmp_path / name, recordings.read_traces(tmp_path / name).T * factor)
     units = ["--current_unit", "pA", "--voltage_unit", "V"]
     result, _ = result_of(run(*tiny, *units, "--method", method, "--n_iter", 4, cwd=tmp_path), tmp_path)
     assert (result["n_simulations"], result["n_gradients"]) == (12, 0)
@@ -266,11 +266,11 @@ def damage(change):
 
 
 def in_volt(folder):
-    write_traces(folder / "V.csv", utils.read_traces(folder / "V.csv").T * 1e-3)
+    write_traces(folder / "V.csv", recordings.read_traces(folder / "V.csv").T * 1e-3)
 
 
 def without_a_trace(folder):
-    write_traces(folder / "V.csv", utils.read_traces(folder / "V.csv").T[:1])
+    write_traces(folder / "V.csv", recordings.read_traces(folder / "V.csv").T[:1])
 
 
 def other_run(folder):

@@ -32,7 +32,7 @@ def test_gradient_is_that_of_a_plain_reference(x64, dt, monkeypatch, conn_method
 
     (expected, raster), expected_gradient = jax.value_and_grad(reference, has_aux=True)(weights)
     keys = jax.random.split(key, 4)
-    loss, gradient, _, rates = script.bptt(task, network, weights, connections, keys)
+    loss, gradient, _, rates = learning_rules.bptt(task, network, weights, connections, keys)
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
     assert raster[..., : network.n_exc].sum() > 20
     assert raster[..., network.n_exc :].sum() > 5
@@ -57,10 +57,10 @@ def test_sparse_network_is_the_masked_dense_one(dt, monkeypatch, conn_method):
     args = arguments(monkeypatch, "--conn_method", conn_method, "--n_rec", 50)
     task, network, weights, connections = script.make_model(args)
     keys = jax.random.split(jax.random.key(0), 8)
-    loss, gradient, _, rates = script.bptt(task, network, weights, connections, keys)
+    loss, gradient, _, rates = learning_rules.bptt(task, network, weights, connections, keys)
     matrices, masks = dense_copy(network, weights, connections)
     nothing = {"exc": None, "inh": None}
-    dense_loss, dense_gradient, _, dense_rates = script.bptt(task, network, matrices, nothing, keys)
+    dense_loss, dense_gradient, _, dense_rates = learning_rules.bptt(task, network, matrices, nothing, keys)
     assert rates.sum() > 1
     np.testing.assert_allclose(loss, dense_loss, rtol=1e-5)
     np.testing.assert_allclose(rates, dense_rates, atol=1e-6)
@@ -77,7 +77,7 @@ def test_event_driven_simulation_is_that_of_training(dt, monkeypatch, conn_metho
     keys = jax.random.split(jax.random.key(0), 8)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("batch",))
     activity, _ = script.record(task, network, weights, connections, keys, mesh)
-    _, correct, rates = script.run_trials(task, network, weights, connections, keys)
+    _, correct, rates = learning_rules.run_trials(task, network, weights, connections, keys)
     assert activity["spikes"].sum() > 20
     np.testing.assert_array_equal(activity["correct"], correct)
     np.testing.assert_allclose(activity["rates"], rates, atol=1e-6)
@@ -90,7 +90,7 @@ def test_chunks_of_time_change_nothing(x64, dt, monkeypatch, chunk):
     keys = jax.random.split(jax.random.key(0), 4)
 
     def loss(weights, chunk):
-        return script.run_trials(task, network, weights, connections, keys, chunk)[0].mean()
+        return learning_rules.run_trials(task, network, weights, connections, keys, chunk)[0].mean()
 
     gradient = jax.grad(loss)(weights, chunk)
     assert task.n_step % 7
@@ -105,8 +105,8 @@ def test_signs_of_weights_do_not_matter(dt, monkeypatch):
     keys = jax.random.split(jax.random.key(0), 4)
     flipped = {name: w if name == "out" else -w for name, w in weights.items()}
     assert all((w < 0).any() and (w > 0).any() for w in weights.values())
-    loss, gradient, _, rates = script.bptt(task, network, weights, connections, keys)
-    other_loss, other_gradient, _, _ = script.bptt(task, network, flipped, connections, keys)
+    loss, gradient, _, rates = learning_rules.bptt(task, network, weights, connections, keys)
+    other_loss, other_gradient, _, _ = learning_rules.bptt(task, network, flipped, connections, keys)
     assert rates.sum() > 1
     assert loss == other_loss
     for name in ("in", "exc", "inh"):
@@ -245,7 +245,7 @@ def test_update_follows_the_clipped_gradient_and_the_penalties(dt, monkeypatch):
     update = jax.jit(script.make_update(args, task, network, optimiser, mesh))
     after, metrics = update(state, connections, 3)
     keys = jax.random.split(jax.random.fold_in(key, 3), 4)
-    loss, gradient, _, _ = script.bptt(task, network, weights, connections, keys)
+    loss, gradient, _, _ = learning_rules.bptt(task, network, weights, connections, keys)
     total = {
         name: np.asarray(gradient[name]) + (0.5 * np.sign(w) + 2 * 2.0 * np.asarray(w)) / w.size
         for name, w in weights.items()

@@ -54,10 +54,10 @@ def test_diag_is_bptt_with_stopped_gradients(x64, dt, monkeypatch, conn_method):
     _, model, keys, plain = small_model(monkeypatch, "--conn_method", conn_method)
     expected = plain(plain_diag)
     for trace_chunk in (5, 8, 1000):
-        loss, gradient, accuracy, rates = jax.jit(lambda k, chunk=trace_chunk: script.diag(*model, k, chunk))(keys)
+        loss, gradient, accuracy, rates = jax.jit(lambda k, chunk=trace_chunk: learning_rules.diag(*model, k, chunk))(keys)
         assert set(gradient) == BLOCKS
         assert all(error < 1e-8 for error in relative_errors(gradient, expected).values())
-    bptt_loss, bptt_gradient, bptt_accuracy, bptt_rates = script.bptt(*model, keys)
+    bptt_loss, bptt_gradient, bptt_accuracy, bptt_rates = learning_rules.bptt(*model, keys)
     assert loss == pytest.approx(float(bptt_loss), rel=1e-12)
     assert accuracy == bptt_accuracy
     np.testing.assert_allclose(rates, bptt_rates, atol=1e-15)
@@ -70,7 +70,7 @@ def test_diag_is_bptt_with_stopped_gradients(x64, dt, monkeypatch, conn_method):
 @pytest.mark.parametrize("conn_method", CONN_METHODS)
 def test_diag_in_float32(dt, monkeypatch, conn_method):
     _, model, keys, plain = small_model(monkeypatch, "--conn_method", conn_method)
-    _, gradient, _, _ = jax.jit(lambda k: script.diag(*model, k, 8))(keys)
+    _, gradient, _, _ = jax.jit(lambda k: learning_rules.diag(*model, k, 8))(keys)
     assert all(error < 1e-5 for error in relative_errors(gradient, plain(plain_diag)).values())
 
 
@@ -82,21 +82,21 @@ def test_diag_for_other_windows_of_the_loss(x64, dt, monkeypatch, window):
         task = WholeTrial(**{name: getattr(task, name) for name in script.TASK_ARGUMENTS})
     recall = task.periods["recall"]
     assert recall.stop - recall.start == (1 if window == "one step" else task.n_step)
-    _, gradient, _, _ = jax.jit(lambda k: script.diag(task, *model[1:], k, 8))(keys)
+    _, gradient, _, _ = jax.jit(lambda k: learning_rules.diag(task, *model[1:], k, 8))(keys)
     assert all(error < 1e-8 for error in relative_errors(gradient, plain(plain_diag, task)).values())
 
 
 def test_diag_without_the_gradient_of_the_reset(x64, dt, monkeypatch):
     """The Jacobian is that of the network's own step: with the reset's spikes taken as constants, another gradient."""
     _, model, keys, plain = small_model(monkeypatch)
-    with_reset = script.diag(*model, keys)[1]
+    with_reset = learning_rules.diag(*model, keys)[1]
     update_neurons = utils.EINetwork.update_neurons
 
     def detached(self, x_exc, x_inh, spikes):
         update_neurons(self, x_exc, x_inh, jax.lax.stop_gradient(spikes))
 
     monkeypatch.setattr(utils.EINetwork, "update_neurons", detached)
-    _, gradient, _, _ = script.diag(*model, keys)
+    _, gradient, _, _ = learning_rules.diag(*model, keys)
     expected = plain(plain_diag, reset=jax.lax.stop_gradient)
     assert all(error < 1e-8 for error in relative_errors(gradient, expected).values())
     assert relative_errors(gradient, with_reset)["in"] > 0.1
@@ -106,8 +106,8 @@ def test_diag_without_the_gradient_of_the_reset(x64, dt, monkeypatch):
 def test_groups_of_trials_change_nothing(x64, dt, monkeypatch, conn_method, batch, trace_batch):
     _, model, keys, _ = small_model(monkeypatch, "--conn_method", conn_method)
     keys = jax.random.split(jax.random.key(4), batch)
-    loss, gradient, accuracy, rates = script.diag(*model, keys, trace_batch=trace_batch)
-    whole_loss, whole, whole_accuracy, whole_rates = script.diag(*model, keys, trace_batch=batch)
+    loss, gradient, accuracy, rates = learning_rules.diag(*model, keys, trace_batch=trace_batch)
+    whole_loss, whole, whole_accuracy, whole_rates = learning_rules.diag(*model, keys, trace_batch=batch)
     assert all(error < 1e-12 for error in relative_errors(gradient, whole).values())
     assert loss == pytest.approx(float(whole_loss), rel=1e-12)
     assert accuracy == pytest.approx(float(whole_accuracy))  # in float32
@@ -121,12 +121,12 @@ def test_groups_of_trials_change_nothing(x64, dt, monkeypatch, conn_method, batc
 def test_expsm_diag_is_what_its_equations_say(x64, dt, monkeypatch, conn_method, decay):
     """Written out for a plain network, in float64; and it is neither BPTT nor D-RTRL."""
     _, model, keys, plain = small_model(monkeypatch, "--conn_method", conn_method)
-    loss, gradient, _, rates = jax.jit(lambda k: script.expsm_diag(*model, k, decay))(keys)
-    bptt_loss, bptt_gradient, _, bptt_rates = script.bptt(*model, keys)
+    loss, gradient, _, rates = jax.jit(lambda k: learning_rules.expsm_diag(*model, k, decay))(keys)
+    bptt_loss, bptt_gradient, _, bptt_rates = learning_rules.bptt(*model, keys)
     assert loss == pytest.approx(float(bptt_loss), rel=1e-12)
     np.testing.assert_allclose(rates, bptt_rates, atol=1e-15)
     assert all(error < 1e-8 for error in relative_errors(gradient, plain(plain_expsm_diag, decay=decay)).values())
-    for other in (bptt_gradient, script.diag(*model, keys)[1]):
+    for other in (bptt_gradient, learning_rules.diag(*model, keys)[1]):
         assert all(difference > 0.1 for difference in relative_errors(gradient, other).values())
 
 
@@ -137,9 +137,9 @@ def test_expsm_diag_and_the_sign_of_adaptation(dt, monkeypatch, beta, sign):
     n_cue_inputs = model[1].n_in // 2
     smoothed, exact = (
         jax.jit(lambda k, rule=rule, last=last: rule(*model, k, last))(keys)[1]["in"][:n_cue_inputs]
-        for rule, last in ((script.expsm_diag, 0.99), (script.diag, 100))
+        for rule, last in ((learning_rules.expsm_diag, 0.99), (learning_rules.diag, 100))
     )
-    assert sign * script.alignment(smoothed, exact)["cosine"] > 0.3
+    assert sign * check_gradients.alignment(smoothed, exact)["cosine"] > 0.3
 
 
 def test_a_rank_stands_for_a_decay(monkeypatch):
@@ -154,19 +154,19 @@ def test_a_rank_stands_for_a_decay(monkeypatch):
 
 
 def by_brainscale(model, keys, method):
-    return jax.jit(lambda k: script.by_brainscale(*model, k, method))(keys)
+    return jax.jit(lambda k: learning_rules.by_brainscale(*model, k, method))(keys)
 
 
 @pytest.mark.parametrize("conn_method", CONN_METHODS)
 def test_expsm_diag_is_that_of_brainscale(dt, monkeypatch, conn_method):
     _, model, keys, _ = small_model(monkeypatch, "--conn_method", conn_method)
-    loss, gradient, accuracy, rates = jax.jit(lambda k: script.expsm_diag(*model, k))(keys)
+    loss, gradient, accuracy, rates = jax.jit(lambda k: learning_rules.expsm_diag(*model, k))(keys)
     their_loss, theirs, their_accuracy, their_rates = by_brainscale(model, keys, "expsm_diag")
     assert their_loss == pytest.approx(float(loss), rel=1e-5)
     assert their_accuracy == accuracy
     np.testing.assert_allclose(their_rates, rates, atol=1e-6)
     for name in BLOCKS:
-        alignment = script.alignment(gradient[name], theirs[name])
+        alignment = check_gradients.alignment(gradient[name], theirs[name])
         assert alignment["cosine"] >= 0.9999
         assert alignment["norm_ratio"] == pytest.approx(1, abs=1e-3)
 
@@ -174,9 +174,9 @@ def test_expsm_diag_is_that_of_brainscale(dt, monkeypatch, conn_method):
 def test_what_is_wrong_with_diag_of_brainscale(dt, monkeypatch):
     """It is exact without two lines: the rescaling of traces, and |W| differentiated at the trace instead of at W."""
     _, model, keys, _ = small_model(monkeypatch)
-    _, exact, _, _ = script.diag(*model, keys)
+    _, exact, _, _ = learning_rules.diag(*model, keys)
     cosines = {
-        name: script.alignment(g, exact[name])["cosine"] for name, g in by_brainscale(model, keys, "diag")[1].items()
+        name: check_gradients.alignment(g, exact[name])["cosine"] for name, g in by_brainscale(model, keys, "diag")[1].items()
     }
     assert all(abs(cosines[name]) < 0.5 for name in ("in", "exc", "inh"))
     monkeypatch.setattr(brainscale_algorithms, "_normalize_vector", lambda v: v)
@@ -210,7 +210,7 @@ def test_traces_exist_only_for_connections(monkeypatch):
     rng = np.random.default_rng(0)
     x, y = (jnp.asarray(rng.normal(size=(7, 3, n))) for n in (5, 6))
     ends = jnp.array([0, 0, 2, 4]), jnp.array([1, 5, 0, 3])
-    listed, every = script.Pairs(ends), script.Pairs(None)
+    listed, every = learning_rules.Pairs(ends), learning_rules.Pairs(None)
     assert listed.products(x, y).shape == (3, 4)
     np.testing.assert_allclose(listed.products(x, y), every.products(x, y)[:, ends[0], ends[1]], rtol=1e-5)
     np.testing.assert_allclose(listed.total(x, y), every.products(x, y).sum(axis=0)[ends], rtol=1e-5)

@@ -22,11 +22,11 @@ def train(times, n_step=1000, dt=0.1):
 
 
 def distance(model, data, dt, tau):
-    return utils.van_rossum_distance(model, data, dt * u.ms, tau * u.ms)
+    return recordings.van_rossum_distance(model, data, dt * u.ms, tau * u.ms)
 
 
 def coincidence(model, data, dt, delta=4.0):
-    return utils.coincidence_factor(model, data, dt * u.ms, delta * u.ms)
+    return recordings.coincidence_factor(model, data, dt * u.ms, delta * u.ms)
 
 
 def test_noise_on_a_crossing_makes_no_spikes():
@@ -35,16 +35,16 @@ def test_noise_on_a_crossing_makes_no_spikes():
     V[600:700, 0] = 30.0
     noisy = V + 1.5 * np.random.default_rng(0).standard_normal(V.shape)
     ramp = np.linspace(-65, 30, 1000)[:, None] + 1.5 * np.random.default_rng(1).standard_normal((1000, 1))
-    spikes = utils.detect_spikes(noisy, 0.0)
+    spikes = recordings.detect_spikes(noisy, 0.0)
     assert np.flatnonzero(spikes[:, 0]).tolist() == [299, 599]
     assert spikes[:, 1].sum() == 0
-    assert utils.detect_spikes(ramp, 0.0).sum() == 1
-    assert utils.detect_spikes(ramp, 0.0, rearm=0.0).sum() > 1
+    assert recordings.detect_spikes(ramp, 0.0).sum() == 1
+    assert recordings.detect_spikes(ramp, 0.0, rearm=0.0).sum() > 1
 
 
 def test_a_trace_that_begins_above_the_level_has_no_spike_there():
     V = np.array([20.0, 20.0, -60.0, 20.0, 20.0])[:, None]
-    assert np.flatnonzero(utils.detect_spikes(V, 0.0)).tolist() == [2]
+    assert np.flatnonzero(recordings.detect_spikes(V, 0.0)).tolist() == [2]
 
 
 def test_van_rossum_closed_form():
@@ -68,7 +68,7 @@ def test_soft_spikes_of_a_rise_have_mass_one():
     V = np.concatenate([np.linspace(-80, 60, 50), np.linspace(60, -80, 80), np.linspace(-80, 60, 30)])[:, None]
     spikes = hh.soft_spikes(jnp.asarray(V), 0.0)
     assert spikes.sum() == pytest.approx(2, rel=1e-4)
-    hard = utils.detect_spikes(V, 0.0)
+    hard = recordings.detect_spikes(V, 0.0)
     for start, stop in ((0, 90), (90, 160)):
         assert abs(np.argmax(spikes[start:stop]) - np.argmax(hard[start:stop])) <= 1
 
@@ -102,7 +102,7 @@ def test_gamma_of_equal_shifted_and_absent_trains():
     assert coincidence(train([]), data, 0.1) == 0
     assert coincidence(data, train([]), 0.1) == 0
     assert math.isnan(coincidence(train([]), train([]), 0.1))
-    assert utils.coincidence_factor(data, data, 0.0001 * u.second, 4000.0 * u.us) == pytest.approx(1)
+    assert recordings.coincidence_factor(data, data, 0.0001 * u.second, 4000.0 * u.us) == pytest.approx(1)
 
 
 def test_gamma_does_not_depend_on_the_sampling():

@@ -91,20 +91,20 @@ def main():
 
     import utils
 
-    utils.minimise(problem, "DE", 1, 0)
+    fitting.minimise(problem, "DE", 1, 0)
     problem.reset()
-    utils.minimise(problem, "DE", ours.rounds, 0)
+    fitting.minimise(problem, "DE", ours.rounds, 0)
     rate = problem.n_simulations / problem.seconds["run"]
     print(
         f"ours, jax {jax.__version__}, float32, DE of nevergrad {nevergrad.__version__}: {rate:.0f} simulations a",
         end="",
     )
     print(f" second; {problem.best_loss:.3g} mV^2 after {problem.seconds['run']:.1f} s")
-    X = utils.random_starts(problem, 0)
+    X = fitting.random_starts(problem, 0)
     alone = ours.n_sample / seconds_of(lambda: problem.evaluate(X))
     print(f"ours, simulations alone: {alone:.0f} a second")
     fit = hh_problem(20)
-    utils.minimise(fit, "L-BFGS-B", 1, 0)
+    fitting.minimise(fit, "L-BFGS-B", 1, 0)
     seconds = fit.seconds["run"]
     print(f"ours, 20 starts of L-BFGS-B: {fit.best_loss:.2g} mV^2 after {seconds:.1f} s")
 

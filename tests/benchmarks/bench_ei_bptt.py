@@ -20,7 +20,7 @@ LENGTHS = (1100, 2200, 4400, 8800)
 
 def gradient(n_step, plain):
     def make_rule(script, args):
-        return functools.partial(script.bptt, chunk=n_step if plain else None)
+        return functools.partial(learning_rules.bptt, chunk=n_step if plain else None)
 
     return network_gradient(make_rule, *([] if n_step == 2200 else ["--n_cue", 3]), n_step=n_step)
 

@@ -43,7 +43,7 @@ def trace_bytes(conn_method, n_rec):
     """Bytes of the traces of one trial, of V and I2 for every weight but those of the readout."""
     script, args, _ = network_script("--conn_method", conn_method, "--n_rec", n_rec)
     weights = script.make_model(args)[2]
-    return sum(2 * weights[name].nbytes for name in script.CONDUCTANCE)
+    return sum(2 * weights[name].nbytes for name in learning_rules.CONDUCTANCE)
 
 
 def main():

@@ -89,13 +89,13 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     ours = parser.parse_args()
     problem = hh_problem(ours.n_sample)
-    x0 = utils.random_starts(problem, ours.seed)
+    x0 = fitting.random_starts(problem, ours.seed)
     for n in (1, ours.n_sample):  # compile both block sizes
         problem.evaluate(x0[:n], gradient=True)
     print(f"{ours.n_sample} starts on {problem.mesh.size} devices; compiled in {problem.seconds['compile']:.1f} s")
 
     start, before = time.perf_counter(), problem.n_gradients
-    starts = utils.lbfgsb_multistart(problem, x0)
+    starts = fitting.lbfgsb_multistart(problem, x0)
     seconds, n_gradients = time.perf_counter() - start, problem.n_gradients - before
     batched = np.array([start.loss for start in starts])
     print(f"batched: {seconds:.1f} s, {n_gradients} gradients, {n_gradients / seconds:.0f} a second")
@@ -107,7 +107,7 @@ def main():
     print(f"  limit {limit:.0f}: {flops:.0f} operations and {exps:.0f} exponentials a step and cell, at")
     print(f"  {peak_flops / 1e9:.0f} GFLOP/s (matrix product) and {peak_exps / 1e9:.2f} billion exp/s")
 
-    serial, n_serial, serial_seconds = serial_fit(problem, x0, utils.LBFGSB_OPTIONS)
+    serial, n_serial, serial_seconds = serial_fit(problem, x0, fitting.LBFGSB_OPTIONS)
     print(f"serial: {serial_seconds:.1f} s, {n_serial} gradients, {n_serial / serial_seconds:.0f} a second")
     print(f"best loss: batched {batched.min():.3g}, serial {serial.min():.3g}")
     print(f"starts below 1e-3 mV^2: batched {np.mean(batched < 1e-3):.2f}, serial {np.mean(serial < 1e-3):.2f}")

@@ -90,7 +90,7 @@ def main():
 
     import utils
 
-    X, data = utils.random_starts(problem, 0), problem.data
+    X, data = fitting.random_starts(problem, 0), problem.data
     known = json.loads((Path(utils.__file__).parent / "data" / "parameters_hh.json").read_text())["parameters"]
     X[0] = (np.array([known[name] for name in problem.units]) - problem.low) / (problem.high - problem.low)
     rmse = float(np.sqrt(problem.evaluate(X)[0]))

@@ -22,11 +22,11 @@ def hh_problem(n_sample):
 
     sys.argv = ["benchmark"]
     args = script.parse_args()
-    devices = utils.setup_jax(args)
-    data = utils.make_targets(args, utils.read_recordings(args, script.SHIPPED), None, None, 0)["fit"]
+    devices = runs.setup_jax(args)
+    data = recordings.make_targets(args, recordings.read_recordings(args, script.SHIPPED), None, None, 0)["fit"]
     loss, _ = script.make_loss(args, len(data["V"]))
-    bounds = utils.select_bounds(args, script.RANGES)
-    return utils.FitProblem(script.make_model(args.dt), loss, bounds, data, n_sample, devices)
+    bounds = fitting.select_bounds(args, script.RANGES)
+    return fitting.FitProblem(script.make_model(args.dt), loss, bounds, data, n_sample, devices)
 
 
 def seconds_of(function, summary=np.median, repeats=15):
@@ -75,7 +75,7 @@ def network_script(*arguments):
     script = importlib.import_module("task-coba-ei-rsnn")
     sys.argv = [script.__file__, *map(str, arguments)]
     args = script.parse_args()
-    devices = script.split_devices(args, utils.setup_jax(args))
+    devices = script.split_devices(args, runs.setup_jax(args))
     brainstate.environ.set(dt=args.dt * u.ms)
     return script, args, jax.sharding.Mesh(np.array(devices), ("batch",))
 

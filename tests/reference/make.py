@@ -95,8 +95,8 @@ class Item:
         self.folder.mkdir(parents=True, exist_ok=True)
         command = f"python tests/reference/make.py {self.name}{' --laptop' if self.laptop else ''}"
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        here = dict(python=platform.python_version(), machine=platform.machine(), cores=utils.N_CORE)
-        here["packages"] = {name: utils.version_of(name) for name in utils.PACKAGES}
+        here = dict(python=platform.python_version(), machine=platform.machine(), cores=runs.N_CORE)
+        here["packages"] = {name: runs.version_of(name) for name in runs.PACKAGES}
         runs = [{name: x for name, x in run.items() if here.get(name) != x} for run in self.commands]
         files = {f"{self.name}.csv": rows, f"{self.name}.md": table, **dict(() if self.laptop else figures)}
         files |= {f"{self.name}_{name}.csv": more_rows for name, more_rows in more.items()}
@@ -105,7 +105,7 @@ class Item:
             if isinstance(content, Path):
                 shutil.copyfile(content, self.folder / name)
             else:
-                utils.save(self.folder / name, content)
+                runs.save(self.folder / name, content)
         print(table, end="")
 
 
@@ -256,7 +256,7 @@ def plot_training(curves):
     """Held-out accuracy against updates: a panel a network, a line a seed."""
     panels = groups(curves, "conn_method", "n_rec")
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(utils.WIDTH, 2.3), sharey=True, layout="constrained", squeeze=False
+        1, len(panels), figsize=(runs.WIDTH, 2.3), sharey=True, layout="constrained", squeeze=False
     )
     for axis, ((conn_method, n_rec), of_network) in zip(axes[0], panels.items(), strict=True):
         for (method, seed), curve in groups(of_network, "method", "seed").items():
@@ -406,7 +406,7 @@ def memory(item):
 
 
 def plot_memory(rows):
-    figure, axes = plt.subplots(1, 2, figsize=(utils.WIDTH, 2.4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(runs.WIDTH, 2.4), layout="constrained")
     for (method,), of_rule in groups(rows, "method").items():
         n_step = [row["n_step"] for row in of_rule]
         for axis, quantity in zip(axes, ("process_MB", "seconds"), strict=True):
