@@ -1,24 +1,58 @@
-"""The gradient of a batch of trials: backpropagation through time, online rules, and those of brainscale."""
+"""The gradient of a batch of trials: backpropagation through time, online rules, and those of other packages.
 
+A rule is a function (model, keys, **its arguments) -> `BatchGradient`, listed in `RULES`, from which the command line,
+the training and the check of the gradients take it.
+"""
+
+import argparse
 import dataclasses
 import functools
+import importlib
 import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import brainstate
 import jax
+import jax.extend.core
 import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
 
 import utils
+from utils import EINetwork, Model, Weights, setting
+
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+
+class BatchGradient(NamedTuple):
+    """Of a batch: loss, its gradient by the weights, accuracy, and rates (n_step, 2).
+
+    The rates are mean spikes of an excitatory and of an inhibitory neuron in a step.
+    """
+
+    loss: jax.Array
+    gradient: Weights
+    accuracy: jax.Array
+    rates: jax.Array
+
+
+class Outcome(NamedTuple):
+    """Of each trial of a batch, the loss (batch,) and whether it is correct (batch,); and rates, as in `BatchGradient`.
+
+    The loss is the cross-entropy of softmax(r) against the label, mean over the steps of recall; a trial is correct
+    where the output with the largest sum over recall is the label.
+    """
+
+    loss: jax.Array
+    correct: jax.Array
+    rates: jax.Array
+
 
 # ---- Backpropagation through time -----------------------------------------------------------------------------------
 
 
-def cross_entropy(r, labels):
-    """-log softmax(r)[label] of each trial, of readouts (batch, n_out)."""
-    return -jnp.take_along_axis(jax.nn.log_softmax(r), labels[:, None], axis=1)[:, 0]
-
-
-def run_trials(task, network, weights, connections, keys, chunk=None, local=False):
+def run_trials(model: Model, keys: jax.Array, chunk: int | None = None) -> Outcome:
     """Run the trials of the given keys.
 
     The time axis is cut into chunks of about sqrt(n_step) / 2 steps, and the states within a chunk are computed again
@@ -26,21 +60,16 @@ def run_trials(task, network, weights, connections, keys, chunk=None, local=Fals
 
     Args:
         chunk: steps of a chunk; n_step or more for one scan that stores all states.
-        local: whether gradients stop between neurons and in the readout's memory, as in `EINetwork.update`.
-
-    Returns:
-        loss (batch,): cross-entropy of softmax(r) against the label, mean over the steps of recall; correct (batch,):
-        whether the output with the largest sum over recall is the label; rates (n_step, 2): mean spikes of an
-        excitatory and of an inhibitory neuron in a step.
     """
+    task, network = model.task, model.network
     recall, n_step = task.periods["recall"], task.n_step
     chunk = chunk or math.ceil(math.sqrt(n_step) / 2)
     labels, evidence = task.trials(keys)
-    synapses = network.synapses(weights, connections)
+    synapses = model.synapses()
     network.init_state(len(keys))
 
     def step(k, x):
-        spikes, r = network.update(synapses, x, local), network.r.value
+        spikes, r = network.update(synapses, x), network.r.value
         counts = (recall.start <= k) & (k < recall.stop)  # the last chunk may go beyond the end
         loss = cross_entropy(r, labels)
         return jnp.where(counts, loss, 0.0), jnp.where(counts, r.T, 0.0), network.mean_of_populations(spikes)
@@ -54,20 +83,24 @@ def run_trials(task, network, weights, connections, keys, chunk=None, local=Fals
         return (run_steps if n_step <= chunk else brainstate.transform.checkpoint(run_steps))(steps, inputs)
 
     steps = jnp.arange(-(-n_step // chunk) * chunk).reshape(-1, chunk)
-    loss, r, rates = brainstate.transform.for_loop(run_chunk, steps)
+    with model.clock():
+        loss, r, rates = brainstate.transform.for_loop(run_chunk, steps)
     correct = r.sum(axis=0).argmax(axis=0) == labels
-    return loss.sum(axis=0) / (recall.stop - recall.start), correct, rates.reshape(-1, 2)[:n_step]
+    return Outcome(loss.sum(axis=0) / (recall.stop - recall.start), correct, rates.reshape(-1, 2)[:n_step])
 
 
-def bptt(task, network, weights, connections, keys, chunk=None, local=False):
-    """Loss, its gradient, accuracy and rates of a batch, by backpropagation through time."""
+def bptt(model: Model, keys: jax.Array, chunk: int | None = None) -> BatchGradient:
+    """The gradient by backpropagation through time, with the surrogate gradient at spikes.
+
+    Use it when the trial fits: it learns in the fewest updates. Memory as in `run_trials`.
+    """
 
     def loss(weights):
-        losses, correct, rates = run_trials(task, network, weights, connections, keys, chunk, local)
+        losses, correct, rates = run_trials(dataclasses.replace(model, weights=weights), keys, chunk)
         return losses.mean(), (correct.mean(), rates)
 
-    (value, (accuracy, rates)), gradient = jax.value_and_grad(loss, has_aux=True)(weights)
-    return value, gradient, accuracy, rates
+    (value, (accuracy, rates)), gradient = jax.value_and_grad(loss, has_aux=True)(model.weights)
+    return BatchGradient(value, gradient, accuracy, rates)
 
 
 # ---- Online learning ------------------------------------------------------------------------------------------------
@@ -75,7 +108,7 @@ def bptt(task, network, weights, connections, keys, chunk=None, local=False):
 CONDUCTANCE = {"in": "g_exc", "exc": "g_exc", "inh": "g_inh"}  # on which a block of weights acts
 
 
-def in_chunks(start, stop, chunk, fill_before=False):
+def in_chunks(start: int, stop: int, chunk: int, fill_before: bool = False) -> jax.Array:
     """The steps from start to stop as rows (n, C), C at most `chunk` and the same for all.
 
     Steps that are missing to fill them are added after the last, or before the first.
@@ -85,7 +118,7 @@ def in_chunks(start, stop, chunk, fill_before=False):
     return (stop - n * length if fill_before else start) + jnp.arange(n * length).reshape(n, length)
 
 
-def filtered(trace, spikes, tau):
+def filtered(trace: jax.Array, spikes: jax.Array, tau: Any) -> jax.Array:
     """`trace` after the steps of spikes (C, batch, n): in each it decays with time constant tau, and they are added."""
     decay = utils.relax(1.0, 0.0, 1 / tau)
     weights = decay ** jnp.arange(len(spikes) - 1, -1, -1, dtype=spikes.dtype)
@@ -96,50 +129,84 @@ def filtered(trace, spikes, tau):
 class Pairs:
     """The pairs of neurons (i, j) that a block of weights connects: those listed, ends = (i, j), or all, (n_i, n_j)."""
 
-    ends: tuple | None
+    ends: tuple[jax.Array, jax.Array] | None
 
-    def pre(self, x):
+    def pre(self, x: jax.Array) -> jax.Array:
         """x_i at each pair, from x (batch, n_i)."""
         return x[:, :, None] if self.ends is None else x[:, self.ends[0]]
 
-    def post(self, y):
+    def post(self, y: jax.Array) -> jax.Array:
         """y_j at each pair, from y (batch, n_j)."""
         return y[:, None, :] if self.ends is None else y[:, self.ends[1]]
 
-    def products(self, x, y):
+    def products(self, x: jax.Array, y: jax.Array) -> jax.Array:
         """sum_s x_i(s) y_j(s) at each pair, of each trial, from x (C, batch, n_i) and y (C, batch, n_j)."""
         if self.ends is None:
             return jnp.einsum("sbi,sbj->bij", x, y)
         # One trial at a time, so that a full matrix exists for one alone.
         return jax.lax.map(lambda xy: (xy[0].T @ xy[1])[self.ends], (x.swapaxes(0, 1), y.swapaxes(0, 1)))
 
-    def total(self, x, y):
+    def total(self, x: jax.Array, y: jax.Array) -> jax.Array:
         """`products`, summed over the trials."""
         matrix = jnp.einsum("sbi,sbj->ij", x, y)
         return matrix if self.ends is None else matrix[self.ends]
 
 
-def prepare(task, network, weights, connections, keys):
-    """Labels and evidence of trials, synapses, the neurons' states at rest, and the pairs of each block of weights."""
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What an online rule starts from: labels and evidence of the trials, the synapses, the neurons' states at rest,
+
+    and the pairs of each block of weights.
+    """
+
+    labels: jax.Array
+    evidence: jax.Array
+    synapses: dict[str, Any]
+    states: dict[str, jax.Array]
+    blocks: dict[str, Pairs]
+
+
+def start_batch(model: Model, keys: jax.Array) -> Batch:
+    """The batch of the trials of the given keys."""
+    network = model.network
     network.init_state(len(keys))
     states = {name: state.value for name, state in network.local_states.items()}
-    blocks = {name: Pairs(ends) for name, ends in ({"in": None} | network.pairs(connections)).items()}
-    return *task.trials(keys), network.synapses(weights, connections), states, blocks
+    blocks = {name: Pairs(ends) for name, ends in ({"in": None} | network.pairs(model.connections)).items()}
+    return Batch(*model.task.trials(keys), model.synapses(), states, blocks)
 
 
-def averages(task, labels, loss, gradient, r, rates):
-    """Loss, gradient, accuracy and rates, from sums over recall: of r, and over trials too, of loss and gradient."""
-    recall = task.periods["recall"]
-    n = len(labels) * (recall.stop - recall.start)
-    return loss / n, jax.tree.map(lambda g: g / n, gradient), (r.argmax(axis=1) == labels).mean(), rates
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """Sums over the steps of recall: of the readout r (batch, n_out), and over trials too, of loss and gradient."""
+
+    loss: ArrayLike
+    gradient: Weights
+    r: jax.Array
+
+    @classmethod
+    def zero(cls, model: Model, batch: int) -> "Sums":
+        r = jnp.zeros((batch, model.network.n_out))
+        return cls(jnp.zeros(()), jax.tree.map(jnp.zeros_like, model.weights), r)
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return jax.tree.map(jnp.add, self, other)
+
+    def mean(self, task: Any, labels: jax.Array, rates: jax.Array) -> BatchGradient:
+        recall = task.periods["recall"]
+        n = len(labels) * (recall.stop - recall.start)
+        accuracy = (self.r.argmax(axis=1) == labels).mean()
+        return BatchGradient(self.loss / n, jax.tree.map(lambda g: g / n, self.gradient), accuracy, rates)
 
 
-def by_weights(weights, gradient):
+def through_absolute_value(weights: Weights, gradient: Weights) -> Weights:
     """Gradient by W, from that by |W|; the readout's is by W already."""
     return {name: g if name == "out" else jax.vjp(jnp.abs, weights[name])[1](g)[0] for name, g in gradient.items()}
 
 
-def read_out(network, labels, w_out, spikes, q, counts):
+def read_out(
+    network: EINetwork, labels: jax.Array, w_out: jax.Array, spikes: jax.Array, q: jax.Array, counts: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Sum of the loss over the steps that count, with the gradients of D-RTRL.
 
     The readout r = q W_out has the spikes filtered with tau_out, q. The gradient by the spikes passes through the last
@@ -162,8 +229,8 @@ def read_out(network, labels, w_out, spikes, q, counts):
     return loss.sum(), (q, r.sum(axis=0))
 
 
-def diag(task, network, weights, connections, keys, trace_chunk=100, trace_batch=4):
-    r"""Loss, its gradient, accuracy and rates of a batch, by D-RTRL (Wang et al. 2024), exactly.
+def diag(model: Model, keys: jax.Array, trace_chunk: int = 100, trace_batch: int = 4) -> BatchGradient:
+    r"""The gradient by D-RTRL (Wang et al. 2024), exactly.
 
     What the state u = (V, I2, g_E, g_I) of neuron j owes to the weight W_ij is the trace e_ij = du_j / d|W_ij|. It
     advances within the neuron, by the Jacobians J of its next state by its state, and c by what it receives:
@@ -172,41 +239,50 @@ def diag(task, network, weights, connections, keys, trace_chunk=100, trace_batch
         \frac{dL}{d|W_{ij}|} = \sum_t \frac{\partial L(t)}{\partial u_j(t)} e_{ij}(t)
 
     where z_i are the spikes of i, and L(t) depends on u(t) through the spikes of t alone. That is the gradient of BPTT
-    stopped between neurons and in the memory of the readout. For the weights of the readout, it is BPTT's.
+    stopped between neurons and in the memory of the readout. For the weights of the readout, it is BPTT's. Use it for
+    long trials: it is as fast as BPTT, and its memory does not depend on their length.
 
     After a chunk of C steps the trace is Phi_j e_ij(start) + sum_s G_j(s) z_i(s), where the derivatives Phi and G of
     the last state come from one backward pass within the chunk. The sum is a product of matrices (n_i, C) and (C, n_j)
     for each trial. Of the four traces two are stored, of V and I2: those of the conductances are the spikes of i
-    filtered with tau_syn, the same for all j. Memory does not depend on the length of the trial.
+    filtered with tau_syn, the same for all j.
 
     Args:
         trace_chunk: the largest C.
         trace_batch: trials at a time on a device. Their traces are most of the memory; few stay in the cache of a CPU.
     """
-    rule = functools.partial(_diag_at_once, task, network, weights, connections, trace_chunk=trace_chunk)
     size = min(trace_batch, len(keys))
     whole, rest = jnp.split(keys, [len(keys) // size * size])
     groups = whole.reshape(-1, size)
-    none = jnp.zeros(()), jax.tree.map(jnp.zeros_like, weights), jnp.zeros(()), jnp.zeros((task.n_step, 2))
-    total, _ = jax.lax.scan(lambda total, keys: (jax.tree.map(jnp.add, total, rule(keys)), None), none, groups)
+    zero = jnp.zeros(())
+    none = BatchGradient(zero, jax.tree.map(jnp.zeros_like, model.weights), zero, jnp.zeros((model.task.n_step, 2)))
+
+    def add(total, keys):
+        return jax.tree.map(jnp.add, total, _diag_at_once(model, keys, trace_chunk)), None
+
+    total, _ = jax.lax.scan(add, none, groups)
     means = jax.tree.map(lambda x: x / len(groups), total)
     if len(rest):
-        share = len(rest) / len(keys)
-        means = jax.tree.map(lambda x, y: (1 - share) * x + share * y, means, rule(rest))
+        fraction, last = len(rest) / len(keys), _diag_at_once(model, rest, trace_chunk)
+        means = jax.tree.map(lambda x, y: (1 - fraction) * x + fraction * y, means, last)
     return means
 
 
-def _diag_at_once(task, network, weights, connections, keys, trace_chunk):
+def _diag_at_once(model: Model, keys: jax.Array, trace_chunk: int) -> BatchGradient:
     """`diag` of few trials."""
-    recall = task.periods["recall"]
-    labels, evidence, synapses, states, blocks = prepare(task, network, weights, connections, keys)
-    n_pre = {"in": network.n_in} | network.sizes
+    with model.clock():
+        return _diag(model, keys, start_batch(model, keys), trace_chunk)
+
+
+def _diag(model: Model, keys: jax.Array, batch: Batch, trace_chunk: int) -> BatchGradient:
+    task, network, states = model.task, model.network, batch.states
+    recall, n_pre = task.periods["recall"], {"in": network.n_in} | network.sizes
 
     def simulate(states, pushes, x):
         """V and I2 after a chunk, and its spikes; then all states. `pushes` (C, batch, n_rec) as in `local_step`."""
 
         def step(states, now):
-            spikes, states = network.local_step(synapses, states, now["x"], now["g_exc"], now["g_inh"])
+            spikes, states = network.local_step(batch.synapses, states, now["x"], now["g_exc"], now["g_inh"])
             return states, spikes
 
         states, spikes = jax.lax.scan(step, states, pushes | dict(x=x))
@@ -214,17 +290,17 @@ def _diag_at_once(task, network, weights, connections, keys, trace_chunk):
 
     def learn(sums, traces, p, q, sent, steps, spikes, pull, zeros):
         """Sums with the loss of a chunk and its gradients, and q after it."""
-        of_chunk = functools.partial(read_out, network, labels, q=q, counts=steps < recall.stop)
-        loss, pull_loss, (q, r) = jax.vjp(of_chunk, synapses["out"], spikes, has_aux=True)
+        of_chunk = functools.partial(read_out, network, batch.labels, q=q, counts=steps < recall.stop)
+        loss, pull_loss, (q, r) = jax.vjp(of_chunk, batch.synapses["out"], spikes, has_aux=True)
         by_out, by_spikes = pull_loss(jnp.ones_like(loss))
         by_start, by_push = pull((zeros[0], by_spikes))
         gradient = {"out": by_out}
-        for name, pairs in blocks.items():
+        for name, pairs in batch.blocks.items():
             g = CONDUCTANCE[name]
             by_traces = sum(trace * pairs.post(by_start[state]) for state, trace in traces[name].items())
             by_traces += pairs.pre(p[name]) * pairs.post(by_start[g])
             gradient[name] = by_traces.sum(axis=0) + pairs.total(sent[name], by_push[g])
-        return jax.tree.map(jnp.add, sums, dict(loss=loss, gradient=gradient, r=r)), q
+        return sums + Sums(loss, gradient, r), q
 
     def propagate(traces, p, sent, pull, zeros):
         """The traces after a chunk: V's and I2's, each from one backward pass."""
@@ -232,17 +308,17 @@ def _diag_at_once(task, network, weights, connections, keys, trace_chunk):
         ends = [(zeros[0] | {state: one[state]}, zeros[1]) for state in one]
         by_start, by_push = jax.vmap(pull)(jax.tree.map(lambda *x: jnp.stack(x), *ends))
         after = {}
-        for name, pairs in blocks.items():
+        for name, pairs in batch.blocks.items():
             g, after[name] = CONDUCTANCE[name], {}
             for i, state in enumerate(one):
-                kept = sum(trace * pairs.post(by_start[other][i]) for other, trace in traces[name].items())
-                kept += pairs.pre(p[name]) * pairs.post(by_start[g][i])
-                after[name][state] = kept + pairs.products(sent[name], by_push[g][i])
+                trace = sum(trace * pairs.post(by_start[other][i]) for other, trace in traces[name].items())
+                trace += pairs.pre(p[name]) * pairs.post(by_start[g][i])
+                after[name][state] = trace + pairs.products(sent[name], by_push[g][i])
         return after
 
     def run_chunk(carry, steps, learns):
         states, traces, p, q, sums = carry
-        x = task.inputs(keys, evidence, steps) & (steps >= 0)[:, None, None]  # before step 0 all is at rest
+        x = task.inputs(keys, batch.evidence, steps) & (steps >= 0)[:, None, None]  # before step 0 all is at rest
         none = jnp.zeros((len(steps), *states["V"].shape))
         pushes = {"g_exc": none, "g_inh": none}
         (end, spikes), pull, states = jax.vjp(lambda *at: simulate(*at, x), states, pushes, has_aux=True)
@@ -261,34 +337,37 @@ def _diag_at_once(task, network, weights, connections, keys, trace_chunk):
         return dict.fromkeys(("V", "I2"), pairs.pre(p) * pairs.post(states["V"]))
 
     p = {name: jnp.zeros((len(keys), n)) for name, n in n_pre.items()}
-    traces = {name: no_traces(pairs, p[name]) for name, pairs in blocks.items()}
-    r = jnp.zeros((len(keys), network.n_out))
-    sums = dict(loss=jnp.zeros(()), gradient=jax.tree.map(jnp.zeros_like, weights), r=r)
-    carry = states, traces, p, states["V"], sums
+    traces = {name: no_traces(pairs, p[name]) for name, pairs in batch.blocks.items()}
+    carry = states, traces, p, states["V"], Sums.zero(model, len(keys))
     before = in_chunks(0, recall.start, trace_chunk, fill_before=True)
     during = in_chunks(recall.start, recall.stop, trace_chunk)
     carry, before = jax.lax.scan(functools.partial(run_chunk, learns=False), carry, before)
     (*_, sums), during = jax.lax.scan(functools.partial(run_chunk, learns=True), carry, during)
     rates = jnp.concatenate([before.reshape(-1, 2)[before.size // 2 - recall.start :], during.reshape(-1, 2)])
-    sums["gradient"] = by_weights(weights, sums["gradient"])
-    return averages(task, labels, rates=rates[: task.n_step], **sums)
+    sums = dataclasses.replace(sums, gradient=through_absolute_value(model.weights, sums.gradient))
+    return sums.mean(task, batch.labels, rates[: task.n_step])
 
 
-def expsm_diag(task, network, weights, connections, keys, etrace_decay=0.98):
-    r"""Loss, its gradient, accuracy and rates of a batch, by ES-D-RTRL (Wang et al. 2024).
+def expsm_diag(model: Model, keys: jax.Array, etrace_decay: float = 0.98) -> BatchGradient:
+    r"""The gradient by ES-D-RTRL (Wang et al. 2024).
 
     The traces of `diag` are approximated by products of a presynaptic and a postsynaptic factor, each smoothed:
 
     .. math:: e_{ij} \approx f_j x_i, \quad x_i(t) = \alpha x_i(t - 1) + z_i(t), \quad
         f_j(t) = \alpha J_j(t) f_j(t - 1) + (1 - \alpha) c_j(t)
 
-    with alpha the decay, and in the same way for the readout, whose state is r. `IODimVjpAlgorithm` of brainscale
-    computes this, but divides f by 1 - (1 - alpha)^(t + 1), which is 1 after a few steps. Memory is that of two numbers
-    a neuron and state, and of one an input.
+    with alpha the decay, and in the same way for the readout, whose state is r. brainscale and braintrace compute this,
+    but divide f by a factor that is 1 later on (`by_package`). Memory is that of two numbers a neuron and state, and of
+    one an input. The fastest rule, but the least of a gradient: use it where its memory, 1 / (1 - alpha) steps, is that
+    of the task, and where what a neuron remembers acts as its input does.
     """
-    recall = task.periods["recall"]
-    labels, evidence, synapses, states, blocks = prepare(task, network, weights, connections, keys)
-    n_pre = {"in": network.n_in, "out": network.n_rec} | network.sizes
+    with model.clock():
+        return _expsm_diag(model, keys, start_batch(model, keys), etrace_decay)
+
+
+def _expsm_diag(model: Model, keys: jax.Array, batch: Batch, etrace_decay: float) -> BatchGradient:
+    task, network, synapses, states = model.task, model.network, batch.synapses, batch.states
+    recall, n_pre = task.periods["recall"], {"in": network.n_in, "out": network.n_rec} | network.sizes
     none, new = jnp.zeros_like(states["V"]), jnp.full_like(states["V"], 1 - etrace_decay)
 
     def smooth(trace, spikes):
@@ -296,7 +375,7 @@ def expsm_diag(task, network, weights, connections, keys, etrace_decay=0.98):
 
     def step(carry, k, learns):
         states, r, x, f, f_out, sums = carry
-        inputs = task.spikes(keys, evidence, k)
+        inputs = task.spikes(keys, batch.evidence, k)
         local_step = functools.partial(network.local_step, synapses)
         (spikes, states), tangent = jax.linearize(
             lambda states, exc, inh: local_step(states, inputs, exc, inh), states, none, none
@@ -305,66 +384,130 @@ def expsm_diag(task, network, weights, connections, keys, etrace_decay=0.98):
         f_out = etrace_decay * utils.relax(f_out, 0.0, 1 / network.tau_out) + 1 - etrace_decay
         x["out"] = smooth(x["out"], spikes)
         if learns:
-            loss, by_r = jax.value_and_grad(lambda r: cross_entropy(r, labels).sum())(r)
+            loss, by_r = jax.value_and_grad(lambda r: cross_entropy(r, batch.labels).sum())(r)
             by_spikes = by_r @ synapses["out"].T
             gradient = {"out": x["out"].T @ (by_r * f_out)}
-            for name, pairs in blocks.items():
+            for name, pairs in batch.blocks.items():
                 spikes_by_f, _ = tangent(f[CONDUCTANCE[name]], none, none)
                 gradient[name] = pairs.total(x[name][None], (by_spikes * spikes_by_f)[None])
-            sums = jax.tree.map(jnp.add, sums, dict(loss=loss, gradient=gradient, r=r))
+            sums = sums + Sums(loss, gradient, r)
         exc, inh = jnp.split(spikes, [network.n_exc], axis=1)
         x |= {"in": smooth(x["in"], inputs), "exc": smooth(x["exc"], exc), "inh": smooth(x["inh"], inh)}
-        kept = jax.tree.map(lambda f: etrace_decay * f, f)
-        f = {"g_exc": tangent(kept["g_exc"], new, none)[1], "g_inh": tangent(kept["g_inh"], none, new)[1]}
+        decayed = jax.tree.map(lambda f: etrace_decay * f, f)
+        f = {"g_exc": tangent(decayed["g_exc"], new, none)[1], "g_inh": tangent(decayed["g_inh"], none, new)[1]}
         return (states, r, x, f, f_out, sums), network.mean_of_populations(spikes)
 
-    r = jnp.zeros((len(keys), network.n_out))
+    sums = Sums.zero(model, len(keys))
     x = {name: jnp.zeros((len(keys), n)) for name, n in n_pre.items()}
     f = dict.fromkeys(("g_exc", "g_inh"), states)  # all 0
-    sums = dict(loss=jnp.zeros(()), gradient=jax.tree.map(jnp.zeros_like, weights), r=r)
     before, during = jnp.arange(recall.start), jnp.arange(recall.start, recall.stop)
-    carry = states, r, x, f, jnp.zeros(()), sums
+    carry = states, sums.r, x, f, jnp.zeros(()), sums
     carry, before = jax.lax.scan(functools.partial(step, learns=False), carry, before)
     (*_, sums), during = jax.lax.scan(functools.partial(step, learns=True), carry, during)
-    sums["gradient"] = by_weights(weights, sums["gradient"])
-    return averages(task, labels, rates=jnp.concatenate([before, during]), **sums)
+    sums = dataclasses.replace(sums, gradient=through_absolute_value(model.weights, sums.gradient))
+    return sums.mean(task, batch.labels, jnp.concatenate([before, during]))
 
 
-# ---- brainscale -----------------------------------------------------------------------------------------------------
-
-INSTALL_BRAINSCALE = 'pip install brainscale==0.1.0 "jax<0.10"'
-
-
-def why_no_brainscale():
-    """Why brainscale cannot be used, in words; None if it can be."""
+def decay_or_rank(text: str) -> float:
+    """argparse type: a decay between 0 and 1, or that of a rank n, which is (n - 1) / (n + 1)."""
     try:
-        import brainscale  # noqa: F401 (to see whether it can be)
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if value.is_integer() and value >= 2:
+        return (value - 1) / (value + 1)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected a decay between 0 and 1, or a rank, an integer >= 2"
+        )
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A rule (model, keys, **arguments) -> `BatchGradient`, what `--help` says of it, and its arguments, by `setting`."""
+
+    gradient: Callable[..., BatchGradient]
+    help: str
+    arguments: Mapping[str, dataclasses.Field] = dataclasses.field(default_factory=dict)
+
+
+# Another rule is a function above and a line here; the check of the gradients asks for its oracle.
+RULES: dict[str, Rule] = {
+    "bptt": Rule(bptt, "backpropagation through time"),
+    "diag": Rule(
+        diag,
+        "D-RTRL, online and exact",
+        {
+            "trace_chunk": setting(
+                100, "steps, at most, by which the traces of diag advance at once", low=1, metavar="C"
+            ),
+            "trace_batch": setting(
+                4,
+                "trials whose traces diag has at a time on each device; a GPU may want all of them",
+                low=1,
+                metavar="N",
+            ),
+        },
+    ),
+    "expsm_diag": Rule(
+        expsm_diag,
+        "ES-D-RTRL, online, with traces that are products of two smoothed factors",
+        {
+            "etrace_decay": setting(
+                0.98,
+                "decay of the factors of expsm_diag in a step, between 0 and 1, or a rank n, for (n - 1) / (n + 1); "
+                "its memory is 1 / (1 - decay) steps",
+                parse=decay_or_rank,
+                metavar="DECAY",
+            )
+        },
+    ),
+}
+
+
+# ---- Other packages -------------------------------------------------------------------------------------------------
+
+# {engine: what has to be installed for it}; each computes diag and expsm_diag.
+PACKAGES = {
+    "brainscale": 'pip install brainscale==0.1.0 "jax<0.10"',
+    "braintrace": "pip install --requirement requirements-newest.txt, on Python 3.12 or later",
+}
+ENGINES = ("native", *PACKAGES)
+PACKAGE_RULES = ("diag", "expsm_diag")
+
+
+def why_not(package: str) -> str | None:
+    """Why a package cannot be used as an engine; None if it can be."""
+    try:
+        importlib.import_module(package)
     except Exception as error:  # of several kinds, with other versions of JAX
-        return f"found none that can be imported ({error}), expected it from: {INSTALL_BRAINSCALE}"
+        return f"found none that can be imported ({error}), expected it from: {PACKAGES[package]}"
+    # brainscale makes one from the other, which are different classes up to JAX 0.9.
+    if package == "brainscale" and jax.extend.core.ClosedJaxpr is jax.extend.core.Jaxpr:
+        return f"found JAX {jax.__version__}, with which it does not run, expected it from: {PACKAGES[package]}"
     return None
 
 
-class BrainscaleNetwork(brainstate.nn.Module):
-    """The network in layers of brainscale, which needs the weights to be states.
+class PackageNetwork(brainstate.nn.Module):
+    """The network in layers of brainscale or braintrace, which need the weights to be states.
 
     The readout has the spikes of the end of a step, so that the loss of a step depends on its states alone: r is one
     step ahead of `EINetwork`'s.
     """
 
-    def __init__(self, network, weights, connections):
-        import brainscale
-
+    def __init__(self, package: Any, model: Model):
         super().__init__()
-        self.network = network
-        matrices = network.full_matrices(weights, connections)
+        self.network = model.network
+        matrices = model.network.full_matrices(model.weights, model.connections)
         w_out = matrices.pop("out")
-        self.layers = {name: brainscale.nn.SignedWLinear(*w.shape, w_init=w) for name, w in matrices.items()}
-        self.readout = brainscale.nn.LeakyRateReadout(*w_out.shape, tau=network.tau_out, w_init=w_out)
+        self.layers = {name: package.nn.SignedWLinear(*w.shape, w_init=w) for name, w in matrices.items()}
+        self.readout = package.nn.LeakyRateReadout(*w_out.shape, tau=model.network.tau_out, w_init=w_out)
 
-    def init_state(self, batch_size):
+    def init_state(self, batch_size: int) -> None:
         self.network.init_state(batch_size)
         self.readout.init_state(batch_size)
-        # brainscale takes it that every hidden state is written, and every state used.
+        # The packages take it that every hidden state is written, and every state used.
         neurons = self.network.neurons
         neurons.V_th = brainstate.ShortTermState(neurons.V_th.value)
         del self.network.r
@@ -372,7 +515,7 @@ class BrainscaleNetwork(brainstate.nn.Module):
             if not neurons.changes[name]:
                 delattr(neurons, name)
 
-    def update(self, x):
+    def update(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One step. Returns r and the spikes of its start."""
         network, layers = self.network, self.layers
         spikes = network.neurons.get_spike()
@@ -385,25 +528,32 @@ class BrainscaleNetwork(brainstate.nn.Module):
         return self.readout(network.neurons.get_spike()), spikes
 
 
-def by_brainscale(task, network, weights, connections, keys, method, etrace_decay=0.98):
-    """What `diag` or `expsm_diag` gives, by the algorithms of brainscale 0.1.0 and with its layers, as in the paper.
+def by_package(model: Model, keys: jax.Array, package: str, method: str, etrace_decay: float = 0.98) -> BatchGradient:
+    """What `diag` or `expsm_diag` gives, by the algorithms and layers of the package of that name, as in the paper.
 
-    Its diag is not D-RTRL: it divides all traces by the largest one where that exceeds 1, and takes the derivative of
-    |W| at the trace instead of at W. Without these two, it agrees with ours (`tests/test_online.py`).
+    diag of brainscale 0.1.0 is not D-RTRL: it divides all traces by the largest one where that exceeds 1, and takes the
+    derivative of |W| at the trace instead of at W. Without these two, it agrees with ours; that of braintrace 0.2.8
+    does as it is. Its expsm_diag divides the postsynaptic factor by 1 - etrace_decay^(t + 1) up to t = 1000, which
+    undoes the bias of the smoothing in short trials; brainscale's by 1 - (1 - etrace_decay)^(t + 1). Both are 1 later
+    on (`tests/test_online.py`).
     """
-    import brainscale
+    with model.clock():
+        return _by_package(model, keys, importlib.import_module(package), method, etrace_decay)
 
-    recall = task.periods["recall"]
+
+def _by_package(model: Model, keys: jax.Array, package: Any, method: str, etrace_decay: float) -> BatchGradient:
+    task, network, recall = model.task, model.network, model.task.periods["recall"]
     labels, evidence = task.trials(keys)
-    model = BrainscaleNetwork(network, weights, connections)
-    model.init_state(len(keys))
-    mode = brainstate.mixin.Batching()
+    layers = PackageNetwork(package, model)
+    layers.init_state(len(keys))
+    # braintrace sees by the shape of the input that there is a batch.
+    options = dict(mode=brainstate.mixin.Batching()) if package.__name__ == "brainscale" else {}
     if method == "diag":
-        algorithm = brainscale.ParamDimVjpAlgorithm(model, mode=mode)
+        algorithm = package.ParamDimVjpAlgorithm(layers, **options)
     else:
-        algorithm = brainscale.IODimVjpAlgorithm(model, etrace_decay, mode=mode)
-    parameters = model.states(brainstate.ParamState)
-    dtype = weights["in"].dtype
+        algorithm = package.IODimVjpAlgorithm(layers, etrace_decay, **options)
+    parameters = layers.states(brainstate.ParamState)
+    dtype = model.weights["in"].dtype
     algorithm.compile_graph(jnp.zeros((len(keys), network.n_in), dtype))
 
     def simulate(k):
@@ -420,9 +570,21 @@ def by_brainscale(task, network, weights, connections, keys, method, etrace_deca
     steps = jnp.arange(recall.start - 1, recall.stop - 1)
     gradient, (loss, r, during) = brainstate.transform.scan(learn, gradient, steps)
     last = network.mean_of_populations(network.neurons.get_spike())
-    matrices = {path[-2]: g["weight"] for path, g in gradient.items()}
-    ends = network.pairs(connections)
+    # brainscale's weights are {"weight": W}, braintrace's are W.
+    matrices = {path[-2]: jax.tree.leaves(g)[0] for path, g in gradient.items()}
+    ends = network.pairs(model.connections)
     gradient = {name: matrices[name] if ends.get(name) is None else matrices[name][ends[name]] for name in ends}
     gradient |= {"in": matrices["in"], "out": matrices["readout"]}
-    rates = jnp.concatenate([before, during, last[None]])
-    return averages(task, labels, loss.sum(), gradient, r.sum(axis=0), rates)
+    sums = Sums(loss.sum(), gradient, r.sum(axis=0))
+    return sums.mean(task, labels, jnp.concatenate([before, during, last[None]]))
+
+
+def choose_rule(
+    method: str, engine: str = "native", arguments: Mapping[str, Any] | None = None
+) -> Callable[[Model, jax.Array], BatchGradient]:
+    """The rule (model, keys) -> `BatchGradient` of that name and engine; `arguments` may be those of all rules."""
+    own = {name: x for name, x in (arguments or {}).items() if name in RULES[method].arguments}
+    if engine == "native":
+        return functools.partial(RULES[method].gradient, **own)
+    own = {name: x for name, x in own.items() if name == "etrace_decay"}
+    return functools.partial(by_package, package=engine, method=method, **own)

@@ -7,10 +7,15 @@ make these spikes the most likely: the gradient is true, and leads from any star
 Without arguments the target is that of the paper's release, five currents of one second.
 """
 
-import runs  # isort: skip  (first: it configures JAX)
-
-import math
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import runs
+from runs import BadInput
 
 import brainstate
 import braintools
@@ -19,10 +24,15 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from jax.typing import ArrayLike
 
+import comparing
 import fitting
 import recordings
 import utils
+from comparing import PaperResult
+from identifiability import Box, Parameters, Prediction, Predictions
+from recordings import Recording
 
 SCRIPT = Path(__file__).stem
 
@@ -49,14 +59,14 @@ FITTED = ["a", "b", "k1", "k2"]
 PAPER_PARAMETERS = {"a": 0.005, "b": 0.01, "k1": 0.2, "k2": 0.02, "A1": 0.0, "A2": 0.0, "R1": 0.0, "R2": 1.0, "R": 20.0}
 PAPER_PARAMETERS |= {"tau": 20.0, "V_rest": -70.0, "V_reset": -70.0, "V_th_inf": -50.0, "V_th_reset": -60.0}
 PROTOCOLS = {"paper": PAPER_PARAMETERS, "identifiable": PAPER_PARAMETERS | {"A1": 1.0, "A2": -0.1}}
-# Table S2: loss (mV^2) and seconds, mean and s.d. of each; 100 starts of L-BFGS-B.
+# Table S2 (loss in mV^2); 100 starts of L-BFGS-B.
 PAPER_STARTS = 100
 PAPER_RESULTS = {
-    "L-BFGS-B": (6.799, 4.623, 5.404, 0.294),
-    "DE": (9.966, 2.281, 1.172, 0.09),
-    "PSO": (14.034, 2.857, 1.151, 0.150),
-    "TwoPointsDE": (9.702, 5.115, 1.161, 0.172),
-    "bayesian": (3.511, 1.741, 62.330, 10.917),
+    "L-BFGS-B": PaperResult(6.799, 4.623, 5.404, 0.294),
+    "DE": PaperResult(9.966, 2.281, 1.172, 0.09),
+    "PSO": PaperResult(14.034, 2.857, 1.151, 0.150),
+    "TwoPointsDE": PaperResult(9.702, 5.115, 1.161, 0.172),
+    "bayesian": PaperResult(3.511, 1.741, 62.330, 10.917),
 }
 # The paper's currents: (nA, ms), one after the other, one second in all.
 PAPER_CURRENTS = [
@@ -66,17 +76,16 @@ PAPER_CURRENTS = [
     [(1.5, 20), (0.0, 180), (-1.5, 20), (0.0, 20), (1.5, 20), (0.0, 740)],
     [(0.0, 50), (-3.5, 750), (0.0, 200)],
 ]
-COARSE_OPTIONS = fitting.LBFGSB_OPTIONS | {"ftol": 1e-6}
 WIDTHS = (5.0, 2.0, 0.7, 0.2, 0.07, 0.02, 0.007, 0.002)  # mV
+RISE_FLOOR = 1e-3  # of (V - V_th) / width in a step with a spike, which stays possible where V falls
 
 
-def parse_args():
-    parser = runs.Parser(
-        description=__doc__,
-        epilog="examples:\n"
-        f"  python {SCRIPT}.py --protocol identifiable --noise_std 0.5 --spike_jitter 0.1\n"
-        f"  python {SCRIPT}.py --objective simulation --n_sample 100 --n_point 100",
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    examples = (
+        "--protocol identifiable --noise_std 0.5 --spike_jitter 0.1",
+        "--objective simulation --n_sample 100 --n_point 100",
     )
+    parser = runs.Parser(SCRIPT, __doc__, examples)
     add = parser.add_argument_group("spiking model").add_argument
     objective = (
         "likelihood: of the recorded spikes, which drive the reset, and with --fit_target potential of the potentials "
@@ -94,77 +103,88 @@ def parse_args():
     add("--width_floor", type=runs.number(float, above=0), default=WIDTHS[-1], help=width)
     blank = "the likelihood leaves out the potentials within this time of a recorded spike (ms)"
     add("--t_blank", type=runs.number(float, low=0), default=0.5, help=blank)
-    fitting.add_fit_arguments(parser, RANGES, FITTED)
+    fitting.add_fit_arguments(parser, RANGES, FITTED, ("potential", "spike"))
+    comparing.add_compare_arguments(parser)
+    recordings.add_data_arguments(parser)
     runs.add_run_arguments(parser)
     parser.set_defaults(dt=0.1, precision=64)  # in float32, one start in three ends early
-    return fitting.parse_fit_arguments(parser, shipped=False)
+    return fitting.parse_fit_arguments(parser, argv, shipped=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is fitted, and how; the arguments of the same names, with potentials in mV and times in ms."""
+
+    fit_target: str = "potential"
+    fit_parameters: Sequence[str] = tuple(FITTED)
+    bounds: Sequence[tuple[str, list[float]]] = ()
+    protocol: str = "paper"
+    objective: str | None = None
+    width_floor: float = WIDTHS[-1]
+    t_blank: float = 0.5
+    n_point: int | None = None
+    tau_rossum: float = 5.0
+    spike_level: float = 0.0
+    delta: float = 4.0
 
 
 # ---- Model ----------------------------------------------------------------------------------------------------------
 
-
-def make_simulation(constants, dt):
-    """The neuron that runs freely: (parameters, data) -> V (mV) and spikes, each (T, n_trace); dt in ms."""
-
-    def simulation(parameters, data):
-        V, spikes = utils.simulate(utils.GIF, constants | parameters, data["current"] * u.nA, dt * u.ms)
-        return dict(V=V.to_decimal(u.mV), spikes=spikes)
-
-    return simulation
+# What becomes of a carry in a step: (carry, V, V - V_th, row of the recording) -> carry, output.
+Observer = Callable[[Any, jax.Array, jax.Array, Recording], tuple[Any, Any]]
 
 
-def teacher_forced(constants, dt, observe, start=lambda V, distance: None):
-    """The neuron whose reset the recorded spikes drive, as a model (parameters, data) -> (carry, outputs).
+def teacher_forced(
+    constants: Parameters, observe: Observer, start: Callable[[jax.Array, jax.Array], Any] = lambda V, distance: None
+) -> Callable[[Parameters, Recording], tuple[Any, Any]]:
+    """The neuron whose reset the recorded spikes drive, as a function (parameters, recording) -> (carry, outputs).
 
     Args:
         constants: {name: value with unit} of the parameters that are not fitted.
-        dt: (ms).
-        observe: (carry, V, distance, row) -> carry, output of a step: V and V - V_th (mV) at its start, before a spike
-            resets them, and the row of the data; each (n_trace,).
+        observe: a step: V and V - V_th (mV) at its start, before a spike resets them, each (n_trace,).
         start: (V, distance) -> carry, before the first step.
     """
 
-    def model(parameters, data):
-        cell = utils.GIF(data["current"].shape[1:], **constants | parameters)
+    def run(parameters: Parameters, recording: Recording) -> tuple[Any, Any]:
+        cell = utils.GIF(recording.current.shape[1:], **constants | parameters)
 
         def potentials():
             return cell.V.value.to_decimal(u.mV), (cell.V.value - cell.V_th.value).to_decimal(u.mV)
 
         def step(carry, row):
             carry, output = observe(carry, *potentials(), row)
-            cell.update(row["current"] * u.nA, row["spikes"])
+            cell.update(row.current * u.nA, row.spikes)
             return carry, output
 
-        with brainstate.environ.context(dt=dt * u.ms):
+        with brainstate.environ.context(dt=recording.dt * u.ms):
             cell.init_state()
-            series = {name: x for name, x in data.items() if jnp.ndim(x)}
-            return brainstate.transform.scan(step, start(*potentials()), series)
+            return brainstate.transform.scan(step, start(*potentials()), recording)
 
-    return model
-
-
-def make_trajectories(constants, dt):
-    """Teacher-forced potentials: (parameters, data) -> V and V - V_th (mV), each (T, n_trace)."""
-    model = teacher_forced(constants, dt, lambda _, V, distance, row: (None, dict(V=V, distance=distance)))
-    return lambda parameters, data: model(parameters, data)[1]
+    return run
 
 
-def make_costs(constants, dt):
-    """Costs of traces: (parameters, data) -> `spike_cost` and squared potential errors, summed over time, (n_trace,).
+def make_trajectories(constants: Parameters) -> fitting.Model:
+    """Teacher-forced potentials: (parameters, recording) -> V and V - V_th (mV), each (T, n_trace)."""
+    run = teacher_forced(constants, lambda _, V, distance, row: (None, dict(V=V, distance=distance)))
+    return lambda parameters, recording, level=0.0: run(parameters, recording)[1]
+
+
+def make_costs(constants: Parameters) -> fitting.Model:
+    """Costs of traces: (parameters, recording, width) -> `spike_cost` and squared errors, summed over time, (n_trace,).
 
     They are summed as the neuron runs: storing potentials and their derivatives would take three times as long.
     """
 
-    def model(parameters, data):
+    def model(parameters: Parameters, recording: Recording, width: ArrayLike) -> dict[str, jax.Array]:
         def observe(carry, V, distance, row):
             spike_costs, errors, before = carry
-            spike_costs += spike_cost(distance, before, row["spikes"], data["width"])
-            return (spike_costs, errors + row["weight"] * (V - row["V"]) ** 2, distance), None
+            spike_costs += spike_cost(distance, before, row.spikes, width)
+            return (spike_costs, errors + row.mask * (V - row.V) ** 2, distance), None
 
         def start(V, distance):
             return 0 * V, 0 * V, distance
 
-        (spike_costs, errors, _), _ = teacher_forced(constants, dt, observe, start)(parameters, data)
+        (spike_costs, errors, _), _ = teacher_forced(constants, observe, start)(parameters, recording)
         return dict(spike_cost=spike_costs, error=errors)
 
     return model
@@ -173,7 +193,7 @@ def make_costs(constants, dt):
 # ---- Losses ---------------------------------------------------------------------------------------------------------
 
 
-def spike_cost(distance, before, spike, width):
+def spike_cost(distance: ArrayLike, before: ArrayLike, spike: ArrayLike, width: ArrayLike) -> jax.Array:
     r"""Negative log-probability of a spike, or of none, in a step of an escape-noise neuron.
 
     With x = (V - V_th) / width, which the step takes from x_0 to x, the neuron fires with probability
@@ -192,102 +212,116 @@ def spike_cost(distance, before, spike, width):
     x, rise = distance / width, (distance - before) / width
     cumulative = jax.nn.softplus(x)
     silent = jax.nn.relu(cumulative - jax.nn.softplus(before / width))
-    # p = (1 - exp(-rise)) / (1 + exp(-x)); the bound keeps a spike possible where V falls.
-    fired = cumulative - x - jnp.log(1 - jnp.exp(-jnp.maximum(rise, 1e-3)))
+    # p = (1 - exp(-rise)) / (1 + exp(-x)).
+    fired = cumulative - x - jnp.log(1 - jnp.exp(-jnp.maximum(rise, RISE_FLOOR)))
     return jnp.where(spike > 0, fired, silent)
 
 
-def potential_weights(args, spikes):
-    """1 where the potential error counts, else 0: at every (T // n_point)-th step and not next to a recorded spike."""
-    n_step = len(spikes)
-    weights = np.zeros_like(spikes)
-    weights[:: n_step // (args.n_point or n_step)] = 1
-    if args.objective == "likelihood":
-        n_blank = round(args.t_blank / args.dt)
-        for step, trace in np.argwhere(spikes):
-            weights[max(step - n_blank, 0) : step + n_blank + 2, trace] = 0
-    return weights
-
-
-def likelihood_loss(args):
+def likelihood_loss(settings: Settings, trajectories: fitting.Model) -> fitting.Loss:
     """Negative log-likelihood of the spikes and, for --fit_target potential, of the potentials, from `make_costs`.
 
     That of n potentials is Gaussian, maximised over the noise level: n / 2 log(1 + mean squared error / s^2) with s the
     resolution of a recording.
     """
+    with_potentials = settings.fit_target == "potential"
 
-    def loss(costs, data):
-        n = (args.fit_target == "potential") * jnp.sum(data["weight"])
+    def loss(costs: Mapping[str, jax.Array], recording: Recording) -> jax.Array:
+        n = with_potentials * jnp.sum(recording.mask)
         mse = jnp.sum(costs["error"]) / jnp.maximum(n, 1)
         return jnp.sum(costs["spike_cost"]) + n / 2 * jnp.log1p(mse / fitting.V_RESOLUTION**2)
 
-    return loss, "negative log-likelihood"
+    return fitting.Loss(loss, "negative log-likelihood", make_predictions(settings, trajectories))
 
 
-def simulation_loss(args):
+def simulation_loss(settings: Settings, trajectories: fitting.Model) -> fitting.Loss:
     """The paper's loss of the model that runs freely: potentials as they are, spikes with their surrogate gradient."""
+    tau, predictions = settings.tau_rossum * u.ms, make_predictions(settings, trajectories)
 
-    def mse(output, data):
-        return jnp.sum(data["weight"] * (output["V"] - data["V"]) ** 2) / jnp.sum(data["weight"])
+    def van_rossum(output: Mapping[str, jax.Array], recording: Recording) -> jax.Array:
+        return recordings.van_rossum_distance(output["spikes"], recording.spikes, recording.dt * u.ms, tau)
 
-    def van_rossum(output, data):
-        return recordings.van_rossum_distance(output["spikes"], data["spikes"], args.dt * u.ms, args.tau_rossum * u.ms)
-
-    if args.fit_target == "potential":
-        return mse, "mean squared error of the potential (mV^2)"
-    return van_rossum, "van Rossum distance of the spikes"
+    if settings.fit_target == "potential":
+        return dataclasses.replace(fitting.SQUARED_ERROR, predictions=predictions)
+    return fitting.Loss(van_rossum, "van Rossum distance of the spikes", predictions)
 
 
-# ---- Optimisation ---------------------------------------------------------------------------------------------------
+def make_predictions(settings: Settings, trajectories: fitting.Model) -> Callable[..., Predictions]:
+    """What `identifiability` asks how well it is determined, and the clusters of these numbers.
 
-
-def anneal(problem, widths, x0):
-    """Minimise from every row of x0 at each width in turn, from where the last one ended, then fully at the best width.
-
-    The best width is that of the highest likelihood: it is thereby fitted too. KeyboardInterrupt leaves the best stage.
+    They are the teacher-forced potentials, and V - V_th half a step before each recorded spike, where it should be 0. A
+    cluster is the time between two spikes: a spike recorded late is one for all potentials that follow.
     """
-    starts, stages = [fitting.Start(x, x) for x in x0], []
 
-    def minimise(width, starts, options):
-        problem.set_data(**problem.data | {"width": width})
-        stage = fitting.lbfgsb_multistart(problem, np.stack([start.x for start in starts]), options)
-        for start, earlier in zip(stage, starts, strict=True):
-            start.initial = earlier.initial
-            start.flat = earlier.flat if earlier.n_gradients else start.flat
-            start.n_gradients += earlier.n_gradients
-        return stage
+    def predictions(study: fitting.Study, box: Box, x: np.ndarray) -> Predictions:
+        recording = study.recordings["fit"]
+        spikes = recording.spikes > 0
+        interval = np.cumsum(spikes, axis=0) - spikes
+        interval += np.concatenate([[0], np.cumsum(interval.max(0) + 1)[:-1]])
+        counts = recording.mask > 0 if settings.fit_target == "potential" else np.zeros_like(spikes)
 
-    for width in widths:
-        starts = minimise(width, starts, COARSE_OPTIONS)
-        if problem.interrupted or not math.isfinite(problem.best_loss):
-            break
-        stages.append((problem.best_loss, width, starts, problem.best_x))
-    if not stages:
-        return starts
-    best_loss, width, starts, best_x = min(stages, key=lambda stage: stage[0])
-    if not problem.interrupted:
-        refined = minimise(width, starts, fitting.LBFGSB_OPTIONS)
-        if not problem.interrupted:
-            return refined
-    problem.set_data(**problem.data | {"width": width})
-    problem.best_loss, problem.best_x = best_loss, best_x
-    return starts
+        def output(x):
+            return trajectories(box.parameters(x), recording, 0.0)
+
+        def at_spikes(x):
+            distance = output(x)["distance"]
+            return ((distance + jnp.concatenate([distance[:1], distance[:-1]])) / 2)[spikes]
+
+        potentials = Prediction(lambda x: output(x)["V"][counts], recording.V[counts], fitting.V_RESOLUTION)
+        distances = Prediction(at_spikes, np.zeros(spikes.sum()), fitting.V_RESOLUTION)
+        clusters = np.concatenate([interval[counts], interval[spikes]]).astype(int)
+        return {"V_mV": potentials, "distance_at_spikes_mV": distances}, clusters
+
+    return predictions
 
 
-def random_search_loss(problem, seed):
-    """Lowest loss of as many random parameter sets as the problem has had simulated: what gradients have to beat."""
-    other = fitting.FitProblem(
-        problem.model, problem.loss, problem.bounds, problem.data, problem.n_sample, problem.devices
+def make_study(
+    settings: Settings, traces: Mapping[str, Recording], source: recordings.Source, seed: int = 0
+) -> fitting.Study:
+    """The study of the neuron.
+
+    Args:
+        traces: {"fit" or "validation": recording}; potentials that are missing are simulated by the neuron of the
+            protocol.
+        source: of the traces, with what is added to them.
+        seed: of noise that is added.
+    """
+    known = PROTOCOLS[settings.protocol]
+    constants = {name: value * RANGES[name].unit for name, value in known.items()}
+    model, trajectories = fitting.simulation(utils.GIF, constants), make_trajectories(constants)
+    free_run = fitting.free_run_of(model, source.dt)
+    targets = recordings.make_targets(source, traces, free_run, constants, seed)
+    target = recordings.every(targets["fit"], settings.n_point)
+    if settings.fit_target == "spike":
+        recordings.require_spikes(target, settings.spike_level)
+    objective = settings.objective or ("likelihood" if target.spikes.any() else "simulation")
+    common = dict(
+        bounds=fitting.select_bounds(settings.fit_parameters, RANGES, settings.bounds),
+        free_run=free_run,
+        known=known if source.target == "simulated" else None,
+        delta=settings.delta,
     )
-    fitting.minimise(other, "random", -(-problem.n_simulations // problem.n_sample), seed)
-    problem.interrupted |= other.interrupted
-    return other.best_loss
+    if objective == "simulation":
+        recordings_ = {**targets, "fit": target}
+        return fitting.Study(model, simulation_loss(settings, trajectories), recordings=recordings_, **common)
+    target = recordings.without_spikes(target, settings.t_blank)
+    if settings.fit_target == "potential" and not target.mask.any():
+        found = f"found {settings.t_blank:g}, expected less: no potential is left to fit"
+        raise BadInput(f"argument --t_blank: {found}")
+    widths = (*(width for width in WIDTHS if width > settings.width_floor), settings.width_floor)
+    return fitting.Study(
+        make_costs(constants),
+        likelihood_loss(settings, trajectories),
+        recordings={**targets, "fit": target},
+        annealing=fitting.Annealing("width", "mV", widths),
+        trajectories=trajectories,
+        **common,
+    )
 
 
 # ---- Data -----------------------------------------------------------------------------------------------------------
 
 
-def protocol_currents(protocol, dt):
+def protocol_currents(protocol: str, dt: float) -> dict[str, np.ndarray]:
     """{"fit" or "validation": currents (T, 5) in nA} of one second, in steps of dt (ms).
 
     The currents other than the paper's are Ornstein-Uhlenbeck: mean 1.5 nA, s.d. 0.7 nA, time constant 30 ms.
@@ -306,33 +340,19 @@ def protocol_currents(protocol, dt):
     return {"fit": steps, "validation": noisy[:, 5:]}
 
 
-def make_predictions(args, model, problem, data):
-    """What `fitting.identifiability` asks how well it is determined, and the clusters of these numbers.
-
-    They are the teacher-forced potentials, and V - V_th half a step before each recorded spike, where it should be 0. A
-    cluster is the time between two spikes: a spike recorded late is one for all potentials that follow.
-    """
-    spikes = data["spikes"] > 0
-    interval = np.cumsum(spikes, axis=0) - spikes
-    interval += np.concatenate([[0], np.cumsum(interval.max(0) + 1)[:-1]])
-    keep = data["weight"] > 0 if args.fit_target == "potential" else np.zeros_like(spikes)
-
-    def output(x):
-        return model(problem.parameters(x), data)
-
-    def at_spikes(x):
-        distance = output(x)["distance"]
-        return ((distance + jnp.concatenate([distance[:1], distance[:-1]])) / 2)[spikes]
-
-    predictions = {"V_mV": (lambda x: output(x)["V"][keep], data["V"][keep], fitting.V_RESOLUTION)}
-    predictions["distance_at_spikes_mV"] = (at_spikes, np.zeros(spikes.sum()), fitting.V_RESOLUTION)
-    return predictions, np.concatenate([interval[keep], interval[spikes]]).astype(int)
+def read_traces(source: recordings.Source, protocol: str) -> dict[str, Recording]:
+    """The user's recordings, or else the currents of the protocol, whose potentials are still to be simulated."""
+    traces = recordings.read_recordings(source, {})
+    if "fit" in traces:
+        return traces
+    currents = protocol_currents(protocol, source.dt)
+    return {name: Recording(current, dt=source.dt) for name, current in currents.items()} | traces
 
 
 # ---- Figure S4 ------------------------------------------------------------------------------------------------------
 
 
-def plot_surrogates():
+def plot_surrogates() -> plt.Figure:
     """The surrogates of `braintools.surrogate` at their defaults: gradient (orange) and the function (black).
 
     The last panel is the one of this neuron. Some surrogates are defined by the gradient alone.
@@ -358,76 +378,69 @@ def plot_surrogates():
 # ---- Main -----------------------------------------------------------------------------------------------------------
 
 
-def main():
-    args = parse_args()
-    devices = runs.setup_jax(args)
-    bounds = fitting.select_bounds(args, RANGES)
+def random_search(
+    study: fitting.Study, fit: fitting.Fit, search: fitting.Search, seed: int, devices
+) -> fitting.Minimum:
+    """Random parameter sets, as many as a fit has simulated: what gradients have to beat."""
+    problem, n_iter = fitting.FitProblem(study, search.n_sample, devices), -(-fit.n_simulations // search.n_sample)
+    return fitting.minimise(problem, fitting.Search("random", search.n_sample, n_iter, seed))
+
+
+def make_plan(args: argparse.Namespace, study: fitting.Study) -> comparing.Plan:
+    """The comparison that the arguments ask for."""
+    without_effect = (
+        {"k1", "k2", "R1", "R2"} if args.protocol == "paper" and not {"A1", "A2"} & set(study.bounds) else {}
+    )
+    names = [name for name in study.bounds if name not in without_effect]
+    own = study.annealing or args.current or args.noise_std or args.fit_target != "potential"
+    paper = PAPER_RESULTS if args.protocol == "paper" and not own else {}
+    n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
+    return runs.pick(comparing.Plan, args, n_start=n_start, names=names, paper=paper)
+
+
+@runs.command_line
+def main(argv: Sequence[str]) -> int:
+    args = parse_args(argv)
+    runs.use_plot_style()
+    devices = runs.setup_jax(args.precision, args.devices)
     seeds = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(args.seed).spawn(3))
     noise_seed, fit_seed, random_seed = seeds
-
-    known = PROTOCOLS[args.protocol]
-    constants = {name: value * RANGES[name].unit for name, value in known.items()}
-    simulation, trajectories = make_simulation(constants, args.dt), make_trajectories(constants, args.dt)
-    compiled = jax.jit(simulation)
-
-    def free_run(parameters, current):
-        out = compiled(parameters, dict(current=current))
-        return np.asarray(out["V"], np.float64), np.asarray(out["spikes"], np.float64)
-
-    traces = recordings.read_recordings(args, {})
-    if "fit" not in traces:
-        traces = {name: (current, None) for name, current in protocol_currents(args.protocol, args.dt).items()} | traces
-    targets = recordings.make_targets(args, traces, free_run, constants, noise_seed)
-    args.objective = args.objective or ("likelihood" if targets["fit"]["spikes"].any() else "simulation")
-    way = args.protocol_budget if args.mode == "compare" else args.method
-    name = f"{args.mode}_{args.protocol}_{args.objective}_{args.fit_target}_{way}_seed{args.seed}"
-    run = runs.RunFolder(args, devices, SCRIPT, name, may_change={"repeats", "gradient_cost"})
-
-    widths = [width for width in WIDTHS if width > args.width_floor] + [args.width_floor]
-    data = targets["fit"] | dict(weight=potential_weights(args, targets["fit"]["spikes"]), width=widths[-1])
-    likelihood = args.objective == "likelihood"
-    if args.fit_target == "potential" and not data["weight"].any():
-        raise runs.BadInput(f"argument --t_blank: found {args.t_blank:g}, expected less: no potential is left to fit")
-    if likelihood:
-        model, (loss, loss_name) = make_costs(constants, args.dt), likelihood_loss(args)
-    else:
-        model, (loss, loss_name) = simulation, simulation_loss(args)
-
-    def make_problem(n_sample):
-        return fitting.FitProblem(model, loss, bounds, data, n_sample, devices, trajectories if likelihood else None)
-
-    problem = make_problem(args.n_sample)
-
-    def multistart(problem, x0):
-        return anneal(problem, widths, x0)
-
-    def information():
-        return fitting.identifiability(problem, *make_predictions(args, trajectories, problem, data))
-
-    responses, known = {}, known if args.target == "simulated" else None
+    source, settings = runs.pick(recordings.Source, args), runs.pick(Settings, args)
+    study = make_study(settings, read_traces(source, args.protocol), source, noise_seed)
+    objective = "likelihood" if study.annealing else "simulation"
+    budget = args.protocol_budget if args.mode == "compare" else args.method
+    name = f"{args.mode}_{args.protocol}_{objective}_{args.fit_target}_{budget}_seed{args.seed}"
+    run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats", "gradient_cost"})
+    search, interrupted = runs.pick(fitting.Search, args, seed=fit_seed), False
     if args.mode == "compare":
-        without_effect = (
-            {"k1", "k2", "R1", "R2"} if args.protocol == "paper" and not {"A1", "A2"} & set(bounds) else set()
-        )
-        task = dict(names=[name for name in bounds if name not in without_effect], known=known, recording=data)
-        task |= dict(free_run=free_run, loss_name=loss_name, multistart=multistart if likelihood else None)
-        as_paper = not (likelihood or args.current or args.noise_std) and args.fit_target == "potential"
-        n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
-        paper = PAPER_RESULTS if as_paper and args.protocol == "paper" else {}
-        responses = fitting.compare(run, make_problem, n_start, paper, **task)
+        plan = make_plan(args, study)
+        comparison = comparing.compare(study, plan, devices, run)
+        run.save_config(argv, devices)
+        interrupted = comparison.interrupted
+        if not interrupted:
+            comparing.save_comparison(run, study, plan, comparison)
+            print(comparing.markdown_of(study, plan, comparison), end="")
     elif args.mode == "visualize":
-        fitting.write_visualization(run, problem, free_run, targets["fit"], fit_seed)
+        preview = fitting.visualize(study, search, devices)
+        run.save_config(argv, devices)
+        fitting.save_preview(run, study, preview)
         run.save("surrogates.png", plot_surrogates())
+        fitting.print_preview(study, preview)
     else:
-        starts = fitting.minimise(problem, args.method, args.n_iter, fit_seed, multistart if likelihood else None)
-        extra = {"width_mV": float(problem.data["width"])} if likelihood else {}
-        if not likelihood and args.method == "L-BFGS-B" and not problem.interrupted:
-            random_loss = random_search_loss(problem, random_seed)
-            extra = {} if problem.interrupted else {"random_search_loss": random_loss}
-        fitting.write_report(run, problem, starts, loss_name, targets, free_run, known, information, extra)
+        fit, extra = fitting.fit(study, search, devices), {}
+        interrupted = fit.minimum.interrupted
+        if study.annealing:
+            extra["width_mV"] = fit.minimum.level
+        elif args.method == "L-BFGS-B" and not interrupted:
+            random = random_search(study, fit, search, random_seed, devices)
+            interrupted = random.interrupted
+            extra |= {} if interrupted else {"random_search_loss": random.best.loss}
+        run.save_config(argv, devices)
+        fitting.save_fit(run, study, fit, args.seed, extra)
+        fitting.print_fit(study, fit, extra)
     print(run.path)
-    return 130 if problem.interrupted or responses is None else 0
+    return 130 if interrupted else 0
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    sys.exit(main())

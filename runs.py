@@ -1,48 +1,94 @@
-"""What every run needs: command line, run folder, devices, plot style, and bad input in one line."""
+"""What every run needs: command line, run folder, devices, plot style, and bad input told in one line."""
 
 import argparse
 import csv
+import dataclasses
 import datetime
+import functools
 import importlib.metadata
+import inspect
 import json
 import math
 import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
-# Read by the libraries when they are imported. JAX spreads a batch over its devices: on a CPU, each core is made one.
-N_CORE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(N_CORE))
-# SciPy's matrices are tiny here, and the idle threads of its BLAS spin on the cores that simulate.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Errors come as exceptions; XLA's own log would call each program from the compilation cache one.
+# The one environment variable of the project: XLA calls each program from the compilation cache an error, by a logger
+# of its own, which reads this when JAX is imported and leaves no other way. Errors come as exceptions all the same.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import brainstate
 import jax
+import jax.extend
 import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import threadpoolctl
 
-# A page is 7 inches wide, a column half of it, and text 7 or 8 points at that size; the colours differ for the
-# colour-blind too. Text in a PDF stays text.
-WIDTH = 7.0
-plt.style.use("tableau-colorblind10")
-plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7})
-plt.rcParams.update({"ytick.labelsize": 7, "axes.linewidth": 0.6, "legend.frameon": False, "savefig.dpi": 200})
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
+N_CORE: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WIDTH = 7.0  # inches of a page; a column has half of it
+# Those whose versions config.json gives.
+PACKAGES = """brainevent brainpy brainscale brainstate braintools braintrace brainunit jax jaxlib nevergrad numba numpy
+    optax orbax-checkpoint scikit-optimize scipy""".split()  # noqa: SIM905 (a list of literals takes a line each)
 
-# ---- Bad input ------------------------------------------------------------------------------------------------------
+Settings = TypeVar("Settings")
 
 
 class BadInput(ValueError):
     """Input that cannot be used. The message names the argument or file, what was found and what was expected."""
 
 
-def to_number(text, kind=float):
+# ---- Command line ---------------------------------------------------------------------------------------------------
+
+
+def command_line(main: Callable[[list[str]], int]) -> Callable[..., int]:
+    """Make of main(argv) a main(argv=None): the exit status, with bad input and Ctrl-C told in one line on stderr."""
+    script = Path(inspect.getfile(main)).name
+
+    @functools.wraps(main)
+    def run(argv: Sequence[Any] | None = None) -> int:
+        try:
+            return main(sys.argv[1:] if argv is None else list(map(str, argv)))
+        except BadInput as error:
+            sys.stderr.write(f"{script}: error: {error}\n")
+            return 2
+        except KeyboardInterrupt:
+            sys.stderr.write(f"{script}: interrupted before there was anything to keep\n")
+            return 130
+
+    return run
+
+
+class Parser(argparse.ArgumentParser):
+    """Prints defaults, keeps the layout of the text around the arguments, and raises `BadInput` for a wrong one."""
+
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        def _get_help_string(self, action):
+            if isinstance(action.default, list | tuple) and action.default:
+                return f"{action.help} (default: {' '.join(action.default)})"
+            return super()._get_help_string(action) if action.default not in (None, [], ()) else action.help
+
+    def __init__(self, script: str, description: str, examples: Sequence[str]):
+        epilog = "examples:\n" + "\n".join(f"  python {script}.py {example}".rstrip() for example in examples)
+        super().__init__(f"{script}.py", description=description, epilog=epilog, formatter_class=self.Formatter)
+
+    def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        """The arguments; with `--resume`, those of that run are the defaults."""
+        args = super().parse_args(argv)
+        if getattr(args, "resume", None):
+            saved = saved_arguments(args.resume, "resume", vars(args))
+            self.set_defaults(**{name: saved[name] for name in vars(args).keys() - {"resume", "output"}})
+            args = super().parse_args(argv)
+        return args
+
+    def error(self, message):
+        raise BadInput(message)
+
+
+def to_number(text: str, kind: type = float) -> float:
     """kind(text), and NaN for what is not such a number."""
     try:
         return kind(text)
@@ -50,38 +96,12 @@ def to_number(text, kind=float):
         return math.nan
 
 
-# ---- Command line and run folder ------------------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    """Prints defaults, keeps the layout of the text around the arguments, and reports an error in one line."""
-
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        def _get_help_string(self, action):
-            if isinstance(action.default, list) and action.default:
-                return f"{action.help} (default: {' '.join(action.default)})"
-            return super()._get_help_string(action) if action.default not in (None, []) else action.help
-
-    def __init__(self, **kwargs):
-        super().__init__(formatter_class=self.Formatter, **kwargs)
-
-    def parse_args(self):
-        """The arguments; with `--resume`, those of that run are the defaults."""
-        args = super().parse_args()
-        if getattr(args, "resume", None):
-            saved = saved_arguments(args.resume, "resume", vars(args))
-            self.set_defaults(**{name: saved[name] for name in vars(args).keys() - {"resume", "output"}})
-            args = super().parse_args()
-        return args
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def number(kind, low=-math.inf, above=-math.inf, high=math.inf):
+def number(
+    kind: type, low: float = -math.inf, above: float = -math.inf, high: float = math.inf
+) -> Callable[[str], float]:
     """argparse type: a finite int or float, from `low` to `high` and greater than `above`."""
 
-    def parse(text):
+    def parse(text: str) -> float:
         value = to_number(text, kind)
         if not (math.isfinite(value) and low <= value <= high and value > above):
             limit = f" >= {low}" if math.isfinite(low) else f" > {above}" if math.isfinite(above) else ""
@@ -93,7 +113,30 @@ def number(kind, low=-math.inf, above=-math.inf, high=math.inf):
     return parse
 
 
-def add_run_arguments(parser):
+def add_setting(add: Callable, name: str, field: dataclasses.Field) -> None:
+    """An argument --name with what the metadata of a field say: help, limits of `number` or `parse`, and others."""
+    options = dict(field.metadata)
+    default = options.pop("default", field.default)
+    limits = {limit: options.pop(limit) for limit in ("low", "above", "high") if limit in options}
+    kind = options.pop("kind", type(default))
+    parse = options.pop("parse", None) or (number(kind, **limits) if kind in (int, float) else kind)
+    add(f"--{name}", type=parse, default=default, **options)
+
+
+def add_settings(add: Callable, cls: type) -> None:
+    """An argument for every field of a dataclass that has metadata."""
+    for field in dataclasses.fields(cls):
+        if field.metadata:
+            add_setting(add, field.name, field)
+
+
+def pick(cls: type[Settings], args: argparse.Namespace, **others: Any) -> Settings:
+    """The dataclass cls with the arguments that have the names of its fields, and with the others."""
+    names = {field.name for field in dataclasses.fields(cls)} & vars(args).keys() - others.keys()
+    return cls(**{name: getattr(args, name) for name in names}, **others)
+
+
+def add_run_arguments(parser: Parser) -> None:
     """Arguments that every script has."""
     add = parser.add_argument_group("run").add_argument
     add("--seed", type=number(int, low=0), default=0, help="the one seed of all that is random")
@@ -104,65 +147,59 @@ def add_run_arguments(parser):
     add("--figure_format", choices=("png", "pdf"), default="png", help=figure_format)
 
 
-def setup_jax(args):
-    """Set precision and compilation cache; the JAX devices that `--devices` names."""
-    jax.config.update("jax_enable_x64", args.precision == 64)
-    brainstate.environ.set(precision=args.precision)
+# ---- Devices and plot style -----------------------------------------------------------------------------------------
+
+
+def setup_jax(precision: int, devices: str = "all") -> list[jax.Device]:
+    """Set precision, devices and compilation cache of this process; the devices of which `devices` has the indices.
+
+    Each core of a CPU becomes a device. JAX wants that said before its backends start, and brainpy 2.8 starts them when
+    it is imported: they start again.
+    """
+    if jax.default_backend() == "cpu" and jax.config.jax_num_cpu_devices < 1:
+        jax.extend.backend.clear_backends()
+        jax.config.update("jax_num_cpu_devices", N_CORE)
+    # SciPy's matrices are tiny here, and the idle threads of its BLAS spin on the cores that simulate.
+    threadpoolctl.threadpool_limits(1, user_api="blas")
+    jax.config.update("jax_enable_x64", precision == 64)
+    brainstate.environ.set(precision=precision)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "differentiable-brain-modeling")
     jax.config.update("jax_compilation_cache_dir", jax.config.jax_compilation_cache_dir or str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    devices = jax.devices()
-    indices = range(len(devices)) if args.devices == "all" else [to_number(i, int) for i in args.devices.split(",")]
-    if len(set(indices)) < len(indices) or not set(indices) <= set(range(len(devices))):
-        expected = f"different indices from 0 to {len(devices) - 1}, joined by commas"
-        raise BadInput(f"argument --devices: found {args.devices!r}, expected {expected}")
-    jax.config.update("jax_default_device", devices[indices[0]])
-    return [devices[i] for i in indices]
+    existing = jax.devices()
+    indices = range(len(existing)) if devices == "all" else [to_number(i, int) for i in devices.split(",")]
+    if len(set(indices)) < len(indices) or not set(indices) <= set(range(len(existing))):
+        expected = f"different indices from 0 to {len(existing) - 1}, joined by commas"
+        raise BadInput(f"argument --devices: found {devices!r}, expected {expected}")
+    jax.config.update("jax_default_device", existing[indices[0]])
+    return [existing[i] for i in indices]
 
 
-def saved_arguments(folder, argument, names=()):
-    """{name: value} of the run in a folder, which `argument` names; a run of this script has those of the names."""
-    saved = load_json(folder / "config.json")
-    if not isinstance(saved, dict) or not isinstance(saved.get("arguments"), dict):
-        raise BadInput(f"argument --{argument}: found no config.json of a run in {folder}, expected the folder of one")
-    if not saved["arguments"].keys() >= set(names):
-        found = f"found a run of another script in {folder}"
-        raise BadInput(f"argument --{argument}: {found}, expected one of this script to {argument}")
-    return saved["arguments"]
+def use_plot_style() -> None:
+    """Figures without a screen, 7 inches wide with text of 7 or 8 points, in colours for the colour-blind too."""
+    matplotlib.use("Agg")
+    plt.style.use("tableau-colorblind10")
+    plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7})
+    plt.rcParams.update({"ytick.labelsize": 7, "axes.linewidth": 0.6, "legend.frameon": False, "savefig.dpi": 200})
+    # Text in a PDF stays text.
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
 
 
-def load_json(path):
-    """Content of a JSON file, or None where there is none."""
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError:
-        raise BadInput(f"{path}: found something else than JSON, expected what an earlier run has saved") from None
-
-
-# Those whose versions config.json gives.
-PACKAGES = """brainevent brainpy brainscale brainstate braintools brainunit jax jaxlib nevergrad numba numpy optax
-    orbax-checkpoint scikit-optimize scipy""".split()  # noqa: SIM905 (a list of literals takes a line each)
-
-
-def version_of(package):
-    """Its version, or None where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+# ---- Run folder -----------------------------------------------------------------------------------------------------
 
 
 class RunFolder:
     """The folder of one run: `--output`, or results/SCRIPT/NAME, with -2, -3, ... added where that is taken.
 
     The folder is made with its first file, and every file is written whole. With `--resume` it is that of an earlier
-    run, which must have had the same arguments.
+    run, which must have had the same arguments but for those that may change.
     """
 
-    def __init__(self, args, devices, script, name, may_change=()):
-        self.args, self.devices, self.made = args, devices, bool(args.resume)
-        self.path = args.resume or args.output or Path("results", script, name)
-        if args.resume:
+    def __init__(self, args: argparse.Namespace, script: str, name: str, may_change: Collection[str] = ()):
+        resume = getattr(args, "resume", None)
+        self.args, self.script, self.made = args, script, bool(resume)
+        self.path: Path = resume or args.output or Path("results", script, name)
+        if resume:
             self._check_arguments({"resume", "output", "figure_format", *may_change})
             return
         if args.output and args.output.exists() and (args.output.is_file() or any(args.output.iterdir())):
@@ -171,14 +208,14 @@ class RunFolder:
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise BadInput(f"argument --output: {parent} is not a folder that can be written, expected one")
 
-    def _check_arguments(self, may_change):
+    def _check_arguments(self, may_change: set[str]) -> None:
         ours, earlier = to_json(vars(self.args)), saved_arguments(self.path, "resume")
         for name in sorted(ours.keys() - may_change):
             if ours[name] != earlier.get(name):
-                found = f"found {ours[name]} here and {earlier.get(name)} in {self.path}"
-                raise BadInput(f"argument --{name}: {found}, expected the same to resume")
+                difference = f"found {ours[name]} here and {earlier.get(name)} in {self.path}"
+                raise BadInput(f"argument --{name}: {difference}, expected the same to resume")
 
-    def _make(self):
+    def _make(self) -> None:
         first, copy = self.path, 1
         while not self.made:
             try:
@@ -188,25 +225,52 @@ class RunFolder:
                 copy += 1
                 self.path = first.with_name(f"{first.name}-{copy}")
 
-    def save(self, name, content):
+    def save(self, name: str, content: Any) -> None:
         """Save content in a file of this run, as `save` does."""
         self._make()
         save(self.path / name, content, self.args.figure_format)
 
-    def load(self, name):
+    def load(self, name: str) -> Any:
         """Content of a JSON file of this run, or None where there is none."""
         return load_json(self.path / name) if self.made else None
 
-    def config(self):
-        """What this run was: command, date, arguments, devices and versions."""
-        devices = [f"{device} ({device.device_kind})" for device in self.devices]
+    def save_config(self, argv: Sequence[str], devices: Sequence[jax.Device]) -> None:
+        """Save in config.json what this run is: command, date, arguments, devices and versions."""
+        names = [f"{device} ({device.device_kind})" for device in devices]
         versions = {name: version_of(name) for name in PACKAGES}
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        config = dict(command=shlex.join(sys.argv), date=date, arguments=vars(self.args), devices=devices)
-        return config | dict(python=platform.python_version(), packages=versions)
+        config = dict(command=shlex.join([f"{self.script}.py", *argv]), date=date, arguments=vars(self.args))
+        self.save("config.json", config | dict(devices=names, python=platform.python_version(), packages=versions))
 
 
-def save(path, content, figure_format="png"):
+def saved_arguments(folder: Path, argument: str, names: Collection[str] = ()) -> dict[str, Any]:
+    """{name: value} of the run in a folder, which `argument` names; a run of this script has those of the names."""
+    saved = load_json(folder / "config.json")
+    if not isinstance(saved, dict) or not isinstance(saved.get("arguments"), dict):
+        raise BadInput(f"argument --{argument}: found no config.json of a run in {folder}, expected the folder of one")
+    if not saved["arguments"].keys() >= set(names):
+        other = f"found a run of another script in {folder}"
+        raise BadInput(f"argument --{argument}: {other}, expected one of this script to {argument}")
+    return saved["arguments"]
+
+
+def load_json(path: Path) -> Any:
+    """Content of a JSON file, or None where there is none."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError:
+        raise BadInput(f"{path}: found something else than JSON, expected what an earlier run has saved") from None
+
+
+def version_of(package: str) -> str | None:
+    """Its version, or None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def save(path: Path, content: Any, figure_format: str = "png") -> None:
     """Save a figure as PNG (and PDF), a list of dicts as CSV, text as it is, or anything else as JSON; whole or not."""
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".{path.name}")
@@ -226,9 +290,10 @@ def save(path, content, figure_format="png"):
     temporary.replace(path)
 
 
-def to_json(content):
+def to_json(content: Any) -> Any:
     """Content in the types of JSON: arrays as lists, paths as text, and null for numbers that are not finite."""
     content = content.tolist() if hasattr(content, "tolist") else content
+    content = dataclasses.asdict(content) if dataclasses.is_dataclass(content) else content
     if isinstance(content, dict):
         return {key: to_json(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -236,15 +301,3 @@ def to_json(content):
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     return content if isinstance(content, int | str | None) else str(content)
-
-
-def run_script(main):
-    """Run main(): its result is the exit status, and bad input one line on stderr and exit status 2."""
-    try:
-        sys.exit(main())
-    except BadInput as error:
-        sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{Path(sys.argv[0]).name}: interrupted before there was anything to keep\n")
-        sys.exit(130)

@@ -3,8 +3,11 @@
 A plain number stands for mV, ms, nA, uS or nF, which are consistent: 1 nA = 1 uS mV = 1 nF mV / ms.
 """
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import brainevent
 import brainpy.state
@@ -16,12 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 import scipy.stats
+from jax.typing import ArrayLike
+
+Number = u.Quantity | ArrayLike
 
 # ---- Numerics -------------------------------------------------------------------------------------------------------
 
 
 @jax.custom_jvp
-def exprel(x):
+def exprel(x: ArrayLike) -> jax.Array:
     """(exp(x) - 1) / x, and 1 at 0; value and derivative are accurate to a few units in the last place.
 
     A series where |x| < 1/2, else exp(x) - 1. A simulation is four times faster than with `brainunit.math.exprel`,
@@ -44,13 +50,13 @@ def _exprel_series(x, derivative):
     return jnp.polyval(jnp.asarray((k + 1.0) ** derivative / scipy.special.factorial(k + 1 + derivative), x.dtype), x)
 
 
-def bernoulli(x):
+def inverse_exprel(x: ArrayLike) -> jax.Array:
     """x / (exp(x) - 1), the reciprocal of `exprel`, whose value and derivative overflow nowhere."""
     size = jnp.abs(x)
     return jnp.exp(-size) / exprel(-size) + jax.nn.relu(-x)
 
 
-def exp_euler(x, drift, rate):
+def exp_euler(x: Number, drift: Number, rate: u.Quantity) -> Number:
     """Exponential Euler step of dx/dt = drift, with rate = -d(drift)/dx: x + dt drift exprel(-rate dt).
 
     Exact while all else in drift is constant. The step dt is brainstate's.
@@ -59,12 +65,12 @@ def exp_euler(x, drift, rate):
     return x + dt * drift * exprel(u.Quantity(-rate * dt).to_decimal())
 
 
-def relax(x, x_inf, rate):
+def relax(x: Number, x_inf: Number, rate: u.Quantity) -> Number:
     """Exponential Euler step of dx/dt = -rate (x - x_inf): `exp_euler` where the steady state x_inf is of order 1."""
     return x_inf + (x - x_inf) * u.math.exp(-rate * brainstate.environ.get_dt())
 
 
-def is_zero(x):
+def is_zero(x: Number) -> bool:
     """Whether x is known to be 0, which it is not while a gradient or a batch is traced through it."""
     return not isinstance(u.get_magnitude(x), jax.core.Tracer) and not np.any(u.get_magnitude(x))
 
@@ -101,16 +107,16 @@ class HH(brainpy.state.Neuron):
 
     def __init__(
         self,
-        in_size,
-        gL=0.01 * u.uS,
-        gNa=20.0 * u.uS,
-        gK=6.0 * u.uS,
-        V_T=-60.0 * u.mV,
-        EL=-65.0 * u.mV,
-        ENa=50.0 * u.mV,
-        EK=-90.0 * u.mV,
-        C=0.2 * u.nF,
-        V_th=0.0 * u.mV,
+        in_size: int | Sequence[int],
+        gL: u.Quantity = 0.01 * u.uS,
+        gNa: u.Quantity = 20.0 * u.uS,
+        gK: u.Quantity = 6.0 * u.uS,
+        V_T: u.Quantity = -60.0 * u.mV,
+        EL: u.Quantity = -65.0 * u.mV,
+        ENa: u.Quantity = 50.0 * u.mV,
+        EK: u.Quantity = -90.0 * u.mV,
+        C: u.Quantity = 0.2 * u.nF,
+        V_th: u.Quantity = 0.0 * u.mV,
         V_initializer=V_START,
         gate_initializer=GATE_START,
         **kwargs,
@@ -121,21 +127,21 @@ class HH(brainpy.state.Neuron):
             setattr(self, key, braintools.init.param(value, self.varshape))
         self.V_initializer, self.gate_initializer = V_initializer, gate_initializer
 
-    def init_state(self, batch_size=None, **kwargs):
+    def init_state(self, batch_size: int | None = None, **kwargs) -> None:
         self.V = brainstate.HiddenState.init(self.V_initializer, self.varshape, batch_size)
         for gate in "mhn":
             setattr(self, gate, brainstate.HiddenState.init(self.gate_initializer, self.varshape, batch_size))
 
-    def rates(self, V):
+    def rates(self, V: u.Quantity) -> list[tuple[u.Quantity, u.Quantity]]:
         """(alpha, beta) of m, h and n at potential V."""
         v = (V - self.V_T).to_decimal(u.mV)
-        m = 1.28 * bernoulli((13 - v) / 4), 1.4 * bernoulli((v - 40) / 5)
+        m = 1.28 * inverse_exprel((13 - v) / 4), 1.4 * inverse_exprel((v - 40) / 5)
         # exp is the published rate; the paper's code has exprel here.
         h = 0.128 * jnp.exp((17 - v) / 18), 4 * jax.nn.sigmoid((v - 40) / 5)
-        n = 0.16 * bernoulli((15 - v) / 5), 0.5 * jnp.exp((10 - v) / 40)
+        n = 0.16 * inverse_exprel((15 - v) / 5), 0.5 * jnp.exp((10 - v) / 40)
         return [(alpha / u.ms, beta / u.ms) for alpha, beta in (m, h, n)]
 
-    def update(self, x=0.0 * u.nA):
+    def update(self, x: u.Quantity = 0.0 * u.nA) -> jax.Array:
         """One step under the current x (nA). Returns 1 where V crosses V_th upwards during the step, else 0."""
         V, m, h, n = self.V.value, self.m.value, self.h.value, self.n.value
         gNa, gK = self.gNa * m**3 * h, self.gK * n**4
@@ -145,7 +151,7 @@ class HH(brainpy.state.Neuron):
             gate.value = relax(gate.value, alpha / (alpha + beta), alpha + beta)
         return self.get_spike(self.V.value) * (1 - self.get_spike(V))
 
-    def get_spike(self, V=None):
+    def get_spike(self, V: u.Quantity | None = None) -> jax.Array:
         """1 where V (by default the present one) is at least V_th, with the surrogate gradient `spk_fun`."""
         V = self.V.value if V is None else V
         return self.spk_fun((V - self.V_th).to_decimal(u.mV))
@@ -176,24 +182,24 @@ class GIF(brainpy.state.Neuron):
 
     def __init__(
         self,
-        in_size,
-        a=0.005 / u.ms,
-        b=0.01 / u.ms,
-        k1=0.2 / u.ms,
-        k2=0.02 / u.ms,
-        V_rest=-70.0 * u.mV,
-        V_reset=-70.0 * u.mV,
-        V_th_inf=-50.0 * u.mV,
-        V_th_reset=-60.0 * u.mV,
-        R=20.0 * u.Mohm,
-        tau=20.0 * u.ms,
-        R1=0.0,
-        R2=1.0,
-        A1=0.0 * u.nA,
-        A2=0.0 * u.nA,
+        in_size: int | Sequence[int],
+        a: Number = 0.005 / u.ms,
+        b: Number = 0.01 / u.ms,
+        k1: Number = 0.2 / u.ms,
+        k2: Number = 0.02 / u.ms,
+        V_rest: Number = -70.0 * u.mV,
+        V_reset: Number = -70.0 * u.mV,
+        V_th_inf: Number = -50.0 * u.mV,
+        V_th_reset: Number = -60.0 * u.mV,
+        R: Number = 20.0 * u.Mohm,
+        tau: Number = 20.0 * u.ms,
+        R1: Number = 0.0,
+        R2: Number = 1.0,
+        A1: Number = 0.0 * u.nA,
+        A2: Number = 0.0 * u.nA,
         spk_fun=SURROGATE,
-        spk_reset="hard",
-        name=None,
+        spk_reset: str = "hard",
+        name: str | None = None,
     ):
         super().__init__(in_size, spk_fun=spk_fun, spk_reset=spk_reset, name=name)
         constants = dict(a=a, b=b, k1=k1, k2=k2, V_rest=V_rest, V_reset=V_reset, V_th_inf=V_th_inf, tau=tau)
@@ -202,18 +208,18 @@ class GIF(brainpy.state.Neuron):
             setattr(self, key, braintools.init.param(value, self.varshape))
         self.changes = {"V_th": not is_zero(a) or not is_zero(b), "I1": not is_zero(A1), "I2": not is_zero(A2)}
 
-    def init_state(self, batch_size=None, **kwargs):
+    def init_state(self, batch_size: int | None = None, **kwargs) -> None:
         def state(value):
             return brainstate.HiddenState.init(braintools.init.Constant(value), self.varshape, batch_size)
 
         self.V, self.V_th, self.I1, self.I2 = map(state, (self.V_rest, self.V_th_inf, 0 * self.A1, 0 * self.A2))
 
-    def get_spike(self):
+    def get_spike(self) -> jax.Array:
         """1 where V >= V_th, else 0, with the surrogate gradient."""
         V_th = self.V_th.value
         return self.spk_fun(u.get_magnitude((self.V.value - V_th) / u.math.abs(V_th)))
 
-    def update(self, x=0.0 * u.nA, spike=None, g=None):
+    def update(self, x: Number = 0.0 * u.nA, spike: ArrayLike | None = None, g: Number | None = None) -> jax.Array:
         """One step under the current x - g V; the spikes of its start, or those given, which then drive the reset.
 
         x is in nA, and g a conductance in the unit of 1 / R.
@@ -236,7 +242,9 @@ class GIF(brainpy.state.Neuron):
         return spike
 
 
-def simulate(neuron, parameters, current, dt):
+def simulate(
+    neuron: type[brainpy.state.Neuron], parameters: Mapping[str, Number], current: Number, dt: u.Quantity
+) -> tuple[Number, jax.Array]:
     """Response of single cells to currents, as one compiled scan.
 
     Args:
@@ -255,6 +263,14 @@ def simulate(neuron, parameters, current, dt):
         return brainstate.transform.for_loop(lambda x: (cell.V.value, cell.update(x)), current)
 
 
+# ---- Settings -------------------------------------------------------------------------------------------------------
+
+
+def setting(default: Any, help: str, **metadata: Any) -> Any:
+    """A field of a dataclass that is an argument too: its default, meaning, and limits `low`, `above`, `high`."""
+    return dataclasses.field(default=default, metadata=dict(help=help, **metadata))
+
+
 # ---- Task -----------------------------------------------------------------------------------------------------------
 
 
@@ -269,24 +285,43 @@ class EvidenceAccumulation:
 
         inputs (n_step, batch, n_in), bool; labels (batch,), 0 left, 1 right; evidence (batch, n_cue), -1 left, 1 right
 
-    and the same for the same key. Times are in ms and rates in Hz; n_cue is odd, so that there is no tie, and n_in a
-    multiple of 4.
+    and the same for the same key. Times are in ms and rates in Hz.
+
+    Raises:
+        ValueError: "NAME: found ..., expected ..." for settings that are no task.
     """
 
-    n_cue: int = 7
-    t_cue: float = 100.0
-    t_interval: float = 50.0
-    t_delay: float = 1000.0
-    t_recall: float = 150.0
-    rate_cue: float = 40.0
-    rate_recall: float = 40.0
-    rate_noise: float = 10.0
-    p_bias: float = 0.7
-    n_in: int = 100
-    dt: float = 1.0
+    n_in: int = setting(100, "input neurons: four equal groups; a multiple of 4", low=1)
+    n_cue: int = setting(7, "cues of a trial; odd, so that one side has more", low=1)
+    t_cue: float = setting(100.0, "duration of a cue (ms)", above=0)
+    t_interval: float = setting(50.0, "interval before each cue (ms)", low=0)
+    t_delay: float = setting(1000.0, "delay between cues and recall (ms)", low=0)
+    t_recall: float = setting(150.0, "duration of recall, at the end of the trial (ms)", above=0)
+    rate_cue: float = setting(40.0, "rate of the left or right inputs during a cue (Hz)", low=0)
+    rate_recall: float = setting(40.0, "rate of the recall inputs during recall (Hz)", low=0)
+    rate_noise: float = setting(10.0, "rate of the noise inputs, always (Hz)", low=0)
+    p_bias: float = setting(0.7, "probability that a cue is on the side to which its trial is biased", above=0, high=1)
+    dt: float = setting(1.0, "time step (ms)", above=0)
+
+    n_out = 2
+    groups = ("left", "right", "recall", "noise")
+    choices = ("left", "right")
+
+    def __post_init__(self):
+        if self.n_cue % 2 == 0:
+            raise ValueError(f"n_cue: found {self.n_cue}, expected an odd number, so that one side has more")
+        if self.n_in % 4:
+            raise ValueError(f"n_in: found {self.n_in}, expected a multiple of 4, the number of groups")
+        for name in ("rate_cue", "rate_recall", "rate_noise"):
+            if getattr(self, name) * self.dt > 1000:
+                limit = f"at most one spike a step, {1000 / self.dt:g} Hz"
+                raise ValueError(f"{name}: found {getattr(self, name):g}, expected {limit}")
+        for name in ("t_cue", "t_recall"):
+            if self._steps(getattr(self, name)) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name):g}, expected at least a step of {self.dt:g}")
 
     @property
-    def periods(self):
+    def periods(self) -> dict[str, slice]:
         """{name: slice of steps} of the cues, with the intervals before them, the delay and recall."""
         delay = self.n_cue * (self._steps(self.t_interval) + self._steps(self.t_cue))
         recall = delay + self._steps(self.t_delay)
@@ -294,13 +329,13 @@ class EvidenceAccumulation:
         return dict(cues=slice(0, delay), delay=slice(delay, recall), recall=slice(recall, end))
 
     @property
-    def n_step(self):
+    def n_step(self) -> int:
         return self.periods["recall"].stop
 
-    def _steps(self, t):
+    def _steps(self, t: float) -> int:
         return round(t / self.dt)
 
-    def trials(self, keys):
+    def trials(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Labels and evidence of the trials whose keys are given."""
 
         def trial(key):
@@ -311,7 +346,7 @@ class EvidenceAccumulation:
 
         return jax.vmap(trial)(keys)
 
-    def spikes(self, keys, evidence, step):
+    def spikes(self, keys: jax.Array, evidence: jax.Array, step: ArrayLike) -> jax.Array:
         """Inputs (batch, n_in) at one step of those trials, each a function of its trial's key and of the step."""
         n_interval, n_cue_steps = self._steps(self.t_interval), self._steps(self.t_cue)
         cue, phase = step // (n_interval + n_cue_steps), step % (n_interval + n_cue_steps)
@@ -328,11 +363,11 @@ class EvidenceAccumulation:
 
         return jax.vmap(trial)(keys, evidence)
 
-    def inputs(self, keys, evidence, steps):
+    def inputs(self, keys: jax.Array, evidence: jax.Array, steps: jax.Array) -> jax.Array:
         """Inputs (len(steps), batch, n_in) at those steps."""
         return jax.vmap(lambda step: self.spikes(keys, evidence, step))(steps)
 
-    def __call__(self, key, batch):
+    def __call__(self, key: jax.Array, batch: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         keys = jax.random.split(key, batch)
         labels, evidence = self.trials(keys)
         return self.inputs(keys, evidence, jnp.arange(self.n_step)), labels, evidence
@@ -340,8 +375,44 @@ class EvidenceAccumulation:
 
 # ---- Network --------------------------------------------------------------------------------------------------------
 
+CONN_METHODS = ("dense", "gaussian", "rand")
 
-def connect(conn_method, n_exc, n_inh, seed, p=0.1, sigma=20.0):
+Weights = dict[str, jax.Array]
+Connections = dict[str, tuple[ArrayLike, ArrayLike] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSettings:
+    """Constants of the E/I network, its connections and its initial weights; times in ms."""
+
+    conn_method: str = setting(
+        "dense",
+        "dense: all to all; rand: each neuron has 0.1 n_rec random targets; gaussian: excitatory connections by "
+        "distance on a ring of n_rec neurons (s.d. 20 neurons), inhibitory ones as in rand",
+        choices=CONN_METHODS,
+    )
+    n_rec: int = setting(200, "recurrent neurons, of which one in five is inhibitory", low=5)
+    ff_scale: float = setting(1.0, "variance of the input weights, times the number of inputs to a neuron", low=0)
+    rec_scale: float = setting(
+        0.5, "variance of the excitatory weights, times the number of excitatory inputs to a neuron", low=0
+    )
+    w_ei_ratio: float = setting(4.0, "factor on rec_scale for the inhibitory weights", low=0)
+    tau_neu: float = setting(100.0, "time constant of the membrane (ms)", above=0)
+    tau_syn: float = setting(10.0, "time constant of the synaptic conductances (ms)", above=0)
+    tau_out: float = setting(10.0, "time constant of the readout (ms)", above=0)
+    tau_a: float = setting(
+        1000.0, "time constant of adaptation (ms): that of each neuron is uniform in 0.5 to 1.5 of it", above=0
+    )
+    beta: float = setting(1.0, "adaptation current of a spike; it excites if negative (threshold is 1)")
+    E_exc: float = setting(3.0, "excitatory reversal potential (threshold is 1)")
+    E_inh: float = setting(-3.0, "inhibitory reversal potential (threshold is 1)")
+    conn_seed: int = 0  # of the connections and time constants of adaptation
+    weight_seed: int = 0
+
+
+def connect(
+    conn_method: str, n_exc: int, n_inh: int, seed: Any, p: float = 0.1, sigma: float = 20.0
+) -> dict[str, tuple[np.ndarray, np.ndarray] | None]:
     """Which neurons the excitatory and the inhibitory ones project to.
 
     'dense': all, themselves included, as in a linear layer. The others have no autapses: in 'rand' each neuron has
@@ -376,24 +447,6 @@ def connect(conn_method, n_exc, n_inh, seed, p=0.1, sigma=20.0):
     return connections
 
 
-def initial_weights(key, n_in, n_out, n_exc, n_inh, connections, ff_scale=1.0, rec_scale=0.5, w_ei_ratio=4.0):
-    """Weights {"in", "exc", "inh", "out"}: normal, cut at 2 s.d., of variance scale / number of inputs to a neuron.
-
-    The scale is ff_scale for "in", rec_scale for "exc", w_ei_ratio rec_scale for "inh" and 2 for "out" (Kaiming). The
-    shapes are (n_pre, n_post) or, where `connections` lists them, the number of connections.
-    """
-    n_rec, weights = n_exc + n_inh, {}
-    shapes = {"in": (n_in, n_rec), "exc": (n_exc, n_rec), "inh": (n_inh, n_rec), "out": (n_rec, n_out)}
-    scales = {"in": ff_scale, "exc": rec_scale, "inh": w_ei_ratio * rec_scale, "out": 2.0}
-    for name, subkey in zip(shapes, jax.random.split(key, 4), strict=True):
-        sparse = connections.get(name)
-        shape = shapes[name] if sparse is None else sparse[1].shape
-        unit_variance = jax.random.truncated_normal(subkey, -2, 2, shape) / scipy.stats.truncnorm.std(-2, 2)
-        n_input = math.prod(shape) / shapes[name][1]
-        weights[name] = unit_variance * math.sqrt(scales[name] / n_input)
-    return weights
-
-
 class EINetwork(brainstate.nn.Module):
     r"""Excitatory and inhibitory neurons, conductance-based synapses and a leaky readout (Wang et al. 2024, App. F).
 
@@ -411,49 +464,38 @@ class EINetwork(brainstate.nn.Module):
     `synapses`: one network serves gradients, devices and kernels.
 
     Args:
-        n_in, n_exc, n_inh, n_out: numbers of inputs, of neurons, the excitatory ones first, and of outputs.
-        tau_a: time constant of adaptation, of all or of each neuron (ms).
-        tau_neu, tau_syn, tau_out: time constants (ms).
-        beta: strength of adaptation.
-        E_exc, E_inh: reversal potentials.
+        settings: constants; n_rec / 5 neurons are inhibitory, and the excitatory ones come first.
+        n_in, n_out: numbers of inputs and outputs.
+        tau_a: time constants of adaptation of each neuron (ms); those of the settings for all without it.
     """
 
-    def __init__(
-        self,
-        n_in=100,
-        n_exc=160,
-        n_inh=40,
-        n_out=2,
-        tau_a=1000.0 * u.ms,
-        tau_neu=100.0 * u.ms,
-        tau_syn=10.0 * u.ms,
-        tau_out=10.0 * u.ms,
-        beta=1.0,
-        E_exc=3.0,
-        E_inh=-3.0,
-    ):
+    def __init__(self, settings: NetworkSettings, n_in: int = 100, n_out: int = 2, tau_a: u.Quantity | None = None):
         super().__init__()
-        self.n_in, self.n_exc, self.n_inh, self.n_out, self.n_rec = n_in, n_exc, n_inh, n_out, n_exc + n_inh
-        self.tau_syn, self.tau_out, self.E_exc, self.E_inh = tau_syn, tau_out, E_exc, E_inh
-        unitless = dict(V_rest=0.0, V_reset=0.0, V_th_inf=1.0, V_th_reset=1.0, R=1.0, A1=0.0, A2=-beta, R1=1.0, R2=1.0)
-        self.neurons = GIF(self.n_rec, a=0 / u.ms, b=0 / u.ms, k2=1 / tau_a, tau=tau_neu, spk_reset="soft", **unitless)
+        self.n_in, self.n_out, self.n_rec, self.n_inh = n_in, n_out, settings.n_rec, round(settings.n_rec / 5)
+        self.n_exc = self.n_rec - self.n_inh
+        self.tau_syn, self.tau_out = settings.tau_syn * u.ms, settings.tau_out * u.ms
+        self.E_exc, self.E_inh = settings.E_exc, settings.E_inh
+        unitless = dict(V_rest=0.0, V_reset=0.0, V_th_inf=1.0, V_th_reset=1.0, R=1.0, A1=0.0, A2=-settings.beta)
+        rates = dict(a=0 / u.ms, b=0 / u.ms, k2=1 / (settings.tau_a * u.ms if tau_a is None else tau_a))
+        neurons = unitless | rates | dict(R1=1.0, R2=1.0, tau=settings.tau_neu * u.ms, spk_reset="soft")
+        self.neurons = GIF(self.n_rec, **neurons)
 
     @property
-    def sizes(self):
+    def sizes(self) -> dict[str, int]:
         return dict(exc=self.n_exc, inh=self.n_inh)
 
     @property
-    def local_states(self):
+    def local_states(self) -> dict[str, brainstate.State]:
         return dict(V=self.neurons.V, I2=self.neurons.I2, g_exc=self.g_exc, g_inh=self.g_inh)
 
-    def init_state(self, batch_size=None, **kwargs):
+    def init_state(self, batch_size: int | None = None, **kwargs) -> None:
         def zeros(n):
             return brainstate.HiddenState.init(braintools.init.ZeroInit(), (n,), batch_size)
 
         self.neurons.init_state(batch_size)
         self.g_exc, self.g_inh, self.r = zeros(self.n_rec), zeros(self.n_rec), zeros(self.n_out)
 
-    def pairs(self, connections):
+    def pairs(self, connections: Connections) -> dict[str, tuple[jax.Array, jax.Array] | None]:
         """{name: (pre, post)}: the neurons at the two ends of each connection that is listed; None for all to all."""
         pairs = dict.fromkeys(connections)
         for name, listed in connections.items():
@@ -463,7 +505,7 @@ class EINetwork(brainstate.nn.Module):
                 pairs[name] = jnp.repeat(pre, jnp.diff(indptr), total_repeat_length=len(post)), post
         return pairs
 
-    def full_matrices(self, weights, connections):
+    def full_matrices(self, weights: Weights, connections: Connections) -> Weights:
         """Weights as matrices (n_pre, n_post), with 0 where there is no connection."""
         matrices = dict(weights)
         for name, pair in self.pairs(connections).items():
@@ -472,7 +514,7 @@ class EINetwork(brainstate.nn.Module):
                 matrices[name] = zeros.at[pair].set(weights[name], unique_indices=True)
         return matrices
 
-    def synapses(self, weights, connections, event_driven=False):
+    def synapses(self, weights: Weights, connections: Connections, event_driven: bool = False) -> dict[str, Any]:
         """Matrices (n_pre, n_post) that act on spikes: |W|, and W_out.
 
         Connections that are listed become a sparse matrix where `event_driven`, whose product costs what the spikes
@@ -490,18 +532,21 @@ class EINetwork(brainstate.nn.Module):
                 matrices[name] = dict(data=csr.data, indices=indices, indptr=indptr, buffers=csr.buffers)
         return matrices
 
-    def update(self, synapses, x, local=False):
-        """One step under input spikes x (batch, n_in). Returns the spikes (batch, n_rec) of its start.
-
-        With `local`, gradients are those of D-RTRL: they pass neither from a neuron to others, nor from r to r.
-        """
+    def update(self, synapses: Mapping[str, Any], x: jax.Array) -> jax.Array:
+        """One step under input spikes x (batch, n_in). Returns the spikes (batch, n_rec) of its start."""
         spikes = self.neurons.get_spike()
-        sent, r = jax.lax.stop_gradient((spikes, self.r.value)) if local else (spikes, self.r.value)
-        self.update_neurons(*self.receive(synapses, x, sent), spikes)
-        self.r.value = relax(r, 0.0, 1 / self.tau_out) + spikes @ synapses["out"]
+        self.update_neurons(*self.receive(synapses, x, spikes), spikes)
+        self.r.value = relax(self.r.value, 0.0, 1 / self.tau_out) + spikes @ synapses["out"]
         return spikes
 
-    def local_step(self, synapses, states, x, push_exc=0.0, push_inh=0.0):
+    def local_step(
+        self,
+        synapses: Mapping[str, Any],
+        states: Mapping[str, jax.Array],
+        x: jax.Array,
+        push_exc: ArrayLike = 0.0,
+        push_inh: ArrayLike = 0.0,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The neurons' part of `update` as a function of their states {"V", "I2", "g_exc", "g_inh"}.
 
         Its derivatives are local to a neuron: what comes from others is held constant. The pushes are added to the
@@ -518,16 +563,16 @@ class EINetwork(brainstate.nn.Module):
             self.update_neurons(x_exc + push_exc, x_inh + push_inh, spikes)
             return spikes, {name: state.value for name, state in self.local_states.items()}
 
-    def receive(self, synapses, x, spikes):
+    def receive(self, synapses: Mapping[str, Any], x: jax.Array, spikes: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Increments (batch, n_rec) of the excitatory and inhibitory conductances by input and recurrent spikes."""
         x_exc = x.astype(spikes.dtype) @ synapses["in"] + self._propagate(spikes[:, : self.n_exc], synapses["exc"])
         return x_exc, self._propagate(spikes[:, self.n_exc :], synapses["inh"])
 
-    def mean_of_populations(self, x):
+    def mean_of_populations(self, x: jax.Array) -> jax.Array:
         """Means (2,) of x (batch, n_rec) over the excitatory and over the inhibitory neurons."""
         return jnp.stack([x[:, : self.n_exc].mean(), x[:, self.n_exc :].mean()])
 
-    def update_neurons(self, x_exc, x_inh, spikes):
+    def update_neurons(self, x_exc: jax.Array, x_inh: jax.Array, spikes: jax.Array) -> None:
         """The step of each neuron, given the increments (batch, n_rec) of its conductances, and its spikes."""
         g_exc = self.g_exc.value = relax(self.g_exc.value, 0.0, 1 / self.tau_syn) + x_exc
         g_inh = self.g_inh.value = relax(self.g_inh.value, 0.0, 1 / self.tau_syn) + x_inh
@@ -539,3 +584,64 @@ class EINetwork(brainstate.nn.Module):
             matrix = brainevent.CSR(**matrix, shape=(spikes.shape[1], self.n_rec))
             return brainevent.BinaryArray(spikes) @ matrix
         return spikes @ matrix
+
+
+def initial_weights(network: EINetwork, connections: Connections, settings: NetworkSettings) -> Weights:
+    """Weights {"in", "exc", "inh", "out"}: normal, cut at 2 s.d., of variance scale / number of inputs to a neuron.
+
+    The scale is ff_scale for "in", rec_scale for "exc", w_ei_ratio rec_scale for "inh" and 2 for "out" (Kaiming). The
+    shapes are (n_pre, n_post) or, where `connections` lists them, the number of connections.
+    """
+    n_rec, weights = network.n_rec, {}
+    shapes = {"in": (network.n_in, n_rec), "exc": (network.n_exc, n_rec), "inh": (network.n_inh, n_rec)}
+    shapes["out"] = (n_rec, network.n_out)
+    scales = {"in": settings.ff_scale, "exc": settings.rec_scale, "out": 2.0}
+    scales["inh"] = settings.w_ei_ratio * settings.rec_scale
+    keys = jax.random.split(jax.random.key(settings.weight_seed), 4)
+    for name, key in zip(shapes, keys, strict=True):
+        listed = connections.get(name)
+        shape = shapes[name] if listed is None else listed[1].shape
+        unit_variance = jax.random.truncated_normal(key, -2, 2, shape) / scipy.stats.truncnorm.std(-2, 2)
+        n_input = math.prod(shape) / shapes[name][1]
+        weights[name] = unit_variance * math.sqrt(scales[name] / n_input)
+    return weights
+
+
+# ---- Model ----------------------------------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network that does a task, with its weights and connections, which are the leaves of the model as a pytree.
+
+    A task has, as `EvidenceAccumulation`: dt, n_in, n_out, n_step, periods with "recall", in which the network answers,
+    trials(keys) and spikes(keys, evidence, step).
+    """
+
+    task: Any = dataclasses.field(metadata=dict(static=True))
+    network: EINetwork = dataclasses.field(metadata=dict(static=True))
+    weights: Weights
+    connections: Connections
+
+    def clock(self) -> contextlib.AbstractContextManager:
+        """The context in which the states of the network advance by the time step of the task."""
+        return brainstate.environ.context(dt=self.task.dt * u.ms)
+
+    def synapses(self, event_driven: bool = False) -> dict[str, Any]:
+        return self.network.synapses(self.weights, self.connections, event_driven)
+
+
+def make_network(settings: NetworkSettings, n_in: int, n_out: int) -> EINetwork:
+    """A network whose neurons differ: time constants of adaptation are uniform in 0.5 to 1.5 tau_a."""
+    rng = np.random.default_rng(np.random.SeedSequence(settings.conn_seed).spawn(2)[1])
+    tau_a = rng.uniform(0.5 * settings.tau_a, 1.5 * settings.tau_a, settings.n_rec).astype(jnp.result_type(float))
+    return EINetwork(settings, n_in, n_out, u.Quantity(tau_a, unit=u.ms))
+
+
+def make_model(task: Any, settings: NetworkSettings) -> Model:
+    """The network of the settings, untrained, with a task."""
+    network = make_network(settings, task.n_in, task.n_out)
+    conn_seed = np.random.SeedSequence(settings.conn_seed).spawn(2)[0]
+    connections = connect(settings.conn_method, network.n_exc, network.n_inh, conn_seed)
+    return Model(task, network, initial_weights(network, connections, settings), connections)

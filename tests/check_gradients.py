@@ -5,6 +5,8 @@ import itertools
 import math
 import time
 
+import runs
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -14,7 +16,6 @@ from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 import learning_rules
-import runs
 import utils
 
 task_script = scripts.import_script("task-coba-ei-rsnn")

@@ -5,10 +5,11 @@ import json
 import subprocess
 import sys
 
+import runs
+
 import pytest
 
 import fitting
-import runs
 
 # Arguments of task-coba-ei-rsnn.py: a small network that spikes, and a short trial.
 SMALL_NETWORK = "--n_rec 20 --n_in 12 --n_cue 3 --t_cue 20 --t_interval 5 --t_delay 30 --t_recall 15 --ff_scale 8"

@@ -10,7 +10,6 @@ import pytest
 import scipy.optimize
 
 import neuron_fitting_of_hh_model as hh
-import utils
 
 HH_BOUNDS = {name: hh.RANGES[name] for name in hh.FITTED}
 BOUNDS = {"a": u.Quantity([-2.0, 2.0], unit=u.mV), "b": u.Quantity([0.0, 3.0], unit=u.mV)}

@@ -14,7 +14,6 @@ import scripts
 from scripts import result_of, write_traces
 
 import neuron_fitting_of_gif_model as gif
-import utils
 
 DT = 0.1
 CONSTANTS = {name: value * gif.RANGES[name].unit for name, value in gif.PROTOCOLS["identifiable"].items()}

@@ -14,7 +14,6 @@ import scripts
 from scripts import result_of, write_traces
 
 import neuron_fitting_of_hh_model as hh
-import utils
 
 SCRIPT = Path(hh.__file__)
 GOAL = {"gL": 0.012, "gNa": 22.0, "gK": 5.2, "V_T": -56.0}

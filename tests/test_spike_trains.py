@@ -12,7 +12,6 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 import neuron_fitting_of_hh_model as hh
-import utils
 
 
 def train(times, n_step=1000, dt=0.1):

@@ -89,7 +89,6 @@ def main():
     import jax
     import nevergrad
 
-    import utils
 
     fitting.minimise(problem, "DE", 1, 0)
     problem.reset()

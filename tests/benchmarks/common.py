@@ -17,7 +17,6 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "differen
 def hh_problem(n_sample):
     """The HH fit of the script without arguments as a FitProblem with programs for n_sample parameter sets."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    import utils  # isort: skip
     import neuron_fitting_of_hh_model as script
 
     sys.argv = ["benchmark"]
@@ -67,7 +66,6 @@ def run_peer(script, requirements, *arguments, **arrays):
 def network_script(*arguments):
     """The module of task-coba-ei-rsnn.py, its arguments and a mesh of the devices they split a batch over."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    import utils  # isort: skip
     import brainstate
     import brainunit as u
     import jax

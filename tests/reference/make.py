@@ -35,7 +35,6 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE.parent / "benchmarks")]
 
-import utils  # isort: skip  (first: it configures JAX)
 
 import bench_ei_online
 import matplotlib.pyplot as plt

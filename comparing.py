@@ -1,0 +1,341 @@
+"""Comparing methods that fit: each as often as planned, with the budgets of the paper or with equal ones."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import runs
+from runs import BadInput, number
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import scipy.stats
+from tqdm import tqdm
+
+from fitting import METHODS, FitProblem, Round, Search, Study, minimise, random_starts
+from recordings import Recording
+
+BAYESIAN_EVALUATIONS = 100  # the time that its Gaussian process takes grows with their cube
+RECOVERED = 0.01  # relative error of the parameters up to which they count as found
+
+# ---- A comparison ----------------------------------------------------------------------------------------------------
+
+
+class PaperResult(NamedTuple):
+    """Loss and seconds of a method in a table of the paper, mean and s.d. of each."""
+
+    loss: float
+    loss_sd: float
+    seconds: float
+    seconds_sd: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A comparison of methods: each fits `repeats` times, from other random numbers.
+
+    Args:
+        protocol_budget: "paper" gives L-BFGS-B n_start starts to convergence, and the others n_iter rounds of n_sample;
+            "equal" gives these as many simulations, and separately as many seconds, as n_start starts took.
+        gradient_cost: simulations that a gradient counts for; measured without it where the budget is equal.
+        names: parameters that have to be found, where those behind the target are known.
+        paper: {method: result}, where it is comparable.
+        target: what the table says that the target is.
+    """
+
+    methods: Sequence[str] = METHODS
+    repeats: int = 10
+    protocol_budget: str = "equal"
+    gradient_cost: float | None = None
+    n_start: int = 20
+    n_sample: int = 20
+    n_iter: int = 5
+    seed: int = 0
+    names: Sequence[str] = ()
+    paper: Mapping[str, PaperResult] = dataclasses.field(default_factory=dict)
+    target: str = "recorded"
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+    """One fit by one method. `loss_equal_time` is that after as many seconds as L-BFGS-B had, and `curve` lists
+
+    simulations, seconds and best loss so far, where it improved at the level of the result.
+    """
+
+    method: str
+    repeat: int
+    seed: int
+    n_start: int
+    loss: float
+    loss_equal_time: float
+    free_running_mse: float
+    recovered: bool | None
+    seconds: float
+    seconds_compile: float
+    n_simulations: int
+    n_gradients: int
+    level: float
+    parameters: dict[str, float]
+    curve: list[list[float]]
+
+
+class Store(dict):
+    """Where a comparison keeps finished repeats and finds them again: in memory, as a `runs.RunFolder` in files."""
+
+    load, save = dict.get, dict.__setitem__
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The repeats of a comparison, V (mV) of the best of each method, and whether Ctrl-C ended it early."""
+
+    repeats: list[Repeat]
+    V: dict[str, np.ndarray]
+    gradient_cost: float
+    interrupted: bool = False
+
+    @property
+    def by_method(self) -> dict[str, list[Repeat]]:
+        methods: dict[str, list[Repeat]] = {}
+        for row in self.repeats:
+            methods.setdefault(row.method, []).append(row)
+        return methods
+
+
+def measured_gradient_cost(problem: FitProblem) -> float:
+    """Simulations that a gradient costs: the ratio of the times of a full batch with gradient and without."""
+    X, medians = random_starts(problem, 0), []
+    for gradient in (True, False):
+        times = []
+        for _ in range(8):
+            start = time.perf_counter()
+            problem.evaluate(X, gradient)
+            times.append(time.perf_counter() - start)
+        medians.append(float(np.median(times[1:])))
+    return medians[0] / medians[1]
+
+
+def last_within(history: Sequence[Round], quantity: Callable[[Round], float], limit: float) -> Round:
+    """Last row of a history in which the quantity, a function of the row, is within the limit; or else the first."""
+    return next((row for row in reversed(history) if quantity(row) <= limit), history[0])
+
+
+def run_repeat(
+    problem: FitProblem, plan: Plan, gradient_cost: float, method: str, repeat: int, reference: Repeat | None
+) -> Repeat:
+    """One fit by one method; `reference` is that by L-BFGS-B, whose level and, in an equal budget, cost it has too."""
+    seed = int(np.random.SeedSequence([plan.seed, repeat]).generate_state(1)[0])
+    search = Search(method, problem.n_sample, plan.n_iter, seed, level=reference and reference.level)
+    budget, seconds = math.inf, 0.0
+
+    def cost(row: Round | Repeat) -> float:
+        return row.n_simulations + (gradient_cost - 1) * row.n_gradients
+
+    if reference and plan.protocol_budget == "equal":
+        budget, seconds = cost(reference), reference.seconds
+        n_iter = math.ceil((BAYESIAN_EVALUATIONS if method == "bayesian" else budget) / problem.n_sample)
+        search = dataclasses.replace(search, n_iter=n_iter, min_seconds=seconds)
+    problem.reset()
+    minimum = minimise(problem, search)
+    if minimum.interrupted:
+        raise KeyboardInterrupt
+    final = last_within(problem.history, cost, budget)
+    if not math.isfinite(final.best_loss):
+        raise BadInput(f"no loss of {method} is finite; {minimum.starts[0].status}")
+    comparable = [row for row in problem.history if row.level == minimum.level]
+    improved = [row for i, row in enumerate(comparable) if i == 0 or row.best_loss < comparable[i - 1].best_loss]
+    study, known = problem.study, problem.study.known
+    parameters = {name: value * problem.box.units[name] for name, value in final.parameters.items()}
+    recording = study.recordings["fit"]
+    errors = {name: abs(final.parameters[name] - known[name]) for name in plan.names if known and known[name] != 0}
+    recovered = [error <= RECOVERED * abs(known[name]) for name, error in errors.items()]
+    return Repeat(
+        method=method,
+        repeat=repeat,
+        seed=seed,
+        n_start=len(minimum.starts),
+        loss=final.best_loss,
+        loss_equal_time=last_within(problem.history, lambda row: row.seconds, seconds or math.inf).best_loss,
+        free_running_mse=float(np.mean((study.free_run(parameters, recording.current)[0] - recording.V) ** 2)),
+        recovered=all(recovered) if recovered else None,
+        seconds=final.seconds,
+        seconds_compile=problem.seconds["compile"],
+        n_simulations=final.n_simulations,
+        n_gradients=final.n_gradients,
+        level=final.level,
+        parameters=final.parameters,
+        curve=[[cost(row), row.seconds, row.best_loss] for row in [*improved, comparable[-1]]],
+    )
+
+
+def compare(
+    study: Study, plan: Plan, devices: Sequence[jax.Device] | None = None, store: Store | runs.RunFolder | None = None
+) -> Comparison:
+    """Fit by every method of a plan. A repeat that is already in the store is not run again.
+
+    Raises:
+        KeyboardInterrupt: before anything was kept.
+    """
+    import nevergrad  # noqa: F401  (here and now: an import is not to be timed as part of a fit)
+    import skopt  # noqa: F401
+
+    store, devices, repeats = Store() if store is None else store, devices or jax.devices(), []
+    n_samples = {method: plan.n_start if method == "L-BFGS-B" else plan.n_sample for method in plan.methods}
+    problems = {method: FitProblem(study, n_sample, devices) for method, n_sample in n_samples.items()}
+    stored = store.load("budget.json")
+    gradient_cost = stored["gradient_cost"] if stored else plan.gradient_cost
+    if not gradient_cost:
+        equal = plan.protocol_budget == "equal"
+        gradient_cost = measured_gradient_cost(problems["L-BFGS-B"]) if equal else 1.0
+    store.save("budget.json", dict(gradient_cost=gradient_cost))
+    try:
+        for repeat in tqdm(range(plan.repeats), desc="compare", unit=" repeats", leave=False, disable=None):
+            reference = None
+            for method in plan.methods:
+                name = f"repeats/{method}_{repeat}.json"
+                if store.load(name) is None:
+                    row = run_repeat(problems[method], plan, gradient_cost, method, repeat, reference)
+                    store.save(name, dataclasses.asdict(row))
+                repeats.append(Repeat(**store.load(name)))
+                if method == "L-BFGS-B":
+                    reference = repeats[-1]
+    except KeyboardInterrupt:
+        return Comparison(repeats, {}, gradient_cost, interrupted=True)
+    comparison, V = Comparison(repeats, {}, gradient_cost), {}
+    for method, rows in comparison.by_method.items():
+        best = min(rows, key=lambda row: row.loss)
+        parameters = {name: value * study.bounds[name].unit for name, value in best.parameters.items()}
+        V[method] = study.free_run(parameters, study.recordings["fit"].current)[0]
+    return dataclasses.replace(comparison, V=V)
+
+
+def save_comparison(run: runs.RunFolder, study: Study, plan: Plan, comparison: Comparison) -> None:
+    """Save repeats.csv, comparison.csv, the table in Markdown and the figures."""
+    rows = [dataclasses.asdict(row) for row in comparison.repeats]
+    rows = [{name: x for name, x in row.items() if name != "curve"} | row["parameters"] for row in rows]
+    run.save("repeats.csv", [{name: x for name, x in row.items() if name != "parameters"} for row in rows])
+    run.save("comparison.csv", table_of(plan, comparison))
+    run.save("comparison.md", markdown_of(study, plan, comparison))
+    run.save("comparison.png", plot_comparison(comparison))
+    run.save("methods.png", plot_methods(study.recordings["fit"], comparison.V))
+
+
+def table_of(plan: Plan, comparison: Comparison) -> list[dict[str, Any]]:
+    """A row a method: means, standard deviations and medians over the repeats, and the paper's numbers."""
+    table, methods = [], comparison.by_method
+    for method, repeats in methods.items():
+        line: dict[str, Any] = dict(method=method, n_repeat=len(repeats))
+        for name in ("loss", "loss_equal_time", "free_running_mse", "seconds", "n_simulations", "n_gradients"):
+            values = np.array([getattr(row, name) for row in repeats], float)
+            line |= {name: values.mean(), f"{name}_sd": values.std(ddof=min(1, len(values) - 1))}
+            line[f"{name}_median"] = np.median(values)
+        line["recovered"] = np.array([row.recovered for row in repeats], float).mean()
+        line |= dict(seconds_compile=max(row.seconds_compile for row in repeats), p=None)
+        if method != "L-BFGS-B" and "L-BFGS-B" in methods:
+            pairs = zip(repeats, methods["L-BFGS-B"], strict=True)
+            difference = np.array([row.loss - reference.loss for row, reference in pairs])
+            line["p"] = float(scipy.stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
+        paper = plan.paper.get(method, (None,) * len(PaperResult._fields))
+        table.append(line | {f"paper_{name}": x for name, x in zip(PaperResult._fields, paper, strict=True)})
+    return table
+
+
+def markdown_of(study: Study, plan: Plan, comparison: Comparison) -> str:
+    """The comparison as a Markdown table and a line on how it was made."""
+
+    def spread(row, name, mean=".3g", sd=".2g"):
+        return "" if row[name] is None else f"{row[name]:{mean}} ± {row[f'{name}_sd']:{sd}}"
+
+    columns = {
+        "method": lambda row: row["method"],
+        "loss (median)": lambda row: f"{spread(row, 'loss')} ({row['loss_median']:.3g})",
+        "median in equal time": lambda row: f"{row['loss_equal_time_median']:.3g}",
+        "median free-running, mV²": lambda row: f"{row['free_running_mse_median']:.3g}",
+        "paper's loss": lambda row: spread(row, "paper_loss"),
+        "seconds": lambda row: spread(row, "seconds"),
+        "to compile": lambda row: f"{row['seconds_compile']:.1f}",
+        "paper's seconds": lambda row: spread(row, "paper_seconds"),
+        "simulations": lambda row: spread(row, "n_simulations", ".0f", ".0f"),
+        "of them gradients": lambda row: spread(row, "n_gradients", ".0f", ".0f"),
+        "found": lambda row: "" if math.isnan(row["recovered"]) else f"{row['recovered']:.0%}",
+        "p": lambda row: "" if row["p"] is None else f"{row['p']:.2g}",
+    }
+    table, equal = table_of(plan, comparison), plan.protocol_budget == "equal"
+    dropped = set() if equal else {"median in equal time"}
+    dropped |= set() if plan.paper else {"paper's loss", "paper's seconds"}
+    columns = {name: cell for name, cell in columns.items() if name not in dropped}
+    grid = [list(columns), ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in table)]
+    note = f"Loss: {study.loss.name}, of the {plan.target} target; {plan.repeats} repeats, mean ± s.d.; found: within "
+    note += f"{RECOVERED:.0%}; p: Wilcoxon signed-rank test of the loss against L-BFGS-B's."
+    if equal:
+        note += f" A gradient counts as {comparison.gradient_cost:.2f} simulations."
+    if equal and "bayesian" in plan.methods:
+        note += f" bayesian has {BAYESIAN_EVALUATIONS} evaluations, which take it longer than the others have."
+    return "\n".join("| " + " | ".join(line) + " |" for line in grid) + f"\n\n{note}\n"
+
+
+# ---- Arguments ------------------------------------------------------------------------------------------------------
+
+
+def add_compare_arguments(parser: runs.Parser) -> None:
+    """Arguments of a comparison."""
+    add = parser.add_argument_group("compare").add_argument
+    methods = "methods to compare; each is tested against L-BFGS-B"
+    add("--methods", nargs="+", choices=METHODS, metavar="METHOD", default=list(METHODS), help=methods)
+    add("--repeats", type=number(int, low=1), default=10, help="fits by each method, from other random numbers")
+    budget = (
+        "paper: as many starts of L-BFGS-B as in the paper's release, to convergence, and n_iter rounds of n_sample; "
+        "equal: as many simulations, and separately as many seconds, as n_sample starts of L-BFGS-B take, "
+        f"but {BAYESIAN_EVALUATIONS} evaluations for bayesian"
+    )
+    add("--protocol_budget", choices=("paper", "equal"), default="equal", help=budget)
+    cost = "simulations that a gradient counts for in an equal budget; measured without this argument, kept by --resume"
+    add("--gradient_cost", type=number(float, above=0), metavar="N", help=cost)
+    add("--resume", type=Path, metavar="DIR", help="run folder of an interrupted comparison, to run what is missing")
+
+
+# ---- Figures ---------------------------------------------------------------------------------------------------------
+
+
+def plot_comparison(comparison: Comparison) -> plt.Figure:
+    """Best loss so far against simulations and seconds: median and quartiles over the repeats."""
+    figure, axes = plt.subplots(1, 2, figsize=(runs.WIDTH, 2.8), sharey=True, layout="constrained")
+    simulations = f"simulations (a gradient counts as {comparison.gradient_cost:.2g})"
+    for column, (axis, xlabel) in enumerate(zip(axes, (simulations, "seconds (without compilation)"), strict=True)):
+        for i, (method, repeats) in enumerate(comparison.by_method.items()):
+            curves = [np.array(row.curve).T for row in repeats]
+            start, end = max(curve[column][0] for curve in curves), min(curve[column][-1] for curve in curves)
+            x = np.geomspace(start, max(start, end), 100)
+            best = [curve[2][np.searchsorted(curve[column], x * (1 + 1e-12), side="right") - 1] for curve in curves]
+            low, median, high = np.quantile(best, (0.25, 0.5, 0.75), axis=0)
+            axis.plot(x, median, ("-", "--")[i % 2], color=f"C{i}", label=method)
+            axis.fill_between(x, low, high, color=f"C{i}", alpha=0.2, lw=0)
+        axis.set(xlabel=xlabel, xscale="log", yscale="log")
+    axes[0].set_ylabel("best loss so far")
+    axes[1].legend()
+    return figure
+
+
+def plot_methods(
+    recording: Recording, responses: Mapping[str, np.ndarray], traces: Sequence[int] | slice = slice(0, 5)
+) -> plt.Figure:
+    """Currents over potentials, a row a method and a column a trace: the target black, the fitted model orange."""
+    traces = np.arange(recording.V.shape[1])[traces]
+    t, n_row = np.arange(len(recording.V)) * recording.dt, 1 + len(responses)
+    layout = dict(sharex=True, sharey="row", squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(n_row, len(traces), figsize=(1 + (runs.WIDTH - 1) / 5 * len(traces), n_row), **layout)
+    for column, trace in enumerate(traces):
+        axes[0, column].plot(t, recording.current[:, trace], color="0.4", lw=1)
+        axes[0, column].set_title(f"trace {trace}")
+        for axis, (method, V) in zip(axes[1:, column], responses.items(), strict=True):
+            axis.plot(t, recording.V[:, trace], "k-", lw=1)
+            axis.plot(t, V[:, trace], "C1--", lw=0.8)
+            axis.set_ylabel(f"{method}\nV (mV)" if column == 0 else "")
+        axes[-1, column].set_xlabel("t (ms)")
+    axes[0, 0].set_ylabel("I (nA)")
+    return figure
