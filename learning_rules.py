@@ -425,7 +425,7 @@ def decay_or_rank(text: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A rule (model, keys, **arguments) -> `BatchGradient`, what `--help` says of it, and its arguments, by `setting`."""
+    """A rule (model, keys, **arguments) -> `BatchGradient`, what `--help` says of it, and its arguments, by name."""
 
     gradient: Callable[..., BatchGradient]
     help: str

@@ -1,86 +1,134 @@
-"""The gradients of all learning rules against BPTT and against an oracle of each rule."""
+"""Check the gradients of all learning rules: of one batch, against BPTT and against an oracle of each rule.
 
-import functools
+The oracles are the equations of the rules written out plainly (`tests/plain.py`), on the neurons of the network itself.
+Those of the packages brainscale and braintrace are beside them, where these can be used. The exit status is 1 where a
+rule departs from its oracle by more than 1e-5 (1e-8 with --precision 64), where the network is silent, or where two
+rules agree that should not.
+"""
+
+import argparse
+import dataclasses
 import itertools
 import math
+import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import runs
+from runs import BadInput
 
+import brainstate
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import plain
 import scripts
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 import learning_rules
 import utils
+from learning_rules import RULES, BatchGradient
+from utils import Model
 
 task_script = scripts.import_script("task-coba-ei-rsnn")
 
+SCRIPT = Path(__file__).stem
 TOLERANCE = {32: 1e-5, 64: 1e-8}  # relative error of a gradient against its oracle, by bits of a number
+GROUP = 8  # trials that an oracle has at a time, as it stores all states
+# {rule: oracle, (step, weights, trials, decay_out, **arguments of the rule) -> gradient}, and what it has to be told.
+ORACLES: dict[str, tuple[Callable, tuple[str, ...]]] = {
+    "bptt": (plain.plain_bptt, ()),
+    "diag": (plain.plain_diag, ()),
+    "expsm_diag": (plain.plain_expsm_diag, ("etrace_decay",)),
+}
 
 
-def diag_oracle(task, network, weights, connections, keys):
-    """What `diag` should give: BPTT with the gradient stopped between neurons and in the readout's memory.
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = runs.Parser(f"tests/{SCRIPT}", __doc__, ("--n_rec 40 --batch_size 8", "--batch_size 16 --precision 64"))
+    task_script.add_model_arguments(parser)
+    batch_size = "trials whose mean gradient is checked"
+    parser.add_argument("--batch_size", type=runs.number(int, low=1), default=16, help=batch_size)
+    runs.add_run_arguments(parser)
+    return task_script.complete(parser, parser.parse_args(argv))
 
-    For the weights of the readout, BPTT.
+
+def neurons_of(model: Model) -> Callable:
+    """The step of the model's own neurons, as in `plain`."""
+
+    def step(h, x_exc, x_inh):
+        with brainstate.StateTraceStack():  # lets the states hold what JAX traces
+            states = model.network.local_states
+            for name, value in h.items():
+                states[name].value = value
+            model.network.update_neurons(x_exc, x_inh, model.network.neurons.get_spike())
+            return {name: state.value for name, state in states.items()}
+
+    return step
+
+
+def oracle_rule(method: str, arguments: Mapping[str, Any]) -> task_script.Rule:
+    """The oracle of a rule, as a rule; its accuracy is not computed.
+
+    Raises:
+        BadInput: the rule has no oracle.
     """
-    loss, gradient, accuracy, rates = learning_rules.bptt(task, network, weights, connections, keys, local=True)
-    return loss, gradient | {"out": learning_rules.bptt(task, network, weights, connections, keys)[1]["out"]}, accuracy, rates
+    if method not in ORACLES:
+        raise BadInput(f"rule {method}: found no oracle, expected one in ORACLES of tests/{SCRIPT}.py")
+    oracle, names = ORACLES[method]
+    own = {name: arguments[name] for name in names}
+
+    def of_group(model: Model, keys: jax.Array) -> dict[str, jax.Array]:
+        task, network = model.task, model.network
+        labels, evidence = task.trials(keys)
+        network.init_state(len(keys))
+        steps, recall = jnp.arange(task.n_step), task.periods["recall"]
+        trials = task.inputs(keys, evidence, steps), labels, (steps >= recall.start) & (steps < recall.stop)
+        full = network.full_matrices(model.weights, model.connections)
+        with model.clock():
+            decay_out = utils.relax(1.0, 0.0, 1 / network.tau_out)
+            gradient = oracle(neurons_of(model), full, trials, decay_out, **own)
+        ends = network.pairs(model.connections)
+        return {name: g if ends.get(name) is None else g[ends[name]] for name, g in gradient.items()}
+
+    def rule(model: Model, keys: jax.Array) -> BatchGradient:
+        size = math.gcd(len(keys), GROUP)
+        gradients = jax.lax.map(lambda keys: of_group(model, keys), keys.reshape(-1, size))
+        gradient = jax.tree.map(lambda g: g.mean(axis=0), gradients)
+        return BatchGradient(jnp.nan, gradient, jnp.nan, jnp.full((model.task.n_step, 2), jnp.nan))
+
+    return rule
 
 
-def expsm_diag_oracle(task, network, weights, connections, keys, etrace_decay):
-    """What `expsm_diag` should give: its equations one after another, with every Jacobian and every trace in full."""
-    recall = task.periods["recall"]
-    labels, evidence, synapses, h, _ = learning_rules.prepare(task, network, weights, connections, keys)
-    ones, zeros = jnp.ones_like(h["V"]), jnp.zeros_like(h["V"])
-    no_push, decay_r = {"g_exc": zeros, "g_inh": zeros}, utils.relax(1.0, 0.0, 1 / network.tau_out)
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """The gradient of one batch by a rule, the rates, and what it took, without compilation."""
 
-    def step(carry, k, learns):
-        h, r, x, f, f_r, sums = carry
-        inputs = task.spikes(keys, evidence, k)
-
-        def simulate(h, push):
-            return network.local_step(synapses, h, inputs, push["g_exc"], push["g_inh"])
-
-        def loss(h, drive):
-            new_r = decay_r * r + simulate(h, no_push)[0] @ synapses["out"] + drive
-            return learning_rules.cross_entropy(new_r, labels).sum(), new_r
-
-        spikes, next_h = simulate(h, no_push)
-        z = {"in": inputs, "exc": spikes[:, : network.n_exc], "inh": spikes[:, network.n_exc :]}
-        x["out"], f_r = etrace_decay * x["out"] + spikes, etrace_decay * decay_r * f_r + 1 - etrace_decay
-        (value, r), (by_h, by_r) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(h, jnp.zeros_like(r))
-        if learns:
-            gradient = {"out": jnp.einsum("bi,bo->io", x["out"], by_r * f_r)}
-            for name, g in learning_rules.CONDUCTANCE.items():
-                traces = {state: jnp.einsum("bi,bj->bij", x[name], f[g][state]) for state in h}
-                gradient[name] = sum(jnp.einsum("bj,bij->ij", by_h[state], traces[state]) for state in h)
-            sums = jax.tree.map(jnp.add, sums, dict(loss=value, gradient=gradient, r=r))
-        x |= {name: etrace_decay * x[name] + z[name] for name in z}
-        J = {b: jax.jvp(lambda h_b, b=b: simulate(h | {b: h_b}, no_push)[1], (h[b],), (ones,))[1] for b in h}
-        for g in f:
-            c = jax.jvp(lambda push, g=g: simulate(h, no_push | {g: push})[1], (zeros,), (ones,))[1]
-            f[g] = {a: etrace_decay * sum(J[b][a] * f[g][b] for b in h) + (1 - etrace_decay) * c[a] for a in h}
-        return (next_h, r, x, f, f_r, sums), network.mean_of_populations(spikes)
-
-    full = network.full_matrices(weights, connections)
-    r = jnp.zeros((len(keys), network.n_out))
-    x = {name: jnp.zeros((len(keys), len(matrix))) for name, matrix in full.items()}
-    sums = dict(loss=jnp.zeros(()), gradient=jax.tree.map(jnp.zeros_like, full), r=r)
-    before, during = jnp.arange(recall.start), jnp.arange(recall.start, recall.stop)
-    carry = h, r, x, dict.fromkeys(no_push, h), jnp.zeros(()), sums  # all 0
-    carry, before = jax.lax.scan(functools.partial(step, learns=False), carry, before)
-    (*_, sums), during = jax.lax.scan(functools.partial(step, learns=True), carry, during)
-    _, to_weights = jax.vjp(lambda weights: network.synapses(weights, connections), weights)
-    (sums["gradient"],) = to_weights(sums["gradient"])
-    return learning_rules.averages(task, labels, rates=jnp.concatenate([before, during]), **sums)
+    gradient: dict[str, np.ndarray]
+    rates: np.ndarray
+    seconds: float
+    memory_MB: float
 
 
-def alignment(gradient, reference):
+def run_rule(rule: task_script.Rule, mesh: Mesh, model: Model, keys: jax.Array) -> Measured:
+    """The gradient of the trials of the given keys by a rule."""
+    copied, split = NamedSharding(mesh, task_script.COPIED), NamedSharding(mesh, task_script.SPLIT)
+    arguments = jax.device_put(model, copied), jax.device_put(keys, split)
+    program = jax.jit(task_script.make_gradient(rule, mesh)).lower(*arguments).compile()
+    seconds = []
+    while len(seconds) < 2 and sum(seconds) < 10:  # the first call may be slower
+        start = time.perf_counter()
+        _, gradient, _, rates = jax.device_get(program(*arguments))
+        seconds.append(time.perf_counter() - start)
+    return Measured(gradient, rates, min(seconds), task_script.memory_of(program))
+
+
+def alignment(gradient: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """Cosine, ratio of norms, and norm of the difference relative to the reference's, of two arrays."""
     a, b = (np.asarray(x, np.float64).ravel() for x in (gradient, reference))
     norm_a, norm_b = np.linalg.norm(a), np.linalg.norm(b)
@@ -89,60 +137,54 @@ def alignment(gradient, reference):
     return dict(cosine=a @ b / (norm_a * norm_b), norm_ratio=norm_a / norm_b, error=np.linalg.norm(a - b) / norm_b)
 
 
-def measure(rule, mesh, model, keys):
-    """The gradient by a rule of one batch, the rates, and what it took: seconds, without compilation, and memory."""
-    task, network, weights, connections = model
-    copied = NamedSharding(mesh, task_script.COPIED)
-    arguments = jax.device_put((weights, connections, keys), (copied, copied, NamedSharding(mesh, task_script.SPLIT)))
-    program = jax.jit(task_script.make_gradient(rule, task, network, mesh)).lower(*arguments).compile()
-    seconds = []
-    while len(seconds) < 2 and sum(seconds) < 10:  # the first call may be slower
-        start = time.perf_counter()
-        _, gradient, _, rates = jax.device_get(program(*arguments))
-        seconds.append(time.perf_counter() - start)
-    return dict(gradient=gradient, rates=rates, seconds=min(seconds), memory_MB=task_script.memory_of(program))
+def rules_to_check(arguments: Mapping[str, Any]) -> dict[tuple[str, str], task_script.Rule]:
+    """{(method, engine or "oracle"): rule}, with a line where a package cannot be used."""
+    rules = {(method, "native"): learning_rules.choose_rule(method, "native", arguments) for method in RULES}
+    rules |= {(method, "oracle"): oracle_rule(method, arguments) for method in RULES}
+    for package in learning_rules.PACKAGES:
+        if reason := learning_rules.why_not(package):
+            print(f"without {package}: {reason}")
+        else:
+            choose = learning_rules.choose_rule
+            rules |= {(m, package): choose(m, package, arguments) for m in learning_rules.PACKAGE_RULES}
+    return rules
 
 
-def check(args, mesh, model, seed):
+def check(
+    arguments: Mapping[str, Any], mesh: Mesh, model: Model, keys: jax.Array, limit: float
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The gradient of one batch by every method and engine, against BPTT's and against the oracle of each method.
 
     Returns:
-        A row a rule and block of weights; and in words what is wrong: a native rule that departs from its oracle, a
-        network that is silent, or two native rules that give the same gradient.
+        A row a rule and block of weights; and what is wrong: a native rule that departs from its oracle by more than
+        the limit, a network that is silent, or two native rules that give the same gradient.
     """
-    keys = jax.random.split(jax.random.key(seed), args.batch_size)
-    oracles = {"diag": diag_oracle, "expsm_diag": functools.partial(expsm_diag_oracle, etrace_decay=args.etrace_decay)}
-    rules = {(method, "native"): task_script.choose_rule(args, method, "native") for method in task_script.METHODS}
-    rules |= {(method, "oracle"): oracle for method, oracle in oracles.items()}
-    if words := learning_rules.why_no_brainscale():
-        print(f"without brainscale: {words}")
-    else:
-        rules |= {(method, "brainscale"): task_script.choose_rule(args, method, "brainscale") for method in oracles}
-    bar = tqdm(rules.items(), leave=False, disable=None, unit=" rules")
-    found = {name: measure(rule, mesh, model, keys) for name, rule in bar}
-    gradients = {name: result["gradient"] for name, result in found.items()}
-    rows, failures, limit = [], [], TOLERANCE[args.precision]
-    for method, engine in (name for name in found if name[1] != "oracle"):
-        for block, gradient in gradients[method, engine].items():
-            of_bptt = alignment(gradient, gradients["bptt", "native"][block])
-            of_oracle = alignment(gradient, gradients.get((method, "oracle"), gradients["bptt", "native"])[block])
+    bar = tqdm(rules_to_check(arguments).items(), leave=False, disable=None, unit=" rules")
+    measured = {name: run_rule(rule, mesh, model, keys) for name, rule in bar}
+    rows, failures = [], []
+    for method, engine in (name for name in measured if name[1] != "oracle"):
+        of_rule, oracle = measured[method, engine], measured[method, "oracle"]
+        for block, gradient in of_rule.gradient.items():
+            of_bptt = alignment(gradient, measured["bptt", "native"].gradient[block])
+            of_oracle = alignment(gradient, oracle.gradient[block])
             row = dict(method=method, engine=engine, block=block)
             row |= dict(cosine_bptt=of_bptt["cosine"], norm_ratio_bptt=of_bptt["norm_ratio"])
             row |= {f"{name}_oracle": value for name, value in of_oracle.items()}
-            rows.append(row | {name: found[method, engine][name] for name in ("seconds", "memory_MB")})
+            rows.append(row | dict(seconds=of_rule.seconds, memory_MB=of_rule.memory_MB))
             if engine == "native" and not of_oracle["error"] <= limit:
                 error = f"found an error of {of_oracle['error']:.1e} to its oracle, expected at most {limit:g}"
                 failures.append(f"{method}, weights {block}: {error}")
-    if not found["bptt", "native"]["rates"].any():
+    if not measured["bptt", "native"].rates.any():
         failures.append("the network is silent: no neuron fires; raise --ff_scale")
-    for methods in itertools.combinations(task_script.METHODS, 2):
-        pair = [np.concatenate([gradients[m, "native"][block].ravel() for block in learning_rules.CONDUCTANCE]) for m in methods]
+    for methods in itertools.combinations(RULES, 2):
+        gradients = [measured[method, "native"].gradient for method in methods]
+        pair = [np.concatenate([g[block].ravel() for block in learning_rules.CONDUCTANCE]) for g in gradients]
         if alignment(*pair)["error"] <= limit:
             failures.append(f"{' and '.join(methods)} give the same gradient")
     return rows, failures
 
 
-def plot_check(rows):
+def plot_check(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
     """Cosine with the gradient of BPTT, and ratio of the norms, by each rule for each block of weights."""
     rules = list(dict.fromkeys((row["method"], row["engine"]) for row in rows))
     figure, axes = plt.subplots(1, 2, figsize=(runs.WIDTH, 1.2 + 0.3 * len(rules)), sharey=True, layout="constrained")
@@ -162,7 +204,7 @@ def plot_check(rows):
     return figure
 
 
-def print_check(rows, failures):
+def print_check(rows: Sequence[Mapping[str, Any]], failures: Sequence[str]) -> None:
     print(f"{'':28} {'to BPTT':^15}  {'to the oracle of the method':^26}")
     print(f"{'method':10} {'engine':10} weights  cosine    norm    cosine     norm    error  seconds        MB")
     for row in rows:
@@ -171,5 +213,26 @@ def print_check(rows, failures):
         print(f"{row['cosine_oracle']:9.6f} {row['norm_ratio_oracle']:8.5f} {row['error_oracle']:8.1e}", end=" ")
         print(f"{row['seconds']:8.2f} {row['memory_MB']:9.1f}")
     print("seconds: of a gradient, compiled; MB: of its program, on each device")
-    for words in failures:
-        print(f"FAILED: {words}")
+    for failure in failures:
+        print(f"FAILED: {failure}")
+
+
+@runs.command_line
+def main(argv: Sequence[str]) -> int:
+    args = parse_args(argv)
+    mesh, seeds = task_script.setup(args), task_script.split_seed(args.seed)
+    run = runs.RunFolder(args, SCRIPT, f"{args.conn_method}_{args.n_rec}_seed{args.seed}")
+    keys = jax.random.split(jax.random.key(seeds.train), args.batch_size)
+    model = task_script.make_model(args)
+    rows, failures = check(vars(args), mesh, model, keys, TOLERANCE[args.precision])
+    run.save_config(argv, list(mesh.devices))
+    run.save("check.csv", rows)
+    run.save("check.png", plot_check(rows))
+    run.save("result.json", dict(rows=rows, failures=failures))
+    print_check(rows, failures)
+    print(run.path)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,20 +1,23 @@
-import os
-
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")  # also where there is one core
-
-import utils  # isort: skip  (first of the rest: it configures JAX)
-
 import brainstate
 import brainunit as u
 import jax
 import pytest
+
+jax.config.update("jax_num_cpu_devices", 2)  # also where there is one core; before a backend starts
+
+import runs
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plot_style():
+    runs.use_plot_style()
 
 
 @pytest.fixture
 def x64():
     """Run the test in float64."""
     with jax.enable_x64(True), brainstate.environ.context(precision=64):
-        yield utils
+        yield
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
-"""The E/I network and its gradients written out plainly, one step and one equation after another, to compare with."""
+"""The E/I network and the gradients of its learning rules written out plainly, one equation after another: the oracles.
 
-import importlib
+A step of the neurons is a function (h, x_exc, x_inh) -> h of their states h = {"V", "I2", "g_exc", "g_inh"}, each
+(batch, n_rec), and of the increments of the conductances: `plain_neurons`, or that of a network of `utils`. Weights are
+full matrices.
+"""
 
 import brainunit as u
 import jax
@@ -8,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import scripts
 
-script = importlib.import_module("task-coba-ei-rsnn")
+script = scripts.import_script("task-coba-ei-rsnn")
 
 
-def arguments(monkeypatch, *more):
+def arguments(*more):
     """Arguments of a small network that spikes and a short trial, as the script parses them."""
-    monkeypatch.setattr("sys.argv", [script.__file__, *scripts.SMALL_NETWORK, *map(str, more)])
-    return script.parse_args()
+    return script.parse_args([*scripts.SMALL_NETWORK, *map(str, more)])
 
 
 def relative_errors(gradient, expected):
@@ -50,88 +52,112 @@ def _(primals, tangents):
     return heaviside(x), 0.3 * jnp.maximum(0.0, 1 - jnp.abs(x)) * dx
 
 
-def keep(x):
+def unchanged(x):
     return x
 
 
-def plain_step(V, I2, g_exc, g_inh, x_exc, x_inh, tau_a, args, reset=keep):
-    """V, I2, g_E and g_I after a step, of one neuron or of many."""
-    dt, s = args.dt, reset(heaviside(V - 1))
-    g_exc = g_exc * jnp.exp(-dt / args.tau_syn) + x_exc
-    g_inh = g_inh * jnp.exp(-dt / args.tau_syn) + x_inh
-    V, I2 = V - s, I2 - args.beta * s
-    g = 1 + g_exc + g_inh
-    V_inf = (I2 + g_exc * args.E_exc + g_inh * args.E_inh) / g
-    return V_inf + (V - V_inf) * jnp.exp(-g * dt / args.tau_neu), I2 * jnp.exp(-dt / tau_a), g_exc, g_inh
+def plain_neurons(args, tau_a, reset=unchanged):
+    """The step of Wang et al. (2024), App. F; reset: what becomes of the spikes in the reset."""
+    dt = args.dt
+
+    def step(h, x_exc, x_inh):
+        V, I2, s = h["V"], h["I2"], reset(heaviside(h["V"] - 1))
+        g_exc = h["g_exc"] * jnp.exp(-dt / args.tau_syn) + x_exc
+        g_inh = h["g_inh"] * jnp.exp(-dt / args.tau_syn) + x_inh
+        V, I2 = V - s, I2 - args.beta * s
+        g = 1 + g_exc + g_inh
+        V_inf = (I2 + g_exc * args.E_exc + g_inh * args.E_inh) / g
+        V = V_inf + (V - V_inf) * jnp.exp(-g * dt / args.tau_neu)
+        return dict(V=V, I2=I2 * jnp.exp(-dt / tau_a), g_exc=g_exc, g_inh=g_inh)
+
+    return step
 
 
 def cross_entropy(r, labels):
     return -(r - jnp.log(jnp.exp(r).sum(axis=1, keepdims=True)))[jnp.arange(len(labels)), labels]
 
 
-def plain_loss(weights, inputs, labels, counts, tau_a, n_exc, args, sent=keep, kept=keep, reset=keep):
-    """Mean cross-entropy over the steps (T,) that count, and spikes (T, batch, n_rec), of Wang et al. (2024), App. F.
+def at_rest(weights, batch):
+    return dict.fromkeys(("V", "I2", "g_exc", "g_inh"), jnp.zeros((batch, weights["in"].shape[1]), weights["in"].dtype))
 
-    weights: full matrices; args: the arguments of the script; sent, kept, reset: what becomes of the spikes sent to
-    other neurons, of the readout of the last step, and of the spikes in the reset: `jax.lax.stop_gradient` cuts there.
+
+def plain_loss(step, weights, trials, decay_out, sent=unchanged, remembered=unchanged):
+    """Mean cross-entropy over the steps that count, and spikes (T, batch, n_rec).
+
+    Args:
+        trials: inputs (T, batch, n_in), labels (batch,), and which steps count (T,).
+        decay_out: of the readout in a step.
+        sent, remembered: what becomes of the spikes sent to other neurons, and of the readout of the last step:
+            `jax.lax.stop_gradient` cuts there.
     """
+    inputs, labels, counts = trials
     w_in, w_exc, w_inh, w_out = (weights[name] for name in ("in", "exc", "inh", "out"))
-    at_rest = jnp.zeros((inputs.shape[1], w_in.shape[1]))
+    n_exc, n_out = len(w_exc), w_out.shape[1]
 
-    def step(carry, now):
-        (V, I2, g_exc, g_inh, r), (x, counted) = carry, now
-        s = heaviside(V - 1)
-        x_exc = x @ abs(w_in) + sent(s)[:, :n_exc] @ abs(w_exc)
+    def advance(carry, now):
+        (h, r), (x, counted) = carry, now
+        s = heaviside(h["V"] - 1)
+        x_exc = x.astype(w_in.dtype) @ abs(w_in) + sent(s)[:, :n_exc] @ abs(w_exc)
         x_inh = sent(s)[:, n_exc:] @ abs(w_inh)
-        r = kept(r) * jnp.exp(-args.dt / args.tau_out) + s @ w_out
+        r = remembered(r) * decay_out + s @ w_out
         loss = jnp.where(counted, cross_entropy(r, labels).mean(), 0)
-        return (*plain_step(V, I2, g_exc, g_inh, x_exc, x_inh, tau_a, args, reset), r), (loss, s)
+        return (step(h, x_exc, x_inh), r), (loss, s)
 
-    start = at_rest, at_rest, at_rest, at_rest, jnp.zeros((inputs.shape[1], 2))
-    _, (losses, raster) = jax.lax.scan(step, start, (inputs.astype(w_in.dtype), counts))
+    batch = inputs.shape[1]
+    start = at_rest(weights, batch), jnp.zeros((batch, n_out), w_in.dtype)
+    _, (losses, raster) = jax.lax.scan(advance, start, (inputs, counts))
     return losses.sum() / counts.sum(), raster
 
 
-def plain_diag(weights, *args, **kwargs):
+def plain_bptt(step, weights, trials, decay_out):
+    """The gradient of backpropagation through time."""
+    return jax.grad(lambda w: plain_loss(step, w, trials, decay_out)[0])(weights)
+
+
+def plain_diag(step, weights, trials, decay_out):
     """The gradient of D-RTRL: that of BPTT stopped between neurons and in the readout's memory, but for W_out."""
     stop = jax.lax.stop_gradient
-    gradient = jax.grad(lambda w: plain_loss(w, *args, sent=stop, kept=stop, **kwargs)[0])(weights)
-    return gradient | {"out": jax.grad(lambda w: plain_loss(w, *args, **kwargs)[0])(weights)["out"]}
+    gradient = jax.grad(lambda w: plain_loss(step, w, trials, decay_out, sent=stop, remembered=stop)[0])(weights)
+    return gradient | {"out": plain_bptt(step, weights, trials, decay_out)["out"]}
 
 
-def plain_expsm_diag(weights, inputs, labels, counts, tau_a, n_exc, args, decay):
+def plain_expsm_diag(step, weights, trials, decay_out, etrace_decay):
     """The gradient of ES-D-RTRL: traces of |W_ij| that are products of x_i and f_j, both smoothed.
 
-    The Jacobians are those of one neuron at a time.
+    What a neuron's next states owe to its states and to the increments are columns of its Jacobian: as neurons do not
+    see each other in a step, that of all is one derivative along ones.
     """
+    inputs, labels, counts = trials
     w = {name: abs(x) if name != "out" else x for name, x in weights.items()}
-    batch, n_rec, decay_r = inputs.shape[1], w["in"].shape[1], jnp.exp(-args.dt / args.tau_out)
+    n_exc, batch, decay = len(w["exc"]), inputs.shape[1], etrace_decay
+    conductance = {"in": "g_exc", "exc": "g_exc", "inh": "g_inh"}
 
-    def one_neuron(h, push, tau_a):
-        return jnp.stack(plain_step(*h, *push, tau_a, args))
-
-    jacobians = [jax.vmap(jax.vmap(jax.jacfwd(one_neuron, n)), (0, 0, None)) for n in (0, 1)]
-
-    def step(carry, now):
+    def advance(carry, now):
         (h, f, x, r, f_r, total), (z, counted) = carry, now
-        s = heaviside(h[..., 0] - 1)
-        sources = {"in": (z, 0), "exc": (s[:, :n_exc], 0), "inh": (s[:, n_exc:], 1)}
-        x["out"], f_r, r = decay * x["out"] + s, decay * decay_r * f_r + 1 - decay, decay_r * r + s @ w["out"]
+        z, s = z.astype(w["in"].dtype), heaviside(h["V"] - 1)
+        sources = {"in": z, "exc": s[:, :n_exc], "inh": s[:, n_exc:]}
+        x["out"], f_r, r = decay * x["out"] + s, decay * decay_out * f_r + 1 - decay, decay_out * r + s @ w["out"]
         by_r = jnp.where(counted, jax.grad(lambda r: cross_entropy(r, labels).sum())(r), 0)
-        by_V = by_r @ w["out"].T * 0.3 * jnp.maximum(0.0, 1 - jnp.abs(h[..., 0] - 1))
+        by_V = by_r @ w["out"].T * 0.3 * jnp.maximum(0.0, 1 - jnp.abs(h["V"] - 1))
         total["out"] += x["out"].T @ (by_r * f_r)
-        for name, (_, kind) in sources.items():
-            total[name] += x[name].T @ (by_V * f[kind][..., 0])
-        push = jnp.stack([z @ w["in"] + s[:, :n_exc] @ w["exc"], s[:, n_exc:] @ w["inh"]], axis=-1)
-        J, c = (jacobian(h, push, tau_a) for jacobian in jacobians)
-        f = jnp.stack([decay * jnp.einsum("bjkl,bjl->bjk", J, f[n]) + (1 - decay) * c[..., n] for n in (0, 1)])
-        x |= {name: decay * x[name] + spikes for name, (spikes, _) in sources.items()}
-        h = jnp.stack(plain_step(*jnp.moveaxis(h, -1, 0), *jnp.moveaxis(push, -1, 0), tau_a, args), axis=-1)
-        return (h, f, x, r, f_r, total), None
+        for name, g in conductance.items():
+            total[name] += x[name].T @ (by_V * f[g]["V"])
+        push = {"g_exc": z @ w["in"] + s[:, :n_exc] @ w["exc"], "g_inh": s[:, n_exc:] @ w["inh"]}
+        one = jnp.ones_like(s)
 
-    x = {name: jnp.zeros((batch, len(matrix))) for name, matrix in w.items()}
-    total = jax.tree.map(jnp.zeros_like, w)
-    carry = jnp.zeros((batch, n_rec, 4)), jnp.zeros((2, batch, n_rec, 4)), x, jnp.zeros((batch, 2)), 0.0, total
-    (*_, total), _ = jax.lax.scan(step, carry, (inputs.astype(w["in"].dtype), counts))
+        def column(function, argument):
+            return jax.jvp(function, (argument,), (one,))[1]
+
+        J = {b: column(lambda h_b, b=b: step(h | {b: h_b}, *push.values()), h[b]) for b in h}
+        c = {g: column(lambda push_g, g=g: step(h, *(push | {g: push_g}).values()), push[g]) for g in push}
+        f = {g: {a: decay * sum(J[b][a] * f[g][b] for b in h) + (1 - decay) * c[g][a] for a in h} for g in f}
+        x |= {name: decay * x[name] + spikes for name, spikes in sources.items()}
+        return (step(h, *push.values()), f, x, r, f_r, total), None
+
+    dtype = w["in"].dtype
+    x = {name: jnp.zeros((batch, len(matrix)), dtype) for name, matrix in w.items()}
+    h, total = at_rest(w, batch), jax.tree.map(jnp.zeros_like, w)
+    carry = h, {"g_exc": h, "g_inh": h}, x, jnp.zeros((batch, w["out"].shape[1]), dtype), jnp.zeros((), dtype), total
+    (*_, total), _ = jax.lax.scan(advance, carry, (inputs, counts))
     n = batch * counts.sum()
     return {name: g * (1 if name == "out" else jnp.sign(weights[name])) / n for name, g in total.items()}

@@ -5,8 +5,6 @@ import json
 import subprocess
 import sys
 
-import runs
-
 import pytest
 
 import fitting
@@ -35,23 +33,20 @@ def result_of(done, cwd):
 
 
 def exit_status(script, monkeypatch, folder, arguments):
-    """Exit status of a script, run in this process."""
+    """Exit status of a script, run in this process in a folder."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        runs.run_script(script.main)
-    return stop.value.code
+    return script.main(arguments)
 
 
 def interrupt(monkeypatch, when):
-    """Ctrl-C before the evaluation where when(problem, number of evaluations before it); returns what undoes it."""
+    """Ctrl-C before the evaluation where when(level, number of evaluations before it); returns what undoes it."""
     evaluate, n_before = fitting.FitProblem.evaluate, [0]
 
-    def interrupted(self, X, gradient=False):
-        if when(self, n_before[0]):
+    def interrupted(self, X, gradient=False, level=0.0):
+        if when(level, n_before[0]):
             raise KeyboardInterrupt
         n_before[0] += 1
-        return evaluate(self, X, gradient)
+        return evaluate(self, X, gradient, level)
 
     monkeypatch.setattr(fitting.FitProblem, "evaluate", interrupted)
     return lambda: monkeypatch.setattr(fitting.FitProblem, "evaluate", evaluate)
@@ -81,13 +76,11 @@ def write_traces(path, values):
     return path
 
 
-def check_help(script, monkeypatch, capsys):
+def check_help(script, capsys):
     """Every argument has an explanation and its default, and two examples stand at the end."""
-    monkeypatch.setattr(sys, "argv", [script.__file__])
-    defaults = vars(script.parse_args())
-    monkeypatch.setattr(sys, "argv", [script.__file__, "--help"])
+    defaults = vars(script.parse_args([]))
     with pytest.raises(SystemExit) as stop:
-        script.main()
+        script.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for argument, value in defaults.items():

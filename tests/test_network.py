@@ -1,38 +1,45 @@
 """The E/I network, its connections and its task, against a plain reference, and the gradient by which it learns."""
 
-import utils  # isort: skip  (first: it configures JAX)
-
+import dataclasses
 import itertools
 import math
+
+import runs
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain import arguments, full_matrix, plain_loss, script, tau_a_of
+from plain import arguments, full_matrix, plain_loss, plain_neurons, script, tau_a_of
 
-METHODS = ("dense", "gaussian", "rand")
+import learning_rules
+import utils
+
+CONN_METHODS = utils.CONN_METHODS
 
 
-@pytest.mark.parametrize("conn_method", METHODS)
-def test_gradient_is_that_of_a_plain_reference(x64, dt, monkeypatch, conn_method):
+@pytest.mark.parametrize("conn_method", CONN_METHODS)
+def test_gradient_is_that_of_a_plain_reference(x64, conn_method):
     """Loss, spikes and the gradient of every block of weights, in float64, whatever the chunks of time."""
-    args = arguments(monkeypatch, "--conn_method", conn_method)
-    task, network, weights, connections = script.make_model(args)
-    weights = jax.tree.map(lambda w: w.astype(jnp.float64), weights)
+    args = arguments("--conn_method", conn_method)
+    model = script.make_model(args)
+    task, network, connections = model.task, model.network, model.connections
+    weights = jax.tree.map(lambda w: w.astype(jnp.float64), model.weights)
+    model = dataclasses.replace(model, weights=weights)
     key = jax.random.key(3)
     inputs, labels, _ = task(key, 4)
-    counts = np.arange(task.n_step) >= task.periods["recall"].start
+    trials = inputs, labels, np.arange(task.n_step) >= task.periods["recall"].start
+    neurons, decay_out = plain_neurons(args, tau_a_of(network)), math.exp(-args.dt / args.tau_out)
 
     def reference(weights):
         matrices = dict(weights)
         for name, n_pre in network.sizes.items():
             matrices[name] = full_matrix(weights[name], connections[name], n_pre, network.n_rec)
-        return plain_loss(matrices, inputs, labels, counts, tau_a_of(network), network.n_exc, args)
+        return plain_loss(neurons, matrices, trials, decay_out)
 
     (expected, raster), expected_gradient = jax.value_and_grad(reference, has_aux=True)(weights)
     keys = jax.random.split(key, 4)
-    loss, gradient, _, rates = learning_rules.bptt(task, network, weights, connections, keys)
+    loss, gradient, _, rates = learning_rules.bptt(model, keys)
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
     assert raster[..., : network.n_exc].sum() > 20
     assert raster[..., network.n_exc :].sum() > 5
@@ -42,8 +49,9 @@ def test_gradient_is_that_of_a_plain_reference(x64, dt, monkeypatch, conn_method
         np.testing.assert_allclose(gradient[name], expected_gradient[name], rtol=1e-9, atol=1e-14)
 
 
-def dense_copy(network, weights, connections):
-    """The same network with full matrices, zero where no connection is listed, and the mask of those listed."""
+def dense_copy(model):
+    """The weights as full matrices, zero where no connection is listed, and the mask of those listed."""
+    network, weights, connections = model.network, model.weights, model.connections
     matrices, masks = dict(weights), {}
     for name, n_pre in network.sizes.items():
         matrices[name] = full_matrix(weights[name], connections[name], n_pre, network.n_rec)
@@ -52,15 +60,14 @@ def dense_copy(network, weights, connections):
 
 
 @pytest.mark.parametrize("conn_method", ["gaussian", "rand"])
-def test_sparse_network_is_the_masked_dense_one(dt, monkeypatch, conn_method):
+def test_sparse_network_is_the_masked_dense_one(conn_method):
     """In float32: losses, rates and the gradient at the connections that exist."""
-    args = arguments(monkeypatch, "--conn_method", conn_method, "--n_rec", 50)
-    task, network, weights, connections = script.make_model(args)
+    model = script.make_model(arguments("--conn_method", conn_method, "--n_rec", 50))
     keys = jax.random.split(jax.random.key(0), 8)
-    loss, gradient, _, rates = learning_rules.bptt(task, network, weights, connections, keys)
-    matrices, masks = dense_copy(network, weights, connections)
-    nothing = {"exc": None, "inh": None}
-    dense_loss, dense_gradient, _, dense_rates = learning_rules.bptt(task, network, matrices, nothing, keys)
+    loss, gradient, _, rates = learning_rules.bptt(model, keys)
+    matrices, masks = dense_copy(model)
+    dense = dataclasses.replace(model, weights=matrices, connections={"exc": None, "inh": None})
+    dense_loss, dense_gradient, _, dense_rates = learning_rules.bptt(dense, keys)
     assert rates.sum() > 1
     np.testing.assert_allclose(loss, dense_loss, rtol=1e-5)
     np.testing.assert_allclose(rates, dense_rates, atol=1e-6)
@@ -70,60 +77,57 @@ def test_sparse_network_is_the_masked_dense_one(dt, monkeypatch, conn_method):
         np.testing.assert_allclose(gradient[name], np.asarray(dense_gradient[name])[mask], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("conn_method", METHODS)
-def test_event_driven_simulation_is_that_of_training(dt, monkeypatch, conn_method):
-    args = arguments(monkeypatch, "--conn_method", conn_method, "--n_rec", 50)
-    task, network, weights, connections = script.make_model(args)
+@pytest.mark.parametrize("conn_method", CONN_METHODS)
+def test_event_driven_simulation_is_that_of_training(conn_method):
+    model = script.make_model(arguments("--conn_method", conn_method, "--n_rec", 50))
     keys = jax.random.split(jax.random.key(0), 8)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("batch",))
-    activity, _ = script.record(task, network, weights, connections, keys, mesh)
-    _, correct, rates = learning_rules.run_trials(task, network, weights, connections, keys)
-    assert activity["spikes"].sum() > 20
-    np.testing.assert_array_equal(activity["correct"], correct)
-    np.testing.assert_allclose(activity["rates"], rates, atol=1e-6)
-    np.testing.assert_array_equal(activity["spikes"][..., -1] > 0, activity["V_inh"][..., -1] >= 1)
+    activity = script.simulate(model, keys, mesh)
+    _, correct, rates = learning_rules.run_trials(model, keys)
+    assert activity.spikes.sum() > 20
+    np.testing.assert_array_equal(activity.correct, correct)
+    np.testing.assert_allclose(activity.rates, rates, atol=1e-6)
+    np.testing.assert_array_equal(activity.spikes[..., -1] > 0, activity.V["inh"][..., -1] >= 1)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_chunks_of_time_change_nothing(x64, dt, monkeypatch, chunk):
-    task, network, weights, connections = script.make_model(arguments(monkeypatch))
+def test_chunks_of_time_change_nothing(x64, chunk):
+    model = script.make_model(arguments())
     keys = jax.random.split(jax.random.key(0), 4)
 
     def loss(weights, chunk):
-        return learning_rules.run_trials(task, network, weights, connections, keys, chunk)[0].mean()
+        return learning_rules.run_trials(dataclasses.replace(model, weights=weights), keys, chunk).loss.mean()
 
-    gradient = jax.grad(loss)(weights, chunk)
-    assert task.n_step % 7
-    for name, expected in jax.grad(loss)(weights, None).items():
+    gradient = jax.grad(loss)(model.weights, chunk)
+    assert model.task.n_step % 7
+    for name, expected in jax.grad(loss)(model.weights, None).items():
         assert np.abs(expected).max() > 1e-6
         np.testing.assert_allclose(gradient[name], expected, rtol=1e-7, atol=1e-12)
 
 
-def test_signs_of_weights_do_not_matter(dt, monkeypatch):
+def test_signs_of_weights_do_not_matter():
     """Dale's law: all but the readout act as |W|, so that a gradient changes its sign with the weight."""
-    task, network, weights, connections = script.make_model(arguments(monkeypatch))
+    model = script.make_model(arguments())
     keys = jax.random.split(jax.random.key(0), 4)
-    flipped = {name: w if name == "out" else -w for name, w in weights.items()}
-    assert all((w < 0).any() and (w > 0).any() for w in weights.values())
-    loss, gradient, _, rates = learning_rules.bptt(task, network, weights, connections, keys)
-    other_loss, other_gradient, _, _ = learning_rules.bptt(task, network, flipped, connections, keys)
+    flipped = {name: w if name == "out" else -w for name, w in model.weights.items()}
+    assert all((w < 0).any() and (w > 0).any() for w in model.weights.values())
+    loss, gradient, _, rates = learning_rules.bptt(model, keys)
+    other_loss, other_gradient, _, _ = learning_rules.bptt(dataclasses.replace(model, weights=flipped), keys)
     assert rates.sum() > 1
     assert loss == other_loss
     for name in ("in", "exc", "inh"):
         np.testing.assert_array_equal(gradient[name], -other_gradient[name])
 
 
-@pytest.mark.parametrize("method", script.METHODS)
-def test_two_devices_give_the_loss_and_gradient_of_one(dt, monkeypatch, method):
-    args = arguments(monkeypatch)
-    task, network, weights, connections = script.make_model(args)
+@pytest.mark.parametrize("method", learning_rules.RULES)
+def test_two_devices_give_the_loss_and_gradient_of_one(method):
+    model = script.make_model(arguments())
     keys, results = jax.random.split(jax.random.key(0), 16), []
     assert len(jax.devices()) >= 2
     for n in (1, 2):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:n]), ("batch",))
-        rule = script.choose_rule(args, method, "native")
-        gradient = jax.jit(script.make_gradient(rule, task, network, mesh))
-        results.append(jax.device_get(gradient(weights, connections, keys)))
+        gradient = jax.jit(script.make_gradient(learning_rules.choose_rule(method), mesh))
+        results.append(jax.device_get(gradient(model, keys)))
     (loss, gradient, accuracy, rates), (loss_2, gradient_2, accuracy_2, rates_2) = results
     assert rates.sum() > 1
     assert accuracy == accuracy_2
@@ -181,34 +185,35 @@ def test_dense_is_all_to_all():
 
 
 @pytest.mark.parametrize("conn_method", ["gaussian", "rand"])
-def test_connections_depend_on_their_seed_alone(conn_method, monkeypatch):
+def test_connections_depend_on_their_seed_alone(conn_method):
     first, same, other = (
-        script.make_model(arguments(monkeypatch, "--conn_method", conn_method, "--conn_seed", c, "--weight_seed", w))
+        script.make_model(arguments("--conn_method", conn_method, "--conn_seed", c, "--weight_seed", w))
         for c, w in ((1, 1), (1, 2), (2, 1))
     )
     for name in ("exc", "inh"):
-        np.testing.assert_array_equal(first[3][name][1], same[3][name][1])
-        assert not np.array_equal(first[3][name][1], other[3][name][1])
-    assert not np.array_equal(first[2]["inh"], same[2]["inh"])
-    np.testing.assert_array_equal(first[2]["inh"], other[2]["inh"])
+        np.testing.assert_array_equal(first.connections[name][1], same.connections[name][1])
+        assert not np.array_equal(first.connections[name][1], other.connections[name][1])
+    assert not np.array_equal(first.weights["inh"], same.weights["inh"])
+    np.testing.assert_array_equal(first.weights["inh"], other.weights["inh"])
 
 
 @pytest.mark.parametrize("n_rec", range(5, 13))
-def test_four_excitatory_neurons_for_an_inhibitory_one(monkeypatch, n_rec):
-    for conn_method in METHODS:
-        arguments_ = arguments(monkeypatch, "--n_rec", n_rec, "--conn_method", conn_method)
-        _, network, weights, _ = script.make_model(arguments_)
-        assert all(w.size and np.isfinite(w).all() for w in weights.values())
+def test_four_excitatory_neurons_for_an_inhibitory_one(n_rec):
+    for conn_method in CONN_METHODS:
+        model = script.make_model(arguments("--n_rec", n_rec, "--conn_method", conn_method))
+        assert all(w.size and np.isfinite(w).all() for w in model.weights.values())
+    network = model.network
     assert network.n_exc + network.n_inh == n_rec
     assert abs(network.n_inh - n_rec / 5) <= 0.5
     assert network.n_inh >= 1
 
 
-@pytest.mark.parametrize("conn_method", METHODS)
+@pytest.mark.parametrize("conn_method", CONN_METHODS)
 def test_initial_weights_have_the_variance_of_the_paper(conn_method):
     """scale / number of inputs, and the largest of Figure 3: 0.284 (E) and 1.132 (I) for rand, n_rec 400."""
+    settings = utils.NetworkSettings(conn_method=conn_method, n_rec=400)
     connections = utils.connect(conn_method, 320, 80, seed=0)
-    weights = utils.initial_weights(jax.random.key(0), 100, 2, 320, 80, connections)
+    weights = utils.initial_weights(utils.EINetwork(settings), connections, settings)
     inputs = {"in": 100, "exc": 320, "inh": 80, "out": 400}
     for name in ("exc", "inh"):
         if connections[name] is not None:
@@ -222,10 +227,10 @@ def test_initial_weights_have_the_variance_of_the_paper(conn_method):
         assert np.abs(weights["exc"]).mean() == pytest.approx(0.1025, abs=0.001)
 
 
-def test_adaptation_differs_between_neurons(monkeypatch):
+def test_adaptation_differs_between_neurons():
     """Its time constants are uniform in 0.5 to 1.5 tau_a."""
-    _, network, _, _ = script.make_model(arguments(monkeypatch, "--n_rec", 2000, "--tau_a", 700))
-    tau_a = tau_a_of(network) / 700
+    model = script.make_model(arguments("--n_rec", 2000, "--tau_a", 700))
+    tau_a = tau_a_of(model.network) / 700
     assert 0.5 <= tau_a.min() < 0.51
     assert 1.49 < tau_a.max() <= 1.5
     assert tau_a.std() == pytest.approx(1 / 12**0.5, rel=0.05)
@@ -234,18 +239,17 @@ def test_adaptation_differs_between_neurons(monkeypatch):
 # ---- Updates --------------------------------------------------------------------------------------------------------
 
 
-def test_update_follows_the_clipped_gradient_and_the_penalties(dt, monkeypatch):
+def test_update_follows_the_clipped_gradient_and_the_penalties():
     """SGD: W - lr s (G + L1 sign(W) / n + 2 L2 W / n), s that which brings the norm of all down to grad_clip."""
     more = ["--opt", "sgd", "--lr", 0.1, "--weight_L1", 0.5, "--weight_L2", 2.0, "--grad_clip", 0.01, "--batch_size", 4]
-    args = arguments(monkeypatch, *more)
-    task, network, weights, connections = script.make_model(args)
-    mesh, optimiser = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",)), script.make_optimiser(args)
-    key = jax.random.key(5)
-    state = dict(weights=weights, optimiser=optimiser.init(weights), key=jax.random.key_data(key))
-    update = jax.jit(script.make_update(args, task, network, optimiser, mesh))
-    after, metrics = update(state, connections, 3)
+    args = arguments(*more)
+    model, settings = script.make_model(args), runs.pick(script.TrainingSettings, args)
+    mesh, optimiser = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",)), script.make_optimiser(settings)
+    key, weights = jax.random.key(5), model.weights
+    update = jax.jit(script.make_update(settings, learning_rules.bptt, optimiser, mesh))
+    after, _, metrics = update(model, optimiser.init(weights), jax.random.key_data(key), 3)
     keys = jax.random.split(jax.random.fold_in(key, 3), 4)
-    loss, gradient, _, _ = learning_rules.bptt(task, network, weights, connections, keys)
+    loss, gradient, _, _ = learning_rules.bptt(model, keys)
     total = {
         name: np.asarray(gradient[name]) + (0.5 * np.sign(w) + 2 * 2.0 * np.asarray(w)) / w.size
         for name, w in weights.items()
@@ -254,14 +258,14 @@ def test_update_follows_the_clipped_gradient_and_the_penalties(dt, monkeypatch):
     assert norm > 0.01
     for name, w in weights.items():
         expected = w - 0.1 * 0.01 / norm * total[name]
-        np.testing.assert_allclose(after["weights"][name], expected, atol=1e-7)
+        np.testing.assert_allclose(after.weights[name], expected, atol=1e-7)
     penalties = sum(0.5 * np.abs(w).mean() + 2 * np.square(w).mean() for w in weights.values())
     assert metrics["loss"] == pytest.approx(float(loss + penalties), rel=1e-5)
 
 
-def test_cosine_schedule_ends_at_zero(monkeypatch):
-    args = arguments(monkeypatch, "--opt", "sgd", "--lr", 0.2, "--schedule", "cosine", "--epochs", 10)
-    optimiser, weights, steps = script.make_optimiser(args), {"in": jnp.ones(3)}, []
+def test_cosine_schedule_ends_at_zero():
+    settings = script.TrainingSettings(opt="sgd", lr=0.2, schedule="cosine", epochs=10)
+    optimiser, weights, steps = script.make_optimiser(settings), {"in": jnp.ones(3)}, []
     state = optimiser.init(weights)
     for _ in range(11):
         step, state = optimiser.update(weights, state, weights)

@@ -1,17 +1,30 @@
-"""Online learning: the rules against BPTT with stopped gradients, their equations written out, and brainscale."""
+"""Online learning: the rules against BPTT with stopped gradients, their equations written out, and other packages."""
 
-import utils  # isort: skip  (first: it configures JAX)
+import dataclasses
+import importlib
+import math
 
-import brainscale
+import runs
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from brainscale import _etrace_vjp_algorithms as brainscale_algorithms
-from plain import arguments, full_matrix, plain_diag, plain_expsm_diag, relative_errors, script, tau_a_of
+from check_gradients import ORACLES, alignment, oracle_rule
+from plain import arguments, full_matrix, plain_diag, plain_expsm_diag, plain_neurons, relative_errors, script, tau_a_of
 
-CONN_METHODS = ("dense", "gaussian", "rand")
+import learning_rules
+import utils
+from learning_rules import RULES, bptt, diag, expsm_diag
+from utils import CONN_METHODS
+
 BLOCKS = {"in", "exc", "inh", "out"}
+
+
+def needs(package):
+    """Skips a test where a package cannot be used as an engine."""
+    reason = learning_rules.why_not(package)
+    return pytest.mark.skipif(reason is not None, reason=str(reason))
 
 
 class WholeTrial(utils.EvidenceAccumulation):
@@ -22,25 +35,27 @@ class WholeTrial(utils.EvidenceAccumulation):
         return {"recall": slice(0, super().periods["recall"].stop)}
 
 
-def small_model(monkeypatch, *more):
-    """Arguments, model and keys of 4 trials of a small network; a function that gives the plain reference of a rule."""
-    args = arguments(monkeypatch, *more)
-    task, network, weights, connections = script.make_model(args)
+def small_model(*more):
+    """Model and keys of 4 trials of a small network; a function that gives the plain reference of a rule."""
+    args = arguments(*more)
+    model = script.make_model(args)
+    network, weights, connections = model.network, model.weights, model.connections
     keys = jax.random.split(jax.random.key(3), 4)
 
-    def plain(rule, task=task, **kwargs):
+    def plain(rule, task=model.task, reset=lambda s: s, **kwargs):
         inputs, labels, _ = task(jax.random.key(3), 4)
         recall = task.periods["recall"]
         counts = (np.arange(len(inputs)) >= recall.start) & (np.arange(len(inputs)) < recall.stop)
         matrices = dict(weights)
         for name, n_pre in network.sizes.items():
             matrices[name] = full_matrix(weights[name], connections[name], n_pre, network.n_rec)
-        expected = dict(rule(matrices, inputs, labels, counts, tau_a_of(network), network.n_exc, args, **kwargs))
+        neurons, decay_out = plain_neurons(args, tau_a_of(network), reset), math.exp(-args.dt / args.tau_out)
+        expected = dict(rule(neurons, matrices, (inputs, labels, counts), decay_out, **kwargs))
         for name, ends in network.pairs(connections).items():
             expected[name] = expected[name] if ends is None else expected[name][ends]
         return expected
 
-    return args, (task, network, weights, connections), keys, plain
+    return model, keys, plain
 
 
 # ---- D-RTRL ---------------------------------------------------------------------------------------------------------
@@ -49,65 +64,65 @@ def small_model(monkeypatch, *more):
 
 
 @pytest.mark.parametrize("conn_method", CONN_METHODS)
-def test_diag_is_bptt_with_stopped_gradients(x64, dt, monkeypatch, conn_method):
+def test_diag_is_bptt_with_stopped_gradients(x64, conn_method):
     """Of a plain network, in float64, for chunks that divide the periods and that do not; and it is not BPTT."""
-    _, model, keys, plain = small_model(monkeypatch, "--conn_method", conn_method)
+    model, keys, plain = small_model("--conn_method", conn_method)
     expected = plain(plain_diag)
     for trace_chunk in (5, 8, 1000):
-        loss, gradient, accuracy, rates = jax.jit(lambda k, chunk=trace_chunk: learning_rules.diag(*model, k, chunk))(keys)
+        loss, gradient, accuracy, rates = jax.jit(lambda k, chunk=trace_chunk: diag(model, k, chunk))(keys)
         assert set(gradient) == BLOCKS
         assert all(error < 1e-8 for error in relative_errors(gradient, expected).values())
-    bptt_loss, bptt_gradient, bptt_accuracy, bptt_rates = learning_rules.bptt(*model, keys)
+    bptt_loss, bptt_gradient, bptt_accuracy, bptt_rates = bptt(model, keys)
     assert loss == pytest.approx(float(bptt_loss), rel=1e-12)
     assert accuracy == bptt_accuracy
     np.testing.assert_allclose(rates, bptt_rates, atol=1e-15)
-    assert rates[:, 0].sum() * model[1].n_exc > 5
+    assert rates[:, 0].sum() * model.network.n_exc > 5
     differences = relative_errors(gradient, bptt_gradient)
     assert differences.pop("out") < 1e-8
     assert all(difference > 0.1 for difference in differences.values())
 
 
 @pytest.mark.parametrize("conn_method", CONN_METHODS)
-def test_diag_in_float32(dt, monkeypatch, conn_method):
-    _, model, keys, plain = small_model(monkeypatch, "--conn_method", conn_method)
-    _, gradient, _, _ = jax.jit(lambda k: learning_rules.diag(*model, k, 8))(keys)
+def test_diag_in_float32(conn_method):
+    model, keys, plain = small_model("--conn_method", conn_method)
+    _, gradient, _, _ = jax.jit(lambda k: diag(model, k, 8))(keys)
     assert all(error < 1e-5 for error in relative_errors(gradient, plain(plain_diag)).values())
 
 
 @pytest.mark.parametrize("window", ["one step", "whole trial"])
-def test_diag_for_other_windows_of_the_loss(x64, dt, monkeypatch, window):
-    _, model, keys, plain = small_model(monkeypatch, *(["--t_recall", 1] if window == "one step" else []))
-    task = model[0]
+def test_diag_for_other_windows_of_the_loss(x64, window):
+    model, keys, plain = small_model(*(["--t_recall", 1] if window == "one step" else []))
+    task = model.task
     if window == "whole trial":
-        task = WholeTrial(**{name: getattr(task, name) for name in script.TASK_ARGUMENTS})
+        task = WholeTrial(**dataclasses.asdict(task))
     recall = task.periods["recall"]
     assert recall.stop - recall.start == (1 if window == "one step" else task.n_step)
-    _, gradient, _, _ = jax.jit(lambda k: learning_rules.diag(task, *model[1:], k, 8))(keys)
+    _, gradient, _, _ = jax.jit(lambda k: diag(dataclasses.replace(model, task=task), k, 8))(keys)
     assert all(error < 1e-8 for error in relative_errors(gradient, plain(plain_diag, task)).values())
 
 
-def test_diag_without_the_gradient_of_the_reset(x64, dt, monkeypatch):
+def test_diag_without_the_gradient_of_the_reset(x64, monkeypatch):
     """The Jacobian is that of the network's own step: with the reset's spikes taken as constants, another gradient."""
-    _, model, keys, plain = small_model(monkeypatch)
-    with_reset = learning_rules.diag(*model, keys)[1]
+    model, keys, plain = small_model()
+    with_reset = diag(model, keys)[1]
     update_neurons = utils.EINetwork.update_neurons
 
     def detached(self, x_exc, x_inh, spikes):
         update_neurons(self, x_exc, x_inh, jax.lax.stop_gradient(spikes))
 
     monkeypatch.setattr(utils.EINetwork, "update_neurons", detached)
-    _, gradient, _, _ = learning_rules.diag(*model, keys)
+    _, gradient, _, _ = diag(model, keys)
     expected = plain(plain_diag, reset=jax.lax.stop_gradient)
     assert all(error < 1e-8 for error in relative_errors(gradient, expected).values())
     assert relative_errors(gradient, with_reset)["in"] > 0.1
 
 
 @pytest.mark.parametrize(("conn_method", "batch", "trace_batch"), [("dense", 4, 1), ("rand", 5, 2), ("dense", 1, 4)])
-def test_groups_of_trials_change_nothing(x64, dt, monkeypatch, conn_method, batch, trace_batch):
-    _, model, keys, _ = small_model(monkeypatch, "--conn_method", conn_method)
+def test_groups_of_trials_change_nothing(x64, conn_method, batch, trace_batch):
+    model, keys, _ = small_model("--conn_method", conn_method)
     keys = jax.random.split(jax.random.key(4), batch)
-    loss, gradient, accuracy, rates = learning_rules.diag(*model, keys, trace_batch=trace_batch)
-    whole_loss, whole, whole_accuracy, whole_rates = learning_rules.diag(*model, keys, trace_batch=batch)
+    loss, gradient, accuracy, rates = diag(model, keys, trace_batch=trace_batch)
+    whole_loss, whole, whole_accuracy, whole_rates = diag(model, keys, trace_batch=batch)
     assert all(error < 1e-12 for error in relative_errors(gradient, whole).values())
     assert loss == pytest.approx(float(whole_loss), rel=1e-12)
     assert accuracy == pytest.approx(float(whole_accuracy))  # in float32
@@ -118,94 +133,155 @@ def test_groups_of_trials_change_nothing(x64, dt, monkeypatch, conn_method, batc
 
 
 @pytest.mark.parametrize(("conn_method", "decay"), [("dense", 0.98), ("gaussian", 0.5), ("rand", 0.98)])
-def test_expsm_diag_is_what_its_equations_say(x64, dt, monkeypatch, conn_method, decay):
+def test_expsm_diag_is_what_its_equations_say(x64, conn_method, decay):
     """Written out for a plain network, in float64; and it is neither BPTT nor D-RTRL."""
-    _, model, keys, plain = small_model(monkeypatch, "--conn_method", conn_method)
-    loss, gradient, _, rates = jax.jit(lambda k: learning_rules.expsm_diag(*model, k, decay))(keys)
-    bptt_loss, bptt_gradient, _, bptt_rates = learning_rules.bptt(*model, keys)
+    model, keys, plain = small_model("--conn_method", conn_method)
+    loss, gradient, _, rates = jax.jit(lambda k: expsm_diag(model, k, decay))(keys)
+    bptt_loss, bptt_gradient, _, bptt_rates = bptt(model, keys)
     assert loss == pytest.approx(float(bptt_loss), rel=1e-12)
     np.testing.assert_allclose(rates, bptt_rates, atol=1e-15)
-    assert all(error < 1e-8 for error in relative_errors(gradient, plain(plain_expsm_diag, decay=decay)).values())
-    for other in (bptt_gradient, learning_rules.diag(*model, keys)[1]):
+    assert all(
+        error < 1e-8 for error in relative_errors(gradient, plain(plain_expsm_diag, etrace_decay=decay)).values()
+    )
+    for other in (bptt_gradient, diag(model, keys)[1]):
         assert all(difference > 0.1 for difference in relative_errors(gradient, other).values())
 
 
 @pytest.mark.parametrize(("beta", "sign"), [(1.0, -1), (-0.1, 1)])
-def test_expsm_diag_and_the_sign_of_adaptation(dt, monkeypatch, beta, sign):
+def test_expsm_diag_and_the_sign_of_adaptation(beta, sign):
     """Across a delay, its gradient by the weights of cue inputs has the exact sign only if spikes leave excitation."""
-    _, model, keys, _ = small_model(monkeypatch, "--beta", beta, "--t_delay", 300)
-    n_cue_inputs = model[1].n_in // 2
+    model, keys, _ = small_model("--beta", beta, "--t_delay", 300)
+    n_cue_inputs = model.network.n_in // 2
     smoothed, exact = (
-        jax.jit(lambda k, rule=rule, last=last: rule(*model, k, last))(keys)[1]["in"][:n_cue_inputs]
-        for rule, last in ((learning_rules.expsm_diag, 0.99), (learning_rules.diag, 100))
+        jax.jit(lambda k, rule=rule, last=last: rule(model, k, last))(keys).gradient["in"][:n_cue_inputs]
+        for rule, last in ((expsm_diag, 0.99), (diag, 100))
     )
-    assert sign * check_gradients.alignment(smoothed, exact)["cosine"] > 0.3
+    assert sign * alignment(smoothed, exact)["cosine"] > 0.3
 
 
-def test_a_rank_stands_for_a_decay(monkeypatch):
-    """As in brainscale: (n - 1) / (n + 1)."""
-    for text, decay in (("3", 0.5), ("99", 0.98), ("0.98", 0.98)):
-        assert arguments(monkeypatch, "--etrace_decay", text).etrace_decay == pytest.approx(decay)
-        expected, _ = brainscale_algorithms._format_decay_and_rank(float(text) if "." in text else int(text))
-        assert arguments(monkeypatch, "--etrace_decay", text).etrace_decay == pytest.approx(expected)
+# ---- Other packages -------------------------------------------------------------------------------------------------
 
 
-# ---- brainscale -----------------------------------------------------------------------------------------------------
+def by_package(model, keys, package, method):
+    return jax.jit(lambda k: learning_rules.by_package(model, k, package, method))(keys)
 
 
-def by_brainscale(model, keys, method):
-    return jax.jit(lambda k: learning_rules.by_brainscale(*model, k, method))(keys)
+@pytest.mark.parametrize("package", [pytest.param(name, marks=needs(name)) for name in learning_rules.PACKAGES])
+def test_a_rank_stands_for_a_decay(package):
+    """As in brainscale and braintrace: (n - 1) / (n + 1)."""
+    module = importlib.import_module(package)
+    model, keys, _ = small_model()
+    with model.clock():
+        layers = learning_rules.PackageNetwork(module, model)
+        layers.init_state(len(keys))
+        for text, decay in (("3", 0.5), ("99", 0.98), ("0.98", 0.98)):
+            assert arguments("--etrace_decay", text).etrace_decay == pytest.approx(decay)
+            options = dict(mode=learning_rules.brainstate.mixin.Batching()) if package == "brainscale" else {}
+            theirs = module.IODimVjpAlgorithm(layers, float(text) if "." in text else int(text), **options)
+            assert arguments("--etrace_decay", text).etrace_decay == pytest.approx(theirs.decay)
 
 
+@needs("brainscale")
 @pytest.mark.parametrize("conn_method", CONN_METHODS)
-def test_expsm_diag_is_that_of_brainscale(dt, monkeypatch, conn_method):
-    _, model, keys, _ = small_model(monkeypatch, "--conn_method", conn_method)
-    loss, gradient, accuracy, rates = jax.jit(lambda k: learning_rules.expsm_diag(*model, k))(keys)
-    their_loss, theirs, their_accuracy, their_rates = by_brainscale(model, keys, "expsm_diag")
+def test_expsm_diag_is_that_of_brainscale(conn_method):
+    model, keys, _ = small_model("--conn_method", conn_method)
+    loss, gradient, accuracy, rates = jax.jit(lambda k: expsm_diag(model, k))(keys)
+    their_loss, theirs, their_accuracy, their_rates = by_package(model, keys, "brainscale", "expsm_diag")
     assert their_loss == pytest.approx(float(loss), rel=1e-5)
     assert their_accuracy == accuracy
     np.testing.assert_allclose(their_rates, rates, atol=1e-6)
     for name in BLOCKS:
-        alignment = check_gradients.alignment(gradient[name], theirs[name])
-        assert alignment["cosine"] >= 0.9999
-        assert alignment["norm_ratio"] == pytest.approx(1, abs=1e-3)
+        aligned = alignment(gradient[name], theirs[name])
+        assert aligned["cosine"] >= 0.9999
+        assert aligned["norm_ratio"] == pytest.approx(1, abs=1e-3)
 
 
-def test_what_is_wrong_with_diag_of_brainscale(dt, monkeypatch):
+@needs("brainscale")
+def test_what_is_wrong_with_diag_of_brainscale(monkeypatch):
     """It is exact without two lines: the rescaling of traces, and |W| differentiated at the trace instead of at W."""
-    _, model, keys, _ = small_model(monkeypatch)
-    _, exact, _, _ = learning_rules.diag(*model, keys)
-    cosines = {
-        name: check_gradients.alignment(g, exact[name])["cosine"] for name, g in by_brainscale(model, keys, "diag")[1].items()
-    }
+    brainscale = importlib.import_module("brainscale")
+    model, keys, _ = small_model()
+    _, exact, _, _ = diag(model, keys)
+    theirs = by_package(model, keys, "brainscale", "diag").gradient
+    cosines = {name: alignment(g, exact[name])["cosine"] for name, g in theirs.items()}
     assert all(abs(cosines[name]) < 0.5 for name in ("in", "exc", "inh"))
-    monkeypatch.setattr(brainscale_algorithms, "_normalize_vector", lambda v: v)
-    one_mended = relative_errors(by_brainscale(model, keys, "diag")[1], exact)
+    monkeypatch.setattr(brainscale._etrace_vjp_algorithms, "_normalize_vector", lambda v: v)
+    one_mended = relative_errors(by_package(model, keys, "brainscale", "diag").gradient, exact)
     monkeypatch.setattr(brainscale.MatMulOp, "_vjp_weight_fn", lambda self, w, dw: dw)
-    both_mended = relative_errors(by_brainscale(model, keys, "diag")[1], exact)
+    both_mended = relative_errors(by_package(model, keys, "brainscale", "diag").gradient, exact)
     assert one_mended["in"] > 0.1
     assert all(error < 1e-4 for error in both_mended.values())
+
+
+@needs("braintrace")
+@pytest.mark.parametrize("conn_method", CONN_METHODS)
+def test_diag_is_that_of_braintrace(conn_method):
+    model, keys, _ = small_model("--conn_method", conn_method)
+    loss, gradient, accuracy, rates = jax.jit(lambda k: diag(model, k))(keys)
+    their_loss, theirs, their_accuracy, their_rates = by_package(model, keys, "braintrace", "diag")
+    assert their_loss == pytest.approx(float(loss), rel=1e-5)
+    assert their_accuracy == accuracy
+    np.testing.assert_allclose(their_rates, rates, atol=1e-6)
+    assert all(error < 1e-5 for error in relative_errors(theirs, gradient).values())
+
+
+@needs("braintrace")
+def test_expsm_diag_is_that_of_braintrace_after_its_correction():
+    """It divides f by 1 - decay^(t + 1) up to t = 1000, which undoes the bias of the smoothing: in short trials its
+    gradient is longer, by that factor at recall, and in long ones the same.
+    """
+    model, keys, _ = small_model()
+    theirs = by_package(model, keys, "braintrace", "expsm_diag").gradient
+    recall = model.task.periods["recall"]
+    factors = [1 / (1 - 0.98 ** (step + 1)) for step in (recall.start, recall.stop)]
+    ours = expsm_diag(model, keys).gradient
+    for name in BLOCKS:
+        aligned = alignment(theirs[name], ours[name])
+        assert aligned["cosine"] >= 0.9999
+        assert factors[1] - 0.01 < aligned["norm_ratio"] < factors[0] + 0.01
+    model, keys, _ = small_model("--t_delay", 1000)
+    theirs = by_package(model, keys, "braintrace", "expsm_diag").gradient
+    assert all(error < 1e-4 for error in relative_errors(theirs, expsm_diag(model, keys).gradient).values())
+
+
+# ---- The check of the gradients -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_every_rule_has_an_oracle_on_the_neurons_of_the_network(x64, method):
+    """And for the plain neurons it gives the same, in float64."""
+    model, keys, plain = small_model("--conn_method", "rand")
+    oracle, names = ORACLES[method]
+    own = {name: RULES[method].arguments[name].default for name in names}
+    gradient = oracle_rule(method, own)(model, keys).gradient
+    assert all(error < 1e-8 for error in relative_errors(gradient, plain(oracle, **own)).values())
+
+
+def test_a_rule_without_an_oracle_is_refused(monkeypatch):
+    monkeypatch.setitem(RULES, "new", RULES["bptt"])
+    with pytest.raises(runs.BadInput, match="rule new: found no oracle, expected one in ORACLES"):
+        oracle_rule("new", {})
 
 
 # ---- Memory ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", script.METHODS)
-def test_memory_and_the_length_of_the_trial(dt, monkeypatch, method):
+@pytest.mark.parametrize("method", RULES)
+def test_memory_and_the_length_of_the_trial(method):
     """That of the compiled program does not grow with online learning, when the trial is 9 times as long."""
     memory = []
     for t_delay in (30, 1010):  # whole chunks
-        args, model, _, _ = small_model(monkeypatch, "--t_delay", t_delay, "--n_rec", 60, "--trace_chunk", 35)
-        task, network, weights, connections = model
+        model, _, _ = small_model("--t_delay", t_delay, "--n_rec", 60)
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",))
         keys = jax.random.split(jax.random.key(0), 64)
-        gradient = script.make_gradient(script.choose_rule(args, method, "native"), task, network, mesh)
-        memory.append(script.memory_of(jax.jit(gradient).lower(weights, connections, keys).compile()))
+        rule = learning_rules.choose_rule(method, arguments=dict(trace_chunk=35))
+        gradient = script.make_gradient(rule, mesh)
+        memory.append(script.memory_of(jax.jit(gradient).lower(model, keys).compile()))
     ratio = memory[1] / memory[0]
     assert ratio > 1.5 if method == "bptt" else ratio < 1.05
 
 
-def test_traces_exist_only_for_connections(monkeypatch):
+def test_traces_exist_only_for_connections():
     """Products at the pairs that are listed are those of all pairs, at these."""
     rng = np.random.default_rng(0)
     x, y = (jnp.asarray(rng.normal(size=(7, 3, n))) for n in (5, 6))
