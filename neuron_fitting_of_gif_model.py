@@ -274,10 +274,55 @@ def make_predictions(settings: Settings, trajectories: fitting.Model) -> Callabl
     return predictions
 
 
+def study_of(
+    settings: Settings, targets: Mapping[str, Recording], known: Mapping[str, float] | None = None
+) -> fitting.Study:
+    """The study of the neuron on targets that have potentials and spikes.
+
+    Args:
+        targets: {"fit" or "validation": recording}.
+        known: {name: value} of the neuron behind the targets, where there is one.
+    """
+    constants = constants_of(settings)
+    model, trajectories = fitting.simulation(utils.GIF, constants), make_trajectories(constants)
+    target = recordings.every(targets["fit"], settings.n_point)
+    if settings.fit_target == "spike":
+        recordings.require_spikes(target, settings.spike_level)
+    study = fitting.Study(
+        model=model,
+        loss=simulation_loss(settings, trajectories),
+        bounds=fitting.select_bounds(settings.fit_parameters, RANGES, settings.bounds),
+        recordings={**targets, "fit": target},
+        free_run=fitting.free_run_of(model, target.dt),
+        known=known,
+        delta=settings.delta,
+    )
+    if (settings.objective or ("likelihood" if target.spikes.any() else "simulation")) == "simulation":
+        return study
+    target = recordings.without_spikes(target, settings.t_blank)
+    if settings.fit_target == "potential" and not target.mask.any():
+        expected = "expected less: no potential is left to fit"
+        raise BadInput(f"argument --t_blank: found {settings.t_blank:g}, {expected}")
+    widths = (*(width for width in WIDTHS if width > settings.width_floor), settings.width_floor)
+    return dataclasses.replace(
+        study,
+        model=make_costs(constants),
+        loss=likelihood_loss(settings, trajectories),
+        recordings={**targets, "fit": target},
+        annealing=fitting.Annealing("width", "mV", widths),
+        trajectories=trajectories,
+    )
+
+
+def constants_of(settings: Settings) -> Parameters:
+    """The parameters of the protocol's neuron, with units: those that are not fitted have these values."""
+    return {name: value * RANGES[name].unit for name, value in PROTOCOLS[settings.protocol].items()}
+
+
 def make_study(
     settings: Settings, traces: Mapping[str, Recording], source: recordings.Source, seed: int = 0
 ) -> fitting.Study:
-    """The study of the neuron.
+    """The study of the neuron on traces.
 
     Args:
         traces: {"fit" or "validation": recording}; potentials that are missing are simulated by the neuron of the
@@ -285,37 +330,10 @@ def make_study(
         source: of the traces, with what is added to them.
         seed: of noise that is added.
     """
-    known = PROTOCOLS[settings.protocol]
-    constants = {name: value * RANGES[name].unit for name, value in known.items()}
-    model, trajectories = fitting.simulation(utils.GIF, constants), make_trajectories(constants)
-    free_run = fitting.free_run_of(model, source.dt)
+    constants = constants_of(settings)
+    free_run = fitting.free_run_of(fitting.simulation(utils.GIF, constants), source.dt)
     targets = recordings.make_targets(source, traces, free_run, constants, seed)
-    target = recordings.every(targets["fit"], settings.n_point)
-    if settings.fit_target == "spike":
-        recordings.require_spikes(target, settings.spike_level)
-    objective = settings.objective or ("likelihood" if target.spikes.any() else "simulation")
-    common = dict(
-        bounds=fitting.select_bounds(settings.fit_parameters, RANGES, settings.bounds),
-        free_run=free_run,
-        known=known if source.target == "simulated" else None,
-        delta=settings.delta,
-    )
-    if objective == "simulation":
-        recordings_ = {**targets, "fit": target}
-        return fitting.Study(model, simulation_loss(settings, trajectories), recordings=recordings_, **common)
-    target = recordings.without_spikes(target, settings.t_blank)
-    if settings.fit_target == "potential" and not target.mask.any():
-        found = f"found {settings.t_blank:g}, expected less: no potential is left to fit"
-        raise BadInput(f"argument --t_blank: {found}")
-    widths = (*(width for width in WIDTHS if width > settings.width_floor), settings.width_floor)
-    return fitting.Study(
-        make_costs(constants),
-        likelihood_loss(settings, trajectories),
-        recordings={**targets, "fit": target},
-        annealing=fitting.Annealing("width", "mV", widths),
-        trajectories=trajectories,
-        **common,
-    )
+    return study_of(settings, targets, PROTOCOLS[settings.protocol] if source.target == "simulated" else None)
 
 
 # ---- Data -----------------------------------------------------------------------------------------------------------

@@ -100,19 +100,11 @@ def split_seed(seed: int) -> Seeds:
 
 
 def add_model_arguments(parser: runs.Parser) -> None:
-    """Arguments of the gradient, the network and the task."""
-    add = parser.add_argument_group("gradient").add_argument
-    method = "; ".join(f"{name}: {rule.help}" for name, rule in RULES.items())
-    add("--method", choices=RULES, default="bptt", help=method)
-    engine = (
-        "native: the rules of this project; brainscale, braintrace: diag and expsm_diag by these packages, which are "
-        "slower; brainscale, as in the paper, has a diag that is wrong here"
-    )
-    add("--engine", choices=learning_rules.ENGINES, default="native", help=engine)
+    """Arguments of the rules, the network and the task."""
+    add = parser.add_argument_group("rules").add_argument
     for rule in RULES.values():
         for name, field in rule.arguments.items():
             runs.add_setting(add, name, field)
-
     add = parser.add_argument_group("network").add_argument
     runs.add_settings(add, NetworkSettings)
     seed, seed_number = "seed of the {}, derived from --seed without this argument", runs.number(int, 0, high=2**32 - 1)
@@ -122,13 +114,7 @@ def add_model_arguments(parser: runs.Parser) -> None:
 
 
 def complete(parser: runs.Parser, args: argparse.Namespace) -> argparse.Namespace:
-    """The arguments with the seeds that follow from --seed, checked for what is wrong with the network and the task."""
-    if args.engine != "native":
-        if args.method not in learning_rules.PACKAGE_RULES:
-            expected = " or ".join(learning_rules.PACKAGE_RULES)
-            parser.error(f"argument --engine: found {args.engine} with --method {args.method}, expected {expected}")
-        if reason := learning_rules.why_not(args.engine):
-            parser.error(f"argument --engine: {args.engine}: {reason}")
+    """The arguments with the seeds that follow from --seed, checked for what is wrong with the task."""
     try:
         runs.pick(EvidenceAccumulation, args)
     except ValueError as error:
@@ -153,6 +139,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--load", type=Path, metavar="RUN", help=load)
     resume = "run folder of an interrupted training to go on with; its arguments are the defaults then"
     add("--resume", type=Path, metavar="RUN", help=resume)
+    add = parser.add_argument_group("gradient").add_argument
+    method = "; ".join(f"{name}: {rule.help}" for name, rule in RULES.items())
+    add("--method", choices=RULES, default="bptt", help=method)
+    engine = (
+        "native: the rules of this project; brainscale, braintrace: diag and expsm_diag by these packages, which are "
+        "slower; brainscale, as in the paper, has a diag that is wrong here"
+    )
+    add("--engine", choices=learning_rules.ENGINES, default="native", help=engine)
     add_model_arguments(parser)
     runs.add_settings(parser.add_argument_group("training").add_argument, TrainingSettings)
     runs.add_run_arguments(parser)
@@ -170,6 +164,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.resume and (args.mode != "train" or args.output):
         given = f"found with --mode {args.mode} or --output"
         parser.error(f"argument --resume: {given}, expected a training to go on with")
+    if args.engine != "native":
+        if args.method not in learning_rules.PACKAGE_RULES:
+            expected = " or ".join(learning_rules.PACKAGE_RULES)
+            parser.error(f"argument --engine: found {args.engine} with --method {args.method}, expected {expected}")
+        if reason := learning_rules.why_not(args.engine):
+            parser.error(f"argument --engine: {args.engine}: {reason}")
     return complete(parser, args)
 
 

@@ -1,11 +1,11 @@
+import runs
+
 import brainstate
 import brainunit as u
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 2)  # also where there is one core; before a backend starts
-
-import runs
 
 
 @pytest.fixture(scope="session", autouse=True)

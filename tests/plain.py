@@ -9,7 +9,10 @@ import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scripts
+
+import learning_rules
 
 script = scripts.import_script("task-coba-ei-rsnn")
 
@@ -17,6 +20,12 @@ script = scripts.import_script("task-coba-ei-rsnn")
 def arguments(*more):
     """Arguments of a small network that spikes and a short trial, as the script parses them."""
     return script.parse_args([*scripts.SMALL_NETWORK, *map(str, more)])
+
+
+def needs(package):
+    """Skips a test where a package cannot be used as an engine."""
+    reason = learning_rules.why_not(package)
+    return pytest.mark.skipif(reason is not None, reason=str(reason))
 
 
 def relative_errors(gradient, expected):

@@ -1,8 +1,7 @@
 """task-coba-ei-rsnn.py from end to end: what it writes, how it stops and goes on, and how it refuses bad input."""
 
+import argparse
 import csv
-import importlib
-import itertools
 import json
 import math
 import os
@@ -12,12 +11,16 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import scripts
+from plain import needs
 from scripts import result_of
 
-script = importlib.import_module("task-coba-ei-rsnn")
+import learning_rules
+
+script = scripts.import_script("task-coba-ei-rsnn")
 TRAINING = "--batch_size 8 --n_heldout 32 --eval_every 2 --save_every 3 --epochs 8 --lr 0.01"
 TINY = [*scripts.SMALL_NETWORK, *TRAINING.split(" ")]
 FIGURES = {"activity.png", "weights.png", "weight_matrix.png"}
@@ -137,57 +140,33 @@ def test_loaded_network_is_the_trained_one(trained, monkeypatch, tmp_path, capsy
 
 
 def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
-    """As the training and a simulation of the same trials by `record` have it, which has other code and kernels."""
+    """As the training and a simulation of the same trials have it, which has other code and kernels."""
     result, folder = trained
     arguments = ["--mode", "sim", "--load", folder, "--n_heldout", 32, "--output", "sim"]
     assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
     simulated = json.loads((tmp_path / "sim" / "result.json").read_text())
     assert 0.5 < simulated["within_reversal_potentials"]["exc"] <= 1
-    found = simulated["behaviour"]
-    delays = {row["t_delay"]: row["accuracy"] for row in found["delays"]}
-    silenced = {name: row["accuracy"] for name, row in found["silenced"].items()}
+    decisions = simulated["behaviour"]
+    delays = {row["t_delay"]: row["accuracy"] for row in decisions["delays"]}
+    silenced = {name: row["accuracy"] for name, row in decisions["silenced"].items()}
     assert delays.keys() == {30, *script.DELAYS}
     assert silenced.keys() == {"nothing", "adaptation", "recurrent exc", "recurrent inh"}
     assert delays[30] == silenced["nothing"] == result["best"]["heldout_accuracy"]
-    psychometric = found["psychometric"]
-    assert sum(row["n"] for row in psychometric) == found["n_trials"] == 32
+    psychometric = decisions["psychometric"]
+    assert sum(row["n"] for row in psychometric) == decisions["n_trials"] == 32
     right = [row["right"] if row["difference"] > 0 else 1 - row["right"] for row in psychometric]
     assert np.average(right, weights=[row["n"] for row in psychometric]) == pytest.approx(delays[30])
 
-    monkeypatch.setattr(sys, "argv", ["script", "--load", str(folder), "--n_heldout", "32", "--devices", "0"])
-    args = script.parse_args()
-    mesh = script.Mesh(np.array(script.split_devices(args, script.runs.setup_jax(args))), ("batch",))
-    script.brainstate.environ.set(dt=1.0 * script.u.ms)
-    keys = script.jax.random.split(script.jax.random.key(args.heldout_seed), 32)
+    args = script.parse_args(["--load", str(folder), "--n_heldout", "32", "--devices", "0"])
+    mesh = script.setup(args)
+    keys = jax.random.split(jax.random.key(args.heldout_seed), 32)
     for change, accuracy in (({"t_delay": 250.0}, delays[250]), ({"beta": 0.0}, silenced["adaptation"])):
-        changed = script.argparse.Namespace(**vars(args) | change)
-        task, network, weights, connections = script.make_model(changed)
-        weights, connections, _ = script.load_network(folder, weights, connections)
-        activity, _ = script.record(task, network, weights, connections, keys, mesh)
-        assert activity["rates"].sum() > 0
-        assert activity["correct"].mean() == accuracy
-    assert found["silenced"]["adaptation"]["rates_Hz"] != found["silenced"]["nothing"]["rates_Hz"]
-
-
-def test_check_of_the_gradients(tmp_path):
-    """By a subprocess: a row a rule and block; native rules agree with their oracles, brainscale's diag does not."""
-    arguments = [*scripts.SMALL_NETWORK, "--mode", "check", "--batch_size", 4, "--conn_method", "rand", "--n_rec", 40]
-    result, folder = result_of(run(*arguments, "--output", "run", cwd=tmp_path), tmp_path)
-    assert {path.name for path in folder.iterdir()} == {"config.json", "result.json", "check.csv", "check.png"}
-    assert result["failures"] == []
-    with open(folder / "check.csv", newline="") as file:
-        rows = {(row["method"], row["engine"], row["block"]): row for row in csv.DictReader(file)}
-    engines = [("bptt", "native"), *itertools.product(("diag", "expsm_diag"), ("native", "brainscale"))]
-    assert set(rows) == {(*engine, block) for engine in engines for block in ("in", "exc", "inh", "out")}
-    for (method, engine, block), row in rows.items():
-        assert float(row["seconds"]) > 0
-        assert float(row["memory_MB"]) > 0
-        if engine == "native":
-            assert float(row["error_oracle"]) < 1e-5
-        if method != "bptt" and engine == "native" and block != "out":
-            assert abs(float(row["cosine_bptt"])) < 0.999
-    assert abs(float(rows["diag", "brainscale", "in"]["cosine_oracle"])) < 0.5
-    assert float(rows["expsm_diag", "brainscale", "in"]["cosine_oracle"]) > 0.9999
+        model = script.make_model(argparse.Namespace(**vars(args) | change))
+        model, _ = script.load_network(folder, model)
+        activity = script.simulate(model, keys, mesh)
+        assert activity.rates.sum() > 0
+        assert activity.correct.mean() == accuracy
+    assert decisions["silenced"]["adaptation"]["rates_Hz"] != decisions["silenced"]["nothing"]["rates_Hz"]
 
 
 # ---- How it stops and goes on ---------------------------------------------------------------------------------------
@@ -197,7 +176,6 @@ import importlib, os, signal, sys
 sys.path.insert(0, {root!r})
 sys.argv[0] = {file!r}
 script = importlib.import_module("task-coba-ei-rsnn")
-import utils
 {patch}
 runs.run_script(script.main)
 """
@@ -226,7 +204,7 @@ handler.async_save = killed
 @pytest.mark.parametrize("patch", [MIDDLE_OF_TRAINING, MIDDLE_OF_SAVE])
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(patch, trained, monkeypatch, tmp_path, capsys):
     root = script.Path(script.__file__).parent
-    code = KILLED.format(root=str(root), file=script.__file__, patch=patch)
+    code = KILLED.format(root=str(root), patch=patch)
     command = [sys.executable, "-c", code, *TINY, "--output", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -331,6 +309,7 @@ def test_online_learning_stops_and_goes_on(method, trained, monkeypatch, tmp_pat
     assert json.loads((tmp_path / "run" / "result.json").read_text())["method"] == method
 
 
+@needs("brainscale")
 def test_training_by_brainscale(monkeypatch, tmp_path, capsys):
     """Its expsm_diag is ours, update by update."""
     monkeypatch.chdir(tmp_path)
@@ -380,43 +359,13 @@ def test_bad_arguments_get_one_line(arguments, words, monkeypatch, tmp_path, cap
     assert all(word in errors for word in words)
 
 
-def test_without_brainscale(monkeypatch, tmp_path, capsys):
-    """Its engine says how to install it; the rest works."""
-    monkeypatch.setitem(sys.modules, "brainscale", None)
-    arguments = ["--method", "diag", "--engine", "brainscale"]
+@pytest.mark.parametrize("package", ["brainscale", "braintrace"])
+def test_without_the_package_of_an_engine(package, monkeypatch, tmp_path, capsys):
+    """Its engine says how to install it."""
+    monkeypatch.setitem(sys.modules, package, None)
+    arguments = ["--method", "diag", "--engine", package]
     errors = scripts.refused(script, monkeypatch, capsys, tmp_path, arguments)
-    assert "pip install brainscale==0.1.0" in errors
-    arguments = [*scripts.SMALL_NETWORK, "--mode", "check", "--batch_size", 4, "--output", "run"]
-    assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
-    assert "pip install brainscale==0.1.0" in capsys.readouterr().out
-    rows = json.loads((tmp_path / "run" / "result.json").read_text())["rows"]
-    assert {row["engine"] for row in rows} == {"native"}
-
-
-def wrong_diag(*args, **kwargs):
-    loss, gradient, accuracy, rates = diag(*args, **kwargs)
-    return loss, gradient | {"exc": 1.001 * gradient["exc"]}, accuracy, rates
-
-
-diag = learning_rules.diag
-
-
-@pytest.mark.parametrize(
-    ("arguments", "rule", "words"),
-    [
-        (["--ff_scale", 0], diag, ["silent", "--ff_scale"]),
-        (["--rec_scale", 0, "--tau_out", 0.01], diag, ["bptt and diag give the same gradient"]),
-        ([], wrong_diag, ["diag, weights exc", "1.0e-03", "1e-05"]),
-    ],
-)
-def test_check_fails_and_says_why(arguments, rule, words, monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(sys.modules, "brainscale", None)
-    monkeypatch.setattr(script, "diag", rule)
-    arguments = [*scripts.SMALL_NETWORK, "--mode", "check", "--batch_size", 4, *arguments, "--output", "run"]
-    assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 1
-    failures = json.loads((tmp_path / "run" / "result.json").read_text())["failures"]
-    assert any(all(word in failure for word in words) for failure in failures)
-    assert all(f"FAILED: {failure}" in capsys.readouterr().out for failure in failures[:1])
+    assert learning_rules.PACKAGES[package] in errors
 
 
 @pytest.fixture
@@ -510,8 +459,8 @@ def test_nan_is_caught_and_named(arguments, words, monkeypatch, tmp_path, capsys
     assert result["updates"] < 5
 
 
-def test_help_explains_every_argument(monkeypatch, capsys):
-    scripts.check_help(script, monkeypatch, capsys)
+def test_help_explains_every_argument(capsys):
+    scripts.check_help(script, capsys)
 
 
 # ---- Statistics -----------------------------------------------------------------------------------------------------

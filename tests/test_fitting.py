@@ -9,43 +9,51 @@ import numpy as np
 import pytest
 import scipy.optimize
 
+import fitting
 import neuron_fitting_of_hh_model as hh
+import utils
+from fitting import FitProblem, Loss, Search, Study
+from identifiability import Box, Prediction, identifiability
+from recordings import Recording
 
 HH_BOUNDS = {name: hh.RANGES[name] for name in hh.FITTED}
 BOUNDS = {"a": u.Quantity([-2.0, 2.0], unit=u.mV), "b": u.Quantity([0.0, 3.0], unit=u.mV)}
 
 
-def line_problem(n_sample=4, model=None, devices=None):
+def squared_error(V, data):
+    return jnp.mean((V - data["V"]) ** 2)
+
+
+def line_problem(n_sample=4, model=None, devices=None, annealing=None):
     """Fit a + b t to two straight lines of four samples: a quadratic loss with its minimum inside the box."""
 
-    def line(parameters, data):
+    def line(parameters, data, level):
         a, b = (parameters[name].to_decimal(u.mV) for name in "ab")
         return a + b * data["t"]
 
     t = np.tile(np.linspace(0, 1, 4)[:, None], (1, 2))
     data = {"t": t, "V": 0.5 + 1.5 * t + np.array([0.1, -0.1])}
-    loss = lambda V, data: jnp.mean((V - data["V"]) ** 2)  # noqa: E731
-    return fitting.FitProblem(model or line, loss, BOUNDS, data, n_sample, devices or jax.devices())
+    study = Study(model or line, Loss(squared_error, "squared error", None), BOUNDS, {"fit": data}, annealing=annealing)
+    return FitProblem(study, n_sample, devices or jax.devices())
 
 
 def hh_problem(n_sample):
     current = np.zeros((600, 2))
     current[100:] = [2.0, 0.3]
-    model = hh.make_model(0.01)
-    V = np.asarray(model({n: x * b.unit for (n, b), x in zip(HH_BOUNDS.items(), (0.01, 25, 6, -58), strict=True)},
-                         {"current": current}))  # fmt: skip
+    truth = {n: x * b.unit for (n, b), x in zip(HH_BOUNDS.items(), (0.01, 25, 6, -58), strict=True)}
+    V = np.asarray(fitting.simulation(utils.HH)(truth, Recording(current, dt=0.01))["V"])
     assert V.max() > 20
-    loss = lambda V, data: jnp.mean((V - data["V"]) ** 2)  # noqa: E731
-    return fitting.FitProblem(model, loss, HH_BOUNDS, dict(current=current, V=V), n_sample, jax.devices())
+    target = Recording(current, V, mask=np.ones_like(V), dt=0.01)
+    return FitProblem(fitting.simulation_study(utils.HH, HH_BOUNDS, {"fit": target}), n_sample, jax.devices())
 
 
 class Rosenbrock:
     """Stands in for a FitProblem: losses and gradients of a hard function, in NumPy."""
 
     def __init__(self, stop_after=math.inf):
-        self.rounds, self.interrupted, self.stop_after = [], False, stop_after
+        self.rounds, self.stop_after = [], stop_after
 
-    def evaluate(self, X, gradient=False):
+    def evaluate(self, X, gradient=False, level=0.0):
         self.rounds.append(len(X))
         if len(self.rounds) > self.stop_after:
             raise KeyboardInterrupt
@@ -60,8 +68,9 @@ def test_batched_gradients_equal_reverse_mode_one_by_one(n, x64):
     losses, grads = problem.evaluate(X, gradient=True)
     np.testing.assert_allclose(problem.evaluate(X), losses, rtol=1e-8)
     assert np.abs(grads).max(axis=0).min() > 0
+    study, data = problem.study, problem.data
     one = jax.jit(
-        jax.value_and_grad(lambda x: problem.loss(problem.model(problem.parameters(x), problem.data), problem.data))
+        jax.value_and_grad(lambda x: study.loss.function(study.model(problem.box.parameters(x), data, 0.0), data))
     )
     for i in {0, n // 2, n - 1}:
         loss, grad = one(jnp.asarray(X[i]))
@@ -81,7 +90,7 @@ def test_the_number_of_devices_changes_nothing():
 
 def test_every_start_makes_the_iterates_it_would_make_alone():
     problem, x0 = Rosenbrock(), np.random.default_rng(0).random((9, 3))
-    starts = fitting.lbfgsb_multistart(problem, x0)
+    starts = fitting.lbfgsb_multistart(problem, x0).starts
     for start, x in zip(starts, x0, strict=True):
         alone = scipy.optimize.minimize(
             lambda x: tuple(y[0] for y in Rosenbrock().evaluate(x[None])),
@@ -103,22 +112,22 @@ def test_every_start_makes_the_iterates_it_would_make_alone():
 def test_ctrl_c_keeps_the_best_point_of_every_start():
     problem = Rosenbrock(stop_after=5)
     x0 = np.random.default_rng(0).random((4, 2))
-    starts = fitting.lbfgsb_multistart(problem, x0)
-    assert problem.interrupted
+    minimum = fitting.lbfgsb_multistart(problem, x0)
+    assert minimum.interrupted
     initial, _ = Rosenbrock().evaluate(x0)
-    for start, loss in zip(starts, initial, strict=True):
+    for start, loss in zip(minimum.starts, initial, strict=True):
         assert start.n_gradients == 5
         assert start.status == "interrupted"
         assert start.loss < loss
 
 
 def test_nan_ends_its_start_by_name_and_no_other():
-    def model(parameters, data):
+    def model(parameters, data, level):
         a, b = (parameters[name].to_decimal(u.mV) for name in "ab")
         return (a + b * data["t"]) * jnp.sqrt(b - 0.3 + (data["t"] <= 0.5))
 
     problem = line_problem(model=model)
-    starts = fitting.lbfgsb_multistart(problem, np.array([[0.5, 0.05], [0.4, 0.5]]))
+    starts = fitting.lbfgsb_multistart(problem, np.array([[0.5, 0.05], [0.4, 0.5]])).starts
     assert starts[0].status.startswith("NaN at time step 2 of trace 0 at a = 0 mV, b = 0.15 mV")
     assert starts[0].n_gradients == 1
     assert starts[1].n_gradients > 1
@@ -129,45 +138,47 @@ def test_nan_ends_its_start_by_name_and_no_other():
 def test_every_method_finds_the_minimum(method):
     n_iter, near = {"L-BFGS-B": (1, 1e-6), "bayesian": (4, 5e-3)}.get(method, (100, 1e-4))
     problem, floor = line_problem(n_sample=10), 0.1**2
-    starts = fitting.minimise(problem, method, n_iter, seed=2)
-    assert 0.999 * floor < problem.best_loss < floor + near
+    minimum = fitting.minimise(problem, Search(method, n_iter=n_iter, seed=2))
+    best = problem.best[0.0]
+    assert 0.999 * floor < best.loss < floor + near
     # The median gap of random search with as many evaluations is larger.
     random = line_problem(n_sample=30 * problem.n_simulations)
     losses = random.evaluate(fitting.random_starts(random, seed=0)).reshape(30, -1)
     assert np.median(losses.min(axis=1)) > floor + near
-    assert min(start.loss for start in starts) == problem.best_loss
-    assert np.isfinite(problem.best_x).all()
-    losses = [row["best_loss"] for row in problem.history]
+    assert min(start.loss for start in minimum.starts) == minimum.best.loss == best.loss
+    assert np.isfinite(minimum.best.x).all()
+    losses = [row.best_loss for row in problem.history]
     assert losses == sorted(losses, reverse=True)
     if method != "L-BFGS-B":
         assert problem.n_gradients == 0
-        assert {row["active"] for row in problem.history} == {10}  # a population is one call
+        assert {row.active for row in problem.history} == {10}  # a population is one call
 
 
 @pytest.mark.parametrize("method", ["L-BFGS-B", "DE", "CMA"])
 def test_the_same_seed_gives_the_same_numbers(method):
     def fit(seed):
         problem = line_problem()
-        return [start.x.tolist() for start in fitting.minimise(problem, method, 3, seed)], problem.n_simulations
+        minimum = fitting.minimise(problem, Search(method, n_iter=3, seed=seed))
+        return [start.x.tolist() for start in minimum.starts], problem.n_simulations
 
     assert fit(1) == fit(1)
     assert fit(1) != fit(2)
 
 
 def test_parameters_stay_inside_their_bounds():
-    problem = line_problem()
+    box = Box(BOUNDS)
     for x in (0.0, 1.0, np.nextafter(1, 0), 1e-300):
-        for name, value in problem.values([x, x]).items():
+        for name, value in box.values([x, x]).items():
             low, high = (float(limit) for limit in BOUNDS[name].mantissa)
             assert low <= value <= high
-            assert low <= float(problem.parameters(np.array([x, x]))[name].to_decimal(u.mV)) <= high
-    assert problem.values([1.0, 0.0]) == {"a": 2.0, "b": 0.0}
+            assert low <= float(box.parameters(np.array([x, x]))[name].to_decimal(u.mV)) <= high
+    assert box.values([1.0, 0.0]) == {"a": 2.0, "b": 0.0}
 
 
 def test_an_error_in_a_start_is_raised_and_does_not_hang(monkeypatch):
-    problem = line_problem(model=lambda parameters, data: data["t"] * jnp.nan)
+    problem = line_problem(model=lambda parameters, data, level: data["t"] * jnp.nan)
 
-    def out_of_memory(x):
+    def out_of_memory(x, level):
         raise MemoryError("no room")
 
     monkeypatch.setattr(problem, "name_nan", out_of_memory)
@@ -177,49 +188,47 @@ def test_an_error_in_a_start_is_raised_and_does_not_hang(monkeypatch):
 
 @pytest.mark.parametrize("method", ["DE", "bayesian"])
 def test_losses_that_are_not_finite_are_survived_and_counted(method):
-    def model(parameters, data):
+    def model(parameters, data, level):
         a, b = (parameters[name].to_decimal(u.mV) for name in "ab")
         return a + b * data["t"] + jnp.where(a > 1, jnp.inf, 0)
 
     problem = line_problem(n_sample=12, model=model)
-    (start,) = fitting.minimise(problem, method, 2, 0)
+    (start,) = fitting.minimise(problem, Search(method, n_iter=2)).starts
     assert math.isfinite(start.loss)
     assert "losses were not finite, first NaN at time step 0 of trace 0 at a = 1." in start.status
 
 
 def test_the_minimum_outside_the_box_is_found_on_its_edge():
-    def model(parameters, data):
+    def model(parameters, data, level):
         return parameters["a"].to_decimal(u.mV) + 5 + parameters["b"].to_decimal(u.mV) * data["t"]
 
     problem = line_problem(model=model)
-    fitting.minimise(problem, "L-BFGS-B", 1, 0)
-    assert problem.values(problem.best_x)["a"] == -2.0
+    minimum = fitting.minimise(problem, Search())
+    assert problem.box.values(minimum.best.x)["a"] == -2.0
 
 
 # ---- Identifiability ------------------------------------------------------------------------------------------------
 
 
-def linear_problem(design, best_x):
-    """y = X (a, b) + noise, as a FitProblem that is at best_x, and its design in units of the box."""
-    problem = line_problem()
-    problem.best_x = best_x
-    scaled = design * (problem.high - problem.low)
-    return problem, lambda x: jnp.asarray(scaled) @ x
+def linear(design):
+    """y = X (a, b), as a function of x in the box."""
+    box = Box(BOUNDS)
+    scaled = design * (box.high - box.low)
+    return box, lambda x: jnp.asarray(scaled) @ x
 
 
 def test_standard_errors_are_those_of_linear_regression(x64):
     rng = np.random.default_rng(0)
     design, truth, n = rng.standard_normal((400, 2)), np.array([0.4, 0.6]), 400
-    problem, predict = linear_problem(design, truth)
+    box, predict = linear(design)
     target = np.asarray(predict(truth)) + 0.05 * rng.standard_normal(n)
     fitted = np.linalg.lstsq(np.asarray(jax.jacfwd(predict)(truth)), target, rcond=None)[0]
-    problem.best_x = fitted
-    report = fitting.identifiability(problem, {"y": (predict, target, 1e-9)})
+    report = identifiability(box, fitted, {"y": Prediction(predict, target, 1e-9)})
     sd = np.sqrt(np.mean((np.asarray(predict(fitted)) - target) ** 2))
-    assert report["noise"]["y"] == pytest.approx(sd)
+    assert report.noise["y"] == pytest.approx(sd)
     expected = sd * np.sqrt(np.diag(np.linalg.inv(design.T @ design)))
-    np.testing.assert_allclose(list(report["standard_errors"].values()), expected, rtol=1e-3)
-    assert report["undetermined"] == []
+    np.testing.assert_allclose(list(report.standard_errors.values()), expected, rtol=1e-3)
+    assert report.undetermined == []
 
 
 def test_clusters_allow_for_residuals_that_depend_on_each_other(x64):
@@ -230,41 +239,74 @@ def test_clusters_allow_for_residuals_that_depend_on_each_other(x64):
     truth = np.array([0.4, 0.6])
     errors, said, naive = [], [], []
     for _ in range(60):
-        problem, predict = linear_problem(design, truth)
+        box, predict = linear(design)
         noise = 0.05 * rng.standard_normal(n_cluster)[clusters] + 0.02 * rng.standard_normal(len(clusters))
         target = np.asarray(predict(truth)) + noise
-        problem.best_x = np.linalg.lstsq(np.asarray(jax.jacfwd(predict)(truth)), target, rcond=None)[0]
-        errors.append((problem.best_x - truth) * (problem.high - problem.low))
+        fitted = np.linalg.lstsq(np.asarray(jax.jacfwd(predict)(truth)), target, rcond=None)[0]
+        errors.append((fitted - truth) * (box.high - box.low))
         for reports, groups in ((said, clusters), (naive, None)):
-            report = fitting.identifiability(problem, {"y": (predict, target, 1e-9)}, groups)
-            reports.append(list(report["standard_errors"].values()))
+            report = identifiability(box, fitted, {"y": Prediction(predict, target, 1e-9)}, groups)
+            reports.append(list(report.standard_errors.values()))
     spread = np.sqrt(np.mean(np.square(errors), axis=0))
     np.testing.assert_allclose(np.mean(said, axis=0), spread, rtol=0.3)
     assert (np.mean(naive, axis=0) < 0.5 * spread).all()
 
 
 def test_directions_without_effect_are_named(x64):
-    t = np.linspace(0, 1, 50)
-    for design, words in ((np.stack([t, 0 * t], axis=1), ["b"]), (np.stack([0 * t, 0 * t], axis=1), ["a", "b"])):
-        problem, predict = linear_problem(design, np.array([0.5, 0.5]))
-        report = fitting.identifiability(problem, {"y": (predict, np.zeros(50), 1e-3)})
-        assert sorted(report["undetermined"]) == words
-        for name, (low, high) in {name: BOUNDS[name].mantissa for name in words}.items():
-            assert report["standard_errors"][name] == pytest.approx((high - low) / 12**0.5)
-    problem, predict = linear_problem(np.stack([t, 4 / 3 * t], axis=1), np.array([0.5, 0.5]))  # 4 (a + b) in the box
-    (direction,) = fitting.identifiability(problem, {"y": (predict, np.zeros(50), 1e-3)})["undetermined"]
+    t, centre, target = np.linspace(0, 1, 50), np.array([0.5, 0.5]), np.zeros(50)
+    for design, names in ((np.stack([t, 0 * t], axis=1), ["b"]), (np.stack([0 * t, 0 * t], axis=1), ["a", "b"])):
+        box, predict = linear(design)
+        report = identifiability(box, centre, {"y": Prediction(predict, target, 1e-3)})
+        assert sorted(report.undetermined) == names
+        for name, (low, high) in {name: BOUNDS[name].mantissa for name in names}.items():
+            assert report.standard_errors[name] == pytest.approx((high - low) / 12**0.5)
+    box, predict = linear(np.stack([t, 4 / 3 * t], axis=1))  # 4 (a + b) in the box
+    (direction,) = identifiability(box, centre, {"y": Prediction(predict, target, 1e-3)}).undetermined
     assert direction in (
         "+0.71 a -0.71 b (each in units of its bounds)",
         "-0.71 a +0.71 b (each in units of its bounds)",
     )
 
 
-def test_data_can_change_without_another_compilation():
-    problem = line_problem()
+# ---- Annealing ------------------------------------------------------------------------------------------------------
+
+
+def raised(parameters, data, level):
+    """The line, and `level` more."""
+    a, b = (parameters[name].to_decimal(u.mV) for name in "ab")
+    return a + b * data["t"] + level
+
+
+def test_a_level_neither_compiles_again_nor_forgets_the_best_point():
+    problem = line_problem(model=raised)
     X = np.full((3, 2), 0.5)
-    before = problem.evaluate(X)
-    problem.set_data(**problem.data | {"V": problem.data["V"] + 1})
-    assert not math.isfinite(problem.best_loss)
+    before, sent = problem.evaluate(X), problem.device_data
+    best = problem.best[0.0].loss
+    assert 2.0 not in problem.best  # nothing is known of another level
     seconds = problem.seconds["compile"]
-    assert (problem.evaluate(X) != before).all()
+    assert (problem.evaluate(X, level=2.0) != before).all()
     assert problem.seconds["compile"] == seconds
+    assert problem.device_data is sent
+    assert problem.best[0.0].loss == best == before.min()
+    assert problem.best[2.0].loss != best
+    assert [row.level for row in problem.history] == [0.0, 2.0]
+
+
+def test_annealing_ends_at_the_level_of_the_lowest_loss():
+    """Raised by 5, the line cannot be reached from inside the box; lowered by nothing it is a fit of the line."""
+    annealing = fitting.Annealing("offset", "mV", (5.0, 3.0, 0.0, 4.0))
+    problem = line_problem(model=raised, annealing=annealing)
+    minimum = fitting.minimise(problem, Search())
+    assert minimum.level == 0.0
+    assert minimum.best.loss == pytest.approx(0.01, rel=1e-3)
+    assert list(dict.fromkeys(row.level for row in problem.history)) == [5.0, 3.0, 0.0, 4.0]
+    assert problem.history[-1].level == 0.0
+    starts = fitting.random_starts(problem, 0)
+    assert all(np.array_equal(start.initial, x) for start, x in zip(minimum.starts, starts, strict=True))
+
+
+def test_methods_without_gradients_have_the_last_level_or_that_of_the_search():
+    problem = line_problem(model=raised, annealing=fitting.Annealing("offset", "mV", (5.0, 1.0)))
+    assert fitting.minimise(problem, Search("random", n_iter=2)).level == 1.0
+    assert fitting.minimise(problem, Search("random", n_iter=2, level=0.5)).level == 0.5
+    assert {row.level for row in problem.history} == {1.0, 0.5}

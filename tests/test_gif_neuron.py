@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import recordings
 import utils
 
 DATA = Path(__file__).resolve().parents[1] / "data"

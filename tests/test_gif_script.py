@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import sys
 
 import brainunit as u
 import jax
@@ -13,7 +12,10 @@ import scipy.special
 import scripts
 from scripts import result_of, write_traces
 
+import fitting
 import neuron_fitting_of_gif_model as gif
+import utils
+from recordings import Recording
 
 DT = 0.1
 CONSTANTS = {name: value * gif.RANGES[name].unit for name, value in gif.PROTOCOLS["identifiable"].items()}
@@ -24,29 +26,20 @@ def run(*arguments, cwd):
     return scripts.run(gif, *arguments, cwd=cwd)
 
 
-def arguments(monkeypatch, *given):
-    monkeypatch.setattr(sys, "argv", [gif.__file__, *given])
-    return gif.parse_args()
-
-
 def target(n_step=1200):
     """Two traces of the identifiable protocol, with spikes, and noise so that no residual is 0."""
     current = gif.protocol_currents("identifiable", DT)["fit"][:n_step, :2]
-    out = gif.make_simulation(CONSTANTS, DT)({}, dict(current=current))
+    out = fitting.simulation(utils.GIF, CONSTANTS)({}, Recording(current, dt=DT))
     V = np.asarray(out["V"]) + 0.1 * np.random.default_rng(0).standard_normal(current.shape)
     assert (out["spikes"].sum(0) >= 2).all()
-    return dict(current=current, V=V, spikes=np.asarray(out["spikes"]))
+    return Recording(current, V, np.asarray(out["spikes"]), np.ones_like(V), dt=DT)
 
 
-def problem_of(args, width=0.5, n_sample=4):
-    data = target()
-    data |= dict(weight=gif.potential_weights(args, data["spikes"]), width=width)
-    if args.objective == "likelihood":
-        model, (loss, _) = gif.make_costs(CONSTANTS, DT), gif.likelihood_loss(args)
-    else:
-        model, (loss, _) = gif.make_simulation(CONSTANTS, DT), gif.simulation_loss(args)
-    trajectories = gif.make_trajectories(CONSTANTS, DT)
-    return fitting.FitProblem(model, loss, BOUNDS, data, n_sample, jax.devices(), trajectories)
+def problem_of(objective, n_sample=4, **settings):
+    """A problem with that target. Its spikes are those of the recording, not the crossings of a level."""
+    settings = gif.Settings(protocol="identifiable", objective=objective, **settings)
+    study = gif.study_of(settings, {"fit": target()})
+    return fitting.FitProblem(study, n_sample, jax.devices())
 
 
 # ---- The likelihood -------------------------------------------------------------------------------------------------
@@ -66,46 +59,46 @@ def test_the_spike_on_a_rising_potential_is_logistic(x64):
 
 def test_teacher_forcing_by_its_own_spikes_is_the_simulation(x64):
     current = gif.protocol_currents("identifiable", DT)["fit"]
-    free = gif.make_simulation(CONSTANTS, DT)({}, dict(current=current))
-    forced = gif.make_trajectories(CONSTANTS, DT)({}, dict(current=current, spikes=free["spikes"]))
+    free = fitting.simulation(utils.GIF, CONSTANTS)({}, Recording(current, dt=DT))
+    forced = gif.make_trajectories(CONSTANTS)({}, Recording(current, spikes=free["spikes"], dt=DT))
     np.testing.assert_allclose(forced["V"], free["V"], rtol=1e-12)
     np.testing.assert_array_equal(forced["distance"] >= 0, free["spikes"])
     assert free["spikes"].sum() > 50
 
 
 @pytest.mark.parametrize("fit_target", ["potential", "spike"])
-def test_the_loss_is_the_likelihood_of_the_trajectories(fit_target, monkeypatch, x64):
-    args = arguments(monkeypatch, "--objective", "likelihood", "--fit_target", fit_target, "--n_point", "300")
-    problem = problem_of(args, width=0.5)
+def test_the_loss_is_the_likelihood_of_the_trajectories(fit_target, x64):
+    problem = problem_of("likelihood", fit_target=fit_target, n_point=300)
     x = np.array([0.3, 0.2, 0.4, 0.6])
     data = problem.data
-    out = {name: np.asarray(y) for name, y in problem.trajectories(problem.parameters(x), data).items()}
+    trajectories = problem.study.trajectories(problem.box.parameters(x), data, 0.5)
+    out = {name: np.asarray(y) for name, y in trajectories.items()}
     logistic, expected = scipy.special.expit, 0.0
     for trace in range(2):
         y = out["distance"][:, trace] / 0.5
         for step in range(1, len(y)):
-            if data["spikes"][step, trace]:
+            if data.spikes[step, trace]:
                 rise = max(y[step] - y[step - 1], 1e-3)
                 expected -= math.log(logistic(y[step]) * (1 - math.exp(-rise)))
             else:
                 expected -= math.log(min(1.0, logistic(-y[step]) / logistic(-y[step - 1])))
     if fit_target == "potential":
-        keep = data["weight"] > 0
-        assert keep[::4].any()
-        assert not keep[1::4].any()
-        assert not keep[data["spikes"] > 0].any()
-        mse = np.mean((out["V"] - data["V"])[keep] ** 2)
-        expected += keep.sum() / 2 * math.log1p(mse / fitting.V_RESOLUTION**2)
-    assert problem.evaluate(x[None])[0] == pytest.approx(expected, rel=1e-9)
+        counts = data.mask > 0
+        assert counts[::4].any()
+        assert not counts[1::4].any()
+        assert not counts[data.spikes > 0].any()
+        mse = np.mean((out["V"] - data.V)[counts] ** 2)
+        expected += counts.sum() / 2 * math.log1p(mse / fitting.V_RESOLUTION**2)
+    assert problem.evaluate(x[None], level=0.5)[0] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("fit_target", ["potential", "spike"])
-def test_the_gradient_of_the_likelihood_is_that_of_finite_differences(fit_target, monkeypatch, x64):
-    problem = problem_of(arguments(monkeypatch, "--objective", "likelihood", "--fit_target", fit_target))
+def test_the_gradient_of_the_likelihood_is_that_of_finite_differences(fit_target, x64):
+    problem = problem_of("likelihood", fit_target=fit_target)
     x = np.array([0.3, 0.2, 0.4, 0.6])
-    _, (gradient,) = problem.evaluate(x[None], gradient=True)
+    _, (gradient,) = problem.evaluate(x[None], gradient=True, level=0.5)
     for i in range(4):
-        losses = [problem.evaluate((x + step * np.eye(4)[i])[None])[0] for step in (1e-6, -1e-6)]
+        losses = [problem.evaluate((x + step * np.eye(4)[i])[None], level=0.5)[0] for step in (1e-6, -1e-6)]
         assert abs(gradient[i]) > 1e-2
         assert gradient[i] == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-4)
 
@@ -114,22 +107,22 @@ def test_the_gradient_of_the_likelihood_is_that_of_finite_differences(fit_target
 
 
 @pytest.mark.parametrize("fit_target", ["potential", "spike"])
-def test_the_gradient_of_the_simulation_is_by_the_surrogate(fit_target, monkeypatch, x64):
+def test_the_gradient_of_the_simulation_is_by_the_surrogate(fit_target, x64):
     """A loop that carries d/da of the state along, in which a spike has the derivative of the surrogate."""
-    problem = problem_of(arguments(monkeypatch, "--objective", "simulation", "--fit_target", fit_target))
+    problem = problem_of("simulation", fit_target=fit_target)
     x = np.array([0.03, 0.15, 0.2, 0.3])
-    p, data, slope = problem.values(x), problem.data, 0.0
+    p, data, slope = problem.box.values(x), problem.data, 0.0
     phi = {name: -math.expm1(-rate * DT) / rate for name, rate in (p | {"V": 1 / 20}).items()}
     for trace in range(2):
         V, dV, V_th, dV_th, currents, dcurrents = -70.0, 0.0, -50.0, 0.0, np.zeros(2), np.zeros(2)
         filtered = dfiltered = 0.0
-        for k, I in enumerate(data["current"][:, trace]):
-            error = V - data["V"][k, trace]
+        for k, I in enumerate(data.current[:, trace]):
+            error = V - data.V[k, trace]
             slope += (fit_target == "potential") * 2 * error * dV
             z, dz = (V - V_th) / -V_th, (dV - dV_th) / -V_th + (V - V_th) * dV_th / V_th**2
             s, ds = float(z >= 0), 0.3 * max(0.0, 1 - abs(z)) * dz
             decay = math.exp(-DT / 5)
-            filtered, dfiltered = decay * filtered + s - data["spikes"][k, trace], decay * dfiltered + ds
+            filtered, dfiltered = decay * filtered + s - data.spikes[k, trace], decay * dfiltered + ds
             slope += (fit_target == "spike") * 2 * filtered * dfiltered
             V, dV = V + s * (-70 - V), dV * (1 - s) + ds * (-70 - V)
             V_th, dV_th = max(V_th, -60.0), dV_th * (V_th > -60)
@@ -145,9 +138,9 @@ def test_the_gradient_of_the_simulation_is_by_the_surrogate(fit_target, monkeypa
                 V_th + phi["b"] * rise,
                 dV_th + phi["b"] * drise,
             )
-            keep = np.exp(-DT * np.array([p["k1"], p["k2"]]))
-            currents, dcurrents = currents * keep, dcurrents * keep
-    slope /= data["V"].size if fit_target == "potential" else 2 * 5 / DT
+            decay_k = np.exp(-DT * np.array([p["k1"], p["k2"]]))
+            currents, dcurrents = currents * decay_k, dcurrents * decay_k
+    slope /= data.V.size if fit_target == "potential" else 2 * 5 / DT
     _, (gradient,) = problem.evaluate(x[None], gradient=True)
     low, high = gif.RANGES["a"].mantissa
     assert abs(slope) > 1e-3
@@ -231,7 +224,7 @@ def test_a_recording_with_action_potentials(tmp_path):
     """Potentials of a GIF neuron with an action potential after every spike; the neuron's R and tau are to be found."""
     truth = CONSTANTS | {"R": 30.0 * u.Mohm, "tau": 15.0 * u.ms}
     current = gif.protocol_currents("identifiable", DT)["fit"][:4000, :2] * 0.7
-    out = gif.make_simulation(truth, DT)({}, dict(current=current))
+    out = fitting.simulation(utils.GIF, truth)({}, Recording(current, dt=DT))
     V, spikes = np.array(out["V"]), np.asarray(out["spikes"])
     assert spikes.sum() > 5
     V[1:][spikes[:-1] > 0] = 25.0
@@ -246,7 +239,7 @@ def test_a_recording_with_action_potentials(tmp_path):
 
 
 def test_ctrl_c_keeps_the_best_complete_width(monkeypatch, tmp_path):
-    scripts.interrupt(monkeypatch, lambda problem, n_before: problem.data["width"] < 0.5 and n_before >= 3)
+    scripts.interrupt(monkeypatch, lambda level, n_before: level < 0.5 and n_before >= 3)
     assert scripts.exit_status(gif, monkeypatch, tmp_path, ["--n_sample", 2, "--output", "out"]) == 130
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["interrupted"]
@@ -307,5 +300,5 @@ def test_a_start_that_ends_in_nan_is_named(tmp_path):
     assert all("at time step" in status and "tau = -" in status for status in statuses)
 
 
-def test_help_explains_every_argument(capsys, monkeypatch):
-    scripts.check_help(gif, monkeypatch, capsys)
+def test_help_explains_every_argument(capsys):
+    scripts.check_help(gif, capsys)

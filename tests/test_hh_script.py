@@ -13,7 +13,11 @@ import pytest
 import scripts
 from scripts import result_of, write_traces
 
+import fitting
 import neuron_fitting_of_hh_model as hh
+import recordings
+import utils
+from recordings import Recording
 
 SCRIPT = Path(hh.__file__)
 GOAL = {"gL": 0.012, "gNa": 22.0, "gK": 5.2, "V_T": -56.0}
@@ -28,8 +32,8 @@ def tiny(tmp_path):
     """Two traces of 6 ms, one with a spike, as the arguments of the script."""
     current = np.zeros((2, 600))
     current[:, 200:] = [[3.0], [0.3]]
-    V = hh.make_model(0.01)({n: x * b.unit for (n, b), x in zip(hh.RANGES.items(), GOAL.values(), strict=False)},
-                            {"current": current.T})  # fmt: skip
+    truth = {n: x * b.unit for (n, b), x in zip(hh.RANGES.items(), GOAL.values(), strict=False)}
+    V = fitting.simulation(utils.HH)(truth, Recording(current.T, dt=0.01))["V"]
     assert np.max(V) > 20
     files = write_traces(tmp_path / "I.csv", current * 1e-9), write_traces(tmp_path / "V.csv", np.asarray(V).T)
     return ["--current", files[0], "--voltage", files[1], "--n_sample", 3]
@@ -178,7 +182,7 @@ def test_an_interrupted_comparison_resumes_to_the_same_numbers(n_round, tiny, tm
     assert in_process(monkeypatch, tmp_path, [*tiny, *COMPARE, "--output", "whole"]) == 0
     whole = repeats_of(tmp_path / "whole")
 
-    undo = scripts.interrupt(monkeypatch, lambda problem, n_before: n_before >= n_round)
+    undo = scripts.interrupt(monkeypatch, lambda level, n_before: n_before >= n_round)
     assert in_process(monkeypatch, tmp_path, [*tiny, *COMPARE, "--output", "part"]) == 130
     done = {path.name for path in (tmp_path / "part").glob("repeats/*")}
     assert len(done) < 6
@@ -225,7 +229,7 @@ def test_a_validation_recording_of_the_user(tiny, tmp_path):
 
 @pytest.mark.parametrize("n_round", [0, 4])
 def test_ctrl_c_keeps_what_was_done(n_round, tiny, tmp_path, monkeypatch, capsys):
-    scripts.interrupt(monkeypatch, lambda problem, n_before: n_before >= n_round)
+    scripts.interrupt(monkeypatch, lambda level, n_before: n_before >= n_round)
     assert in_process(monkeypatch, tmp_path, [*tiny, "--output", "out"]) == 130
     output, errors = capsys.readouterr()
     if n_round == 0:
@@ -375,5 +379,5 @@ def test_a_simulated_target_needs_currents_alone(tiny, tmp_path):
     assert result["validation"]["rmse"] == pytest.approx(result["rmse"], rel=1e-3)
 
 
-def test_help_explains_every_argument(capsys, monkeypatch):
-    scripts.check_help(hh, monkeypatch, capsys)
+def test_help_explains_every_argument(capsys):
+    scripts.check_help(hh, capsys)

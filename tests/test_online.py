@@ -11,7 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from check_gradients import ORACLES, alignment, oracle_rule
-from plain import arguments, full_matrix, plain_diag, plain_expsm_diag, plain_neurons, relative_errors, script, tau_a_of
+from plain import (
+    arguments,
+    full_matrix,
+    needs,
+    plain_diag,
+    plain_expsm_diag,
+    plain_neurons,
+    relative_errors,
+    script,
+    tau_a_of,
+)
 
 import learning_rules
 import utils
@@ -19,12 +29,6 @@ from learning_rules import RULES, bptt, diag, expsm_diag
 from utils import CONN_METHODS
 
 BLOCKS = {"in", "exc", "inh", "out"}
-
-
-def needs(package):
-    """Skips a test where a package cannot be used as an engine."""
-    reason = learning_rules.why_not(package)
-    return pytest.mark.skipif(reason is not None, reason=str(reason))
 
 
 class WholeTrial(utils.EvidenceAccumulation):

@@ -11,7 +11,11 @@ import pytest
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
+import fitting
 import neuron_fitting_of_hh_model as hh
+import recordings
+import utils
+from recordings import Recording
 
 
 def train(times, n_step=1000, dt=0.1):
@@ -123,14 +127,15 @@ def test_gamma_of_poisson_trains_is_zero_on_average():
 
 def test_gradient_of_the_spike_loss_is_alive_and_true(x64):
     t = np.arange(800) * 0.01
-    data = dict(current=np.where(t >= 2, 2.0, 0.0)[:, None], spikes=train([4.5], 800, 0.01)[:, None])
-    model = hh.make_model(0.01)
+    spikes = train([4.5], 800, 0.01)[:, None]
+    recording = Recording(np.where(t >= 2, 2.0, 0.0)[:, None], spikes=spikes, dt=0.01)
+    model = fitting.simulation(utils.HH)
     low, high = (np.array([float(hh.RANGES[name].mantissa[i]) for name in hh.FITTED]) for i in (0, 1))
 
     def loss(x):
         values = low + x * (high - low)
-        V = model({name: x * hh.RANGES[name].unit for name, x in zip(hh.FITTED, values, strict=True)}, data)
-        return distance(hh.soft_spikes(V, 0.0), data["spikes"], 0.01, 5.0)
+        V = model({name: x * hh.RANGES[name].unit for name, x in zip(hh.FITTED, values, strict=True)}, recording)["V"]
+        return distance(hh.soft_spikes(V, 0.0), spikes, 0.01, 5.0)
 
     x = jnp.array([0.1, 0.6, 0.3, 0.5])
     gradient = jax.jacfwd(loss)(x)
