@@ -174,10 +174,9 @@ def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
 KILLED = """
 import importlib, os, signal, sys
 sys.path.insert(0, {root!r})
-sys.argv[0] = {file!r}
 script = importlib.import_module("task-coba-ei-rsnn")
 {patch}
-runs.run_script(script.main)
+sys.exit(script.main())
 """
 # In the 5th update; or when a checkpoint after the first has its arrays but not yet all.
 MIDDLE_OF_TRAINING = """
