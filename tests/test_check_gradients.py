@@ -16,6 +16,7 @@ from learning_rules import RULES
 SMALL = [*scripts.SMALL_NETWORK, "--batch_size", "4"]
 
 
+@pytest.mark.newest
 def test_check_of_the_gradients(tmp_path):
     """By a subprocess: a row a rule and block; native rules agree with their oracles, brainscale's diag does not."""
     arguments = [*SMALL, "--conn_method", "rand", "--n_rec", 40]

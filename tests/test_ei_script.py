@@ -57,6 +57,7 @@ def trained(tmp_path_factory):
 # ---- What it writes -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.newest
 def test_training_writes_all_that_it_promises(trained):
     result, folder = trained
     names = {path.name for path in folder.iterdir()}
@@ -200,6 +201,7 @@ handler.async_save = killed
 """
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("patch", [MIDDLE_OF_TRAINING, MIDDLE_OF_SAVE])
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(patch, trained, monkeypatch, tmp_path, capsys):
     root = script.Path(script.__file__).parent
@@ -293,6 +295,7 @@ def test_training_ends_at_the_threshold(monkeypatch, tmp_path, capsys):
     assert result["updates"] == 2
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("method", ["diag", "expsm_diag"])
 def test_online_learning_stops_and_goes_on(method, trained, monkeypatch, tmp_path, capsys):
     """As any training does: a resumed run equals the whole one, and is another one than that by BPTT."""
@@ -308,17 +311,23 @@ def test_online_learning_stops_and_goes_on(method, trained, monkeypatch, tmp_pat
     assert json.loads((tmp_path / "run" / "result.json").read_text())["method"] == method
 
 
-@needs("brainscale")
-def test_training_by_brainscale(monkeypatch, tmp_path, capsys):
-    """Its expsm_diag is ours, update by update."""
+@pytest.mark.parametrize(
+    ("engine", "method"),
+    [
+        pytest.param("brainscale", "expsm_diag", marks=needs("brainscale")),
+        pytest.param("braintrace", "diag", marks=[needs("braintrace"), pytest.mark.newest]),
+    ],
+)
+def test_training_by_another_package(engine, method, monkeypatch, tmp_path, capsys):
+    """It is ours, update by update, where the rule of the package is."""
     monkeypatch.chdir(tmp_path)
-    for engine in ("native", "brainscale"):
-        arguments = [*TINY, "--method", "expsm_diag", "--epochs", 3, "--engine", engine]
+    for chosen in ("native", engine):
+        arguments = [*TINY, "--method", method, "--epochs", 3, "--engine", chosen]
         assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
     folders = sorted(path.name for path in (tmp_path / "results" / script.SCRIPT).iterdir())
-    assert folders == ["train_expsm_diag_brainscale_dense_20_seed0", "train_expsm_diag_dense_20_seed0"]
-    theirs, ours = (metrics_of(tmp_path / "results" / script.SCRIPT / name) for name in folders)
-    for row, other in zip(ours, theirs, strict=True):
+    assert folders == sorted([f"train_{method}_{engine}_dense_20_seed0", f"train_{method}_dense_20_seed0"])
+    rows = [metrics_of(tmp_path / "results" / script.SCRIPT / name) for name in folders]
+    for row, other in zip(*rows, strict=True):
         assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-4)
 
 
@@ -326,7 +335,7 @@ def test_training_by_brainscale(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "texts"),
     [
         (["--n_rec", 4], ["--n_rec", "4", ">= 5"]),
         (["--n_in", 10], ["--n_in", "10", "multiple of 4"]),
@@ -351,11 +360,11 @@ def test_training_by_brainscale(monkeypatch, tmp_path, capsys):
         (["--engine", "brainscale"], ["--engine", "--method bptt", "diag"]),
     ],
 )
-def test_bad_arguments_get_one_line(arguments, words, monkeypatch, tmp_path, capsys):
+def test_bad_arguments_get_one_line(arguments, texts, monkeypatch, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"arguments": {"seed": 0}}')
     errors = scripts.refused(script, monkeypatch, capsys, tmp_path, arguments)
-    assert all(word in errors for word in words)
+    assert all(text in errors for text in texts)
 
 
 @pytest.mark.parametrize("package", ["brainscale", "braintrace"])
@@ -374,7 +383,7 @@ def copied(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "texts"),
     [
         (["--load", "run", "--n_rec", 25], ["--n_rec", "25", "20"]),
         (["--load", "run", "--conn_method", "rand"], ["--conn_method", "rand", "dense"]),
@@ -384,9 +393,9 @@ def copied(trained, tmp_path):
         (["--resume", "run", "--mode", "sim"], ["--resume"]),
     ],
 )
-def test_other_sizes_than_those_of_the_run_are_refused(arguments, words, copied, monkeypatch, capsys):
+def test_other_sizes_than_those_of_the_run_are_refused(arguments, texts, copied, monkeypatch, capsys):
     errors = scripts.refused(script, monkeypatch, capsys, copied, arguments)
-    assert all(word in errors for word in words)
+    assert all(text in errors for text in texts)
 
 
 def remove_all(folder):
@@ -424,35 +433,35 @@ def test_missing_or_damaged_checkpoints_are_named(damage, arguments, copied, mon
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "texts"),
     [
         (["--ff_scale", 0], ["silent", "--ff_scale"]),
         (["--ff_scale", 2000, "--rec_scale", 50, "--beta", 0], ["saturates", "Hz"]),
     ],
 )
-def test_silent_and_saturated_networks_are_named(arguments, words, monkeypatch, tmp_path, capsys):
+def test_silent_and_saturated_networks_are_named(arguments, texts, monkeypatch, tmp_path, capsys):
     arguments = [*TINY, *arguments, "--epochs", 2, "--output", "run"]
     assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
     output = capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert len(result["warnings"]) == 1
-    assert all(word in result["warnings"][0] for word in words)
+    assert all(text in result["warnings"][0] for text in texts)
     assert result["warnings"][0] in output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "texts"),
     [
         (["--lr", 1e38], "is not finite at time step"),  # of the simulation after an update that is finite
         (["--lr", 1e38, "--opt", "sgd", "--ff_scale", 9, "--weight_L2", 1e3], "the weights"),
     ],
 )
-def test_nan_is_caught_and_named(arguments, words, monkeypatch, tmp_path, capsys):
+def test_nan_is_caught_and_named(arguments, texts, monkeypatch, tmp_path, capsys):
     arguments = [*TINY, *arguments, "--epochs", 5, "--output", "run"]
     assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 1
     output = capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert words in result["stopped"]
+    assert texts in result["stopped"]
     assert result["stopped"] in output
     assert "--lr" in result["stopped"]
     assert result["updates"] < 5

@@ -42,6 +42,7 @@ def tiny(tmp_path):
 # ---- What it finds --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(("arguments", "tolerance"), [(["--seed", 1], 0.01), (["--noise_std", 1], 0.1)])
 def test_default_fit_recovers_the_parameters(arguments, tolerance, tmp_path):
     result, folder = result_of(run(*arguments, cwd=tmp_path), tmp_path)

@@ -217,6 +217,7 @@ def test_what_is_wrong_with_diag_of_brainscale(monkeypatch):
     assert all(error < 1e-4 for error in both_mended.values())
 
 
+@pytest.mark.newest
 @needs("braintrace")
 @pytest.mark.parametrize("conn_method", CONN_METHODS)
 def test_diag_is_that_of_braintrace(conn_method):
@@ -229,6 +230,7 @@ def test_diag_is_that_of_braintrace(conn_method):
     assert all(error < 1e-5 for error in relative_errors(theirs, gradient).values())
 
 
+@pytest.mark.newest
 @needs("braintrace")
 def test_expsm_diag_is_that_of_braintrace_after_its_correction():
     """It divides f by 1 - decay^(t + 1) up to t = 1000, which undoes the bias of the smoothing: in short trials its

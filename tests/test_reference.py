@@ -1,4 +1,4 @@
-"""The results in tests/reference/: small variants of all, run again, agree with those kept, and the README shows them.
+"""The results in tests/reference/: small variants of all, run again, agree with those there, and its README shows them.
 
 Another CPU rounds otherwise, and a network of spiking neurons makes of that other spikes, so that numbers agree within
 tolerances: of a CSV column, or of rows whose `quantity` is named, ("relative", x), ("absolute", x) or ("factor", x).
@@ -7,20 +7,24 @@ With one device instead of two, which rounds otherwise, they differed by a third
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
-ITEMS = ("fits", "hh_methods", "gif_methods", "training", "figure3", "behaviour", "memory")
+ITEMS = ("fits", "hh_methods", "gif_methods", "equal_budget", "training", "figure3", "behaviour", "memory")
 # Rows are found again by these columns.
-KEYS = ("fit", "method", "conn_method", "n_rec", "seed", "n_step", "run", "quantity", "when", "population", "at")
-TOLERANCES = {
+KEYS = ("fit", "neuron", "method", "conn_method", "n_rec", "seed", "n_step")
+KEYS += ("run", "quantity", "when", "population", "at")
+TOLERANCES: dict[str, dict[str, tuple[str, float]]] = {
     "fits": {"loss": ("factor", 10), "worst_error": ("absolute", 0.002), "starts_found": ("absolute", 6)},
     "hh_methods": {"loss": ("factor", 10), "recovered": ("absolute", 0), "n_gradients": ("relative", 0.3)},
     "gif_methods": {"loss": ("factor", 3), "n_gradients": ("relative", 0.3)},
+    "equal_budget": {"loss": ("factor", 10), "recovered": ("absolute", 0), "n_gradients": ("relative", 0.3)},
     "training": {
         "heldout_accuracy": ("absolute", 0.06),
         "updates": ("absolute", 0),
@@ -43,40 +47,46 @@ TOLERANCES = {
 }
 
 
-def rows_of(folder, item):
+def rows_of(folder: Path, item: str) -> dict[tuple, dict[str, float]]:
     """{keys: {quantity: value}} of the numbers of an item that have a tolerance."""
-    found, names = {}, TOLERANCES[item]
+    rows, names = {}, TOLERANCES[item]
     with open(folder / f"{item}.csv", newline="") as file:
         for row in csv.DictReader(file):
             numbers = {row["quantity"]: row["value"]} if "quantity" in row else row
             key = tuple(row[name] for name in KEYS if name in row)
-            found[key] = {name: float(x) for name, x in numbers.items() if name in names and x}
-    return found
+            rows[key] = {name: float(x) for name, x in numbers.items() if name in names and x}
+    return rows
 
 
-def agree(value, kept, tolerance):
+def agree(value: float, expected: float, tolerance: tuple[str, float]) -> bool:
+    """Whether they do, within a tolerance as in `TOLERANCES`."""
     kind, x = tolerance
     if kind == "factor":
-        return kept / x <= value <= kept * x
-    return abs(value - kept) <= x * (abs(kept) if kind == "relative" else 1)
+        return expected / x <= value <= expected * x
+    return abs(value - expected) <= x * (abs(expected) if kind == "relative" else 1)
+
+
+def make(*arguments: Any) -> None:
+    """Run make.py, which must end well."""
+    command = [sys.executable, REFERENCE / "make.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Folder of the small variants, all run again."""
     folder = tmp_path_factory.mktemp("reference")
-    command = [sys.executable, REFERENCE / "make.py", "all", "--laptop", "--output", folder, "--runs", folder / "runs"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    make("all", "--laptop", "--output", folder, "--runs", folder / "runs")
     return folder
 
 
 @pytest.mark.parametrize("item", ITEMS)
 def test_small_variant_gives_what_is_kept(item, made):
-    kept, again = rows_of(REFERENCE / "laptop", item), rows_of(made, item)
-    assert kept.keys() == again.keys()
+    expected, again = rows_of(REFERENCE / "laptop", item), rows_of(made, item)
+    assert expected.keys() == again.keys()
     compared, apart = set(), []
-    for key, values in kept.items():
+    for key, values in expected.items():
         for name, value in values.items():
             compared.add(name)
             if not agree(again[key][name], value, TOLERANCES[item][name]):
@@ -107,9 +117,17 @@ def test_results_say_what_made_them(item, variant):
 
 @pytest.mark.parametrize("item", ITEMS)
 def test_readme_has_the_tables_and_figures_that_are_kept(item):
-    readme = (REFERENCE.parents[1] / "README.md").read_text()
+    readme = (REFERENCE / "README.md").read_text()
     assert (REFERENCE / f"{item}.md").read_text() in readme
-    assert all(f"tests/reference/{path.name}" in readme for path in REFERENCE.glob(f"{item}*.png"))
+    assert all(f"]({path.name})" in readme for path in REFERENCE.glob(f"{item}*.png"))
+
+
+def test_readme_is_what_make_writes(tmp_path):
+    files = [path for path in REFERENCE.iterdir() if path.suffix in (".md", ".png")]
+    for path in files:
+        shutil.copyfile(path, tmp_path / path.name)
+    make("readme", "--output", tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in files}
 
 
 def test_results_are_small():

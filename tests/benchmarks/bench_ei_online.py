@@ -1,62 +1,76 @@
-"""Online learning on the E/I network: time and memory of its rules against BPTT, and against those of brainscale.
+"""Online learning on the E/I network: time and memory of its rules against BPTT, and against those of other packages.
 
     python tests/benchmarks/bench_ei_online.py
 
 The network, task and batch are the script's defaults (n_rec 200, T 2200, batch 128). All programs are compiled in one
-process and take turns; brainscale's diag, of which a batch takes minutes, has 16 trials and fewer turns, as has ours
-beside it. Memory is that of the compiled program, and the peak of a process of its own during one gradient, above what
-it had with the program compiled; both with one device, as with several the runtime of XLA on a CPU takes memory that
-grows with the number of steps, beside that of the program (in diag, 3 kB a step). The ratios come last.
+process and take turns. The packages are brainscale and braintrace, as far as they can be imported; their diag, of which
+a batch takes minutes, has 16 trials and fewer turns, as has ours beside it. Memory is that of the compiled program, and
+the peak of a process of its own during one gradient, above what it had with the program compiled; both with one device,
+as with several the runtime of XLA on a CPU takes memory that grows with the number of steps, beside that of the program
+(in diag, 3 kB a step). The ratios come last.
 """
 
+import argparse
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from common import in_turns, memory_above, network_gradient, network_script
+from common import in_turns, memory_above, run_again
+from workloads import Compiled, network, network_gradient, task_script
+
+import learning_rules
 
 LENGTHS = (2200, 8800)
 
 
-def gradient(method, *arguments, engine="native", n_step=2200):
-    return network_gradient(lambda script, args: script.choose_rule(args, method, engine), *arguments, n_step=n_step)
+def gradient(method: str, *arguments: Any, engine: str = "native", n_step: int = 2200) -> Compiled:
+    """The gradient by a rule of that name and engine, in trials of n_step."""
+    return network_gradient(lambda args: learning_rules.choose_rule(method, engine, args), *arguments, n_step=n_step)
 
 
-def memory(method, n_step, *arguments):
+def memory(method: str, n_step: int, *arguments: Any) -> tuple[float, float]:
     """Peak memory (MB) of one gradient in a new process with one device, and that of its program."""
-    command = [sys.executable, __file__, "--memory", method, str(n_step), *map(str, arguments)]
-    environment = dict(os.environ, JAX_NUM_CPU_DEVICES="1")
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    process, program = run_again(__file__, "--memory", method, n_step, *arguments, JAX_NUM_CPU_DEVICES="1")
+    return process, program
 
 
-def print_memory(method, n_step, *arguments):
-    function, program, _ = gradient(method, *arguments, n_step=int(n_step))
-    from importlib import import_module
+def print_memory(method: str, n_step: str, *arguments: str) -> None:
+    """Print what `memory` returns."""
+    compiled = gradient(method, *arguments, n_step=int(n_step))
+    print(json.dumps([memory_above(compiled.run), task_script.memory_of(compiled.program)]))
 
-    print(json.dumps([memory_above(function), import_module("task-coba-ei-rsnn").memory_of(program)]))
 
-
-def trace_bytes(conn_method, n_rec):
+def trace_bytes(conn_method: str, n_rec: int) -> int:
     """Bytes of the traces of one trial, of V and I2 for every weight but those of the readout."""
-    script, args, _ = network_script("--conn_method", conn_method, "--n_rec", n_rec)
-    weights = script.make_model(args)[2]
+    weights = network("--conn_method", conn_method, "--n_rec", n_rec).model.weights
     return sum(2 * weights[name].nbytes for name in learning_rules.CONDUCTANCE)
 
 
-def main():
-    names = [("bptt", "native"), ("diag", "native"), ("expsm_diag", "native"), ("expsm_diag", "brainscale")]
-    functions, _, compiled = zip(*(gradient(method, engine=engine) for method, engine in names), strict=True)
-    seconds = in_turns(*functions)
-    for (method, engine), of_rule, to_compile in zip(names, seconds.T, compiled, strict=True):
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--memory", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.memory:
+        print_memory(*args.memory)
+        return
+
+    packages = [package for package in learning_rules.PACKAGES if learning_rules.why_not(package) is None]
+    names = [("bptt", "native"), ("diag", "native"), ("expsm_diag", "native")]
+    names += [("expsm_diag", package) for package in packages]
+    compiled = {name: gradient(name[0], engine=name[1]) for name in names}
+    turns = in_turns(*(program.run for program in compiled.values()))
+    seconds = dict(zip(names, turns.T, strict=True))
+    for (method, engine), of_rule in seconds.items():
+        to_compile = compiled[method, engine].seconds
         print(f"{method}, {engine}, batch 128: {np.median(of_rule):.3f} s ({to_compile:.1f} s to compile)", flush=True)
-    small = [gradient("diag", "--batch_size", 16, engine=engine)[0] for engine in ("native", "brainscale")]
-    of_16 = np.median(in_turns(*small, repeats=2), axis=0)
-    print(f"diag, batch 16: native {of_16[0]:.3f} s, brainscale {of_16[1]:.1f} s", flush=True)
-    found = {(method, n): memory(method, n) for method in ("bptt", "diag", "expsm_diag") for n in LENGTHS}
-    for (method, n_step), (process, program) in found.items():
+    engines = ["native", *packages]
+    small = [gradient("diag", "--batch_size", 16, engine=engine).run for engine in engines]
+    of_16 = dict(zip(engines, np.median(in_turns(*small, repeats=2), axis=0), strict=True))
+    listed = ", ".join(f"{engine} {of_engine:.3f} s" for engine, of_engine in of_16.items())
+    print(f"diag, batch 16: {listed}", flush=True)
+    peaks = {(method, n): memory(method, n) for method in ("bptt", "diag", "expsm_diag") for n in LENGTHS}
+    for (method, n_step), (process, program) in peaks.items():
         print(f"memory of {method}, T = {n_step}: process {process:.0f} MB, program {program:.2f} MB")
     sparse = {conn: memory("diag", 2200, "--n_rec", 400, "--conn_method", conn) for conn in ("dense", "rand")}
     for conn, (process, program) in sparse.items():
@@ -65,26 +79,22 @@ def main():
         print(f"traces {traces / 1e6:.2f} MB a trial")
     for method in ("diag", "expsm_diag"):
         for i, what in enumerate(("process", "program")):
-            ratio = found[method, LENGTHS[1]][i] / found[method, LENGTHS[0]][i]
+            ratio = peaks[method, LENGTHS[1]][i] / peaks[method, LENGTHS[0]][i]
             print(f"memory ({what}) of {method} at T = {LENGTHS[1]}: {ratio:.3f} times that at {LENGTHS[0]}")
     print(f"traces of rand: {trace_bytes('rand', 400) / trace_bytes('dense', 400):.3f} times those of dense")
-    bptt, diag, expsm, their_expsm = seconds.T
-    for what, one, other in (
-        ("time of diag: {} times that of bptt", diag, bptt),
-        ("time of expsm_diag: {} times that of bptt", expsm, bptt),
-        ("time of brainscale's expsm_diag: {} times that of ours", their_expsm, expsm),
-    ):
-        low, middle, high = np.quantile(one / other, (0, 0.5, 1))
-        print(what.format(f"{middle:.2f} ({low:.2f} to {high:.2f})"))
-    print(
-        f"time a trial of brainscale's diag (batch 16): {of_16[1] / of_16[0]:.0f} times that of ours at batch 16",
-        end=", ",
-    )
-    print(f"{of_16[1] / 16 / (np.median(diag) / 128):.0f} times that of ours at batch 128")
+    bptt, diag, expsm = (seconds[name] for name in names[:3])
+    ratios = {"time of diag: {} times that of bptt": diag / bptt}
+    ratios["time of expsm_diag: {} times that of bptt"] = expsm / bptt
+    for package in packages:
+        ratios[f"time of {package}'s expsm_diag: {{}} times that of ours"] = seconds["expsm_diag", package] / expsm
+    for text, ratio in ratios.items():
+        low, middle, high = np.quantile(ratio, (0, 0.5, 1))
+        print(text.format(f"{middle:.2f} ({low:.2f} to {high:.2f})"))
+    for package in packages:
+        ratio = of_16[package] / of_16["native"]
+        print(f"time a trial of {package}'s diag (batch 16): {ratio:.0f} times that of ours at batch 16", end=", ")
+        print(f"{of_16[package] / 16 / (np.median(diag) / 128):.0f} times that of ours at batch 128")
 
 
 if __name__ == "__main__":
-    if "--memory" in sys.argv:
-        print_memory(*sys.argv[2:])
-    else:
-        main()
+    main()

@@ -11,14 +11,15 @@
 The last line is the ratio of the wall times of 1. Two minutes on two cores; run nothing else meanwhile.
 """
 
+import argparse
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import utils  # isort: skip
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-import argparse
-import time
+import runs
 
 import brainstate
 import brainunit as u
@@ -26,15 +27,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
-from common import hh_problem, seconds_of
+from common import seconds_of
+from workloads import hh_problem
+
+import fitting
+import utils
 
 
-def serial_fit(problem, x0, options):
-    """SciPy's L-BFGS-B from each start in turn, over a compiled reverse-mode gradient of one parameter set."""
-    data = jax.tree.map(lambda x: jnp.asarray(x, float), problem.data)
+def serial_fit(
+    problem: fitting.FitProblem, x0: np.ndarray, options: Mapping[str, float]
+) -> tuple[np.ndarray, int, float]:
+    """SciPy's L-BFGS-B from each start in turn, over a compiled reverse-mode gradient of one parameter set.
+
+    Returns:
+        losses (n,), the number of gradients, and the seconds.
+    """
+    study, data = problem.study, jax.tree.map(lambda x: jnp.asarray(x, float), problem.data)
 
     def loss(x, data):
-        return problem.loss(problem.model(problem.parameters(x), data), data)
+        return study.loss.function(study.model(problem.box.parameters(x), data, 0.0), data)
 
     gradient = jax.jit(jax.value_and_grad(loss))
     jax.block_until_ready(gradient(jnp.asarray(x0[0], float), data))  # compile
@@ -48,14 +59,12 @@ def serial_fit(problem, x0, options):
 
     box = [(0.0, 1.0)] * x0.shape[1]
     start = time.perf_counter()
-    losses = [
-        scipy.optimize.minimize(loss_and_grad, x, jac=True, method="L-BFGS-B", bounds=box, options=options).fun
-        for x in x0
-    ]
+    arguments = dict(jac=True, method="L-BFGS-B", bounds=box, options=options)
+    losses = [scipy.optimize.minimize(loss_and_grad, x, **arguments).fun for x in x0]
     return np.array(losses), n_gradients, time.perf_counter() - start
 
 
-def peak_rates():
+def peak_rates() -> tuple[float, float]:
     """Floating-point operations and exponentials a second that this machine does in float32, on all cores."""
     n, n_step = 2048, 1000
     matrix, x = jnp.ones((n, n), jnp.float32), jnp.ones((len(jax.devices()), 2000), jnp.float32)
@@ -68,7 +77,7 @@ def peak_rates():
     return 2 * n**3 / seconds[0], n_step * x.size / seconds[1]
 
 
-def operations_a_step():
+def operations_a_step() -> tuple[float, float]:
     """XLA's count of operations and exponentials in one step of one cell."""
 
     def step(V, m, h, n, I):
@@ -83,27 +92,28 @@ def operations_a_step():
     return cost["flops"], cost["transcendentals"]
 
 
-def main():
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n_sample", type=int, default=100, help="starts, and batch of the simulations")
     parser.add_argument("--seed", type=int, default=0)
-    ours = parser.parse_args()
-    problem = hh_problem(ours.n_sample)
-    x0 = fitting.random_starts(problem, ours.seed)
-    for n in (1, ours.n_sample):  # compile both block sizes
+    args = parser.parse_args(argv)
+    problem = hh_problem(args.n_sample)
+    x0 = fitting.random_starts(problem, args.seed)
+    for n in (1, args.n_sample):  # compile both block sizes
         problem.evaluate(x0[:n], gradient=True)
-    print(f"{ours.n_sample} starts on {problem.mesh.size} devices; compiled in {problem.seconds['compile']:.1f} s")
+    print(f"{args.n_sample} starts on {problem.mesh.size} devices, jax {runs.version_of('jax')}", end="; ")
+    print(f"compiled in {problem.seconds['compile']:.1f} s")
 
     start, before = time.perf_counter(), problem.n_gradients
-    starts = fitting.lbfgsb_multistart(problem, x0)
+    starts = fitting.lbfgsb_multistart(problem, x0).starts
     seconds, n_gradients = time.perf_counter() - start, problem.n_gradients - before
     batched = np.array([start.loss for start in starts])
     print(f"batched: {seconds:.1f} s, {n_gradients} gradients, {n_gradients / seconds:.0f} a second")
 
-    rate = ours.n_sample / seconds_of(lambda: problem.evaluate(x0))
+    rate = args.n_sample / seconds_of(lambda: problem.evaluate(x0))
     (flops, exps), (peak_flops, peak_exps) = operations_a_step(), peak_rates()
-    limit = 1 / (problem.data["V"].size * (flops / peak_flops + exps / peak_exps))
-    print(f"simulations: {rate:.0f} a second at batch {ours.n_sample}, {rate / limit:.0%} of the arithmetic limit")
+    limit = 1 / (problem.data.V.size * (flops / peak_flops + exps / peak_exps))
+    print(f"simulations: {rate:.0f} a second at batch {args.n_sample}, {rate / limit:.0%} of the arithmetic limit")
     print(f"  limit {limit:.0f}: {flops:.0f} operations and {exps:.0f} exponentials a step and cell, at")
     print(f"  {peak_flops / 1e9:.0f} GFLOP/s (matrix product) and {peak_exps / 1e9:.2f} billion exp/s")
 

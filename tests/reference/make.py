@@ -2,53 +2,62 @@
 
     python tests/reference/make.py training            every run behind it, then training.csv, .json, .md and .png here
     python tests/reference/make.py all --laptop        small variants of all, in minutes, into laptop/
+    python tests/reference/make.py readme              only README.md, from the tables that are here
 
 The items, with the figures and tables of Wang et al. (2024) that they answer:
 
-    fits         both neurons, fitted by gradients (L-BFGS-B's rows of Tables S2 and S3)
-    hh_methods   the HH cell by every method (Figures 2 and S8, Table S3)
-    gif_methods  the GIF neuron by every method (Figure S7, Table S2)
-    training     the E/I network: three methods, three networks, three seeds
-    figure3      activity and weights of the network at the paper's setting (Figure 3)
-    behaviour    what the trained networks decide, and what they need for it
-    memory       memory and time of an update against the length of a trial (Figure S6)
+    fits          both neurons, fitted by gradients (L-BFGS-B's rows of Tables S2 and S3)
+    hh_methods    the HH cell by every method (Figures 2 and S8, Table S3)
+    gif_methods   the GIF neuron by every method (Figure S7, Table S2)
+    equal_budget  both neurons by every method, each with as many simulations
+    training      the E/I network: three methods, three networks, three seeds
+    figure3       activity and weights of the network at the paper's setting (Figure 3)
+    behaviour     what the trained networks decide, and what they need for it
+    memory        memory and time of an update against the length of a trial (Figure S6)
 
 For each there are the numbers of every run (CSV), what made them (JSON: commands with seeds, dates, devices, versions),
-a table (Markdown, as in the README) and the figures that the README shows. The runs themselves are in
+a table (Markdown) and figures. README.md shows these between the lines `<!-- ITEM: written by make.py -->` and
+`<!-- end -->`, which are written again with the item; the rest of it is written by hand. The runs themselves are in
 results/reference/, whose whole ones are not run again.
 """
 
 import argparse
 import csv
+import dataclasses
 import datetime
-import importlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(ROOT), str(HERE.parent / "benchmarks")]
+sys.path.extend([str(ROOT), str(HERE.parent / "benchmarks")])
 
+import runs
 
 import bench_ei_online
 import matplotlib.pyplot as plt
 import numpy as np
 from common import in_turns
+from workloads import task_script
 
-task = importlib.import_module("task-coba-ei-rsnn")
+from learning_rules import RULES
+
 HH, GIF, TASK = "neuron_fitting_of_hh_model.py", "neuron_fitting_of_gif_model.py", "task-coba-ei-rsnn.py"
 SEEDS = (0, 1, 2)
-STYLES = dict(zip(task.METHODS, ("C0o-", "C1s--", "C3^:"), strict=True))
+STYLES = dict(zip(RULES, ("C0o-", "C1s--", "C3^:"), strict=True))
 PERIODS = ("cues", "delay", "recall")
+Row = dict[str, Any]
 
-# Read off Figure 3 (E and I; 12 800 and 3200 weights), and off Figure S6 (GB and seconds; DVS Gesture, 3 x 512 neurons,
-# batch 128, on a GPU).
+# Read off Figure 3 (E and I; 12 800 and 3200 weights).
 FIGURE_3 = {
     **{("rate_Hz", "cues", "exc"): 1.31, ("rate_Hz", "delay", "exc"): 0.0, ("rate_Hz", "recall", "exc"): 13.6},
     **{("rate_Hz", "cues", "inh"): 4.40, ("rate_Hz", "delay", "inh"): 0.0, ("rate_Hz", "recall", "inh"): 0.0},
@@ -62,16 +71,43 @@ FIGURE_3_WEIGHTS = {
 }
 
 
+# Figures, and what README.md says below each.
+FIGURES = {
+    "fits_hh.png": "Black: the cell in data/. Orange: the fitted cell, under currents that the fit has not seen.",
+    "hh_methods_figure_2.png": "Figures 2 and S8: the target (black) and the best of ten fits by each method (orange).",
+    "gif_methods_methods.png": "Figure S7: the same for the GIF neuron.",
+    "equal_budget_hh.png": "HH: best loss so far, median and quartiles of ten repeats.",
+    "equal_budget_gif.png": "GIF, by likelihood: the same.",
+    "training.png": "Held-out accuracy against updates; a line a seed.",
+    "figure3_activity.png": "Adam, lr 0.005: inputs, spikes, potentials and readout in a trial, after training.",
+    "figure3_weights.png": "The same network: weights before and after, with three laws fitted to them.",
+    "behaviour.png": "bptt, seed 0: choices, weights of the cues (± standard error), and accuracies (95 % intervals).",
+    "behaviour_activity.png": "A trial of that network: inputs, spikes, potentials and readout.",
+    "memory.png": "Peak memory and time against the steps of a trial.",
+}
+
+
+@dataclasses.dataclass
 class Item:
-    """One item while it is made: its runs, and its files in a folder, each written whole."""
+    """One item while it is made: its runs, and its files in a folder, each written whole.
 
-    def __init__(self, name, laptop, folder, runs):
-        self.name, self.laptop, self.folder, self.runs = name, laptop, folder, runs
-        self.commands = []
+    Args:
+        name: that of the function which makes it.
+        laptop: whether it is the small variant.
+        folder: of its files.
+        run_folder: of the folders of its runs.
+        commands: the runs so far, and what made them.
+    """
 
-    def run(self, name, script, *arguments):
+    name: str
+    laptop: bool
+    folder: Path
+    run_folder: Path
+    commands: list[Row] = dataclasses.field(default_factory=list)
+
+    def run(self, name: str, script: str, *arguments: Any) -> Path:
         """Folder of a run of a script; what is there and whole is not run again."""
-        folder, command = self.runs / name, [script, *map(str, arguments)]
+        folder, command = self.run_folder / name, [script, *map(str, arguments)]
         if not folder.exists():
             part = folder.with_name(f"{folder.name}.part")  # renamed when it is whole
             shutil.rmtree(part, ignore_errors=True)
@@ -82,24 +118,30 @@ class Item:
             if done.returncode:
                 sys.exit(f"{name}: ended with status {done.returncode}, expected 0")
             part.rename(folder)
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
         if shlex.split(config["command"])[1:-2] != command[1:]:
             sys.exit(f"{folder}: found the run of another command, expected {shlex.join(command)}; remove it")
         made = {name: config[name] for name in ("date", "devices", "python", "packages")}
         self.commands.append(dict(command=shlex.join(["python", *command])) | made)
         return folder
 
-    def write(self, rows, table, figures=(), **more):
-        """Save the rows, those of `more`, the table, and figures: (name, figure or the file of one)."""
+    def write(
+        self,
+        rows: Sequence[Row],
+        table: str,
+        figures: Mapping[str, plt.Figure | Path] | None = None,
+        **more: Sequence[Row],
+    ) -> None:
+        """Save the rows, those of `more`, the table, and figures, {name: figure or the file of one}."""
         self.folder.mkdir(parents=True, exist_ok=True)
         command = f"python tests/reference/make.py {self.name}{' --laptop' if self.laptop else ''}"
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         here = dict(python=platform.python_version(), machine=platform.machine(), cores=runs.N_CORE)
         here["packages"] = {name: runs.version_of(name) for name in runs.PACKAGES}
-        runs = [{name: x for name, x in run.items() if here.get(name) != x} for run in self.commands]
-        files = {f"{self.name}.csv": rows, f"{self.name}.md": table, **dict(() if self.laptop else figures)}
+        made = [{name: x for name, x in run.items() if here.get(name) != x} for run in self.commands]
+        files = {f"{self.name}.csv": rows, f"{self.name}.md": table, **({} if self.laptop else figures or {})}
         files |= {f"{self.name}_{name}.csv": more_rows for name, more_rows in more.items()}
-        files[f"{self.name}.json"] = dict(command=command, date=date) | here | dict(runs=runs)
+        files[f"{self.name}.json"] = dict(command=command, date=date) | here | dict(runs=made)
         for name, content in files.items():
             if isinstance(content, Path):
                 shutil.copyfile(content, self.folder / name)
@@ -108,34 +150,45 @@ class Item:
         print(table, end="")
 
 
-def markdown(columns, lines):
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file, as text."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown."""
     grid = [columns, ["---"] * len(columns), *lines]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in grid) + "\n"
 
 
-def spread(values, digits=3):
+def spread(values: Sequence[float], digits: int = 3) -> str:
     """Mean ± s.d., to so many decimals; of one value, itself."""
     mean = f"{np.mean(values):.{digits}f}"
     return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
 
 
-def listed(values, form="{:g}"):
+def listed(values: Sequence[float | None], form: str = "{:g}") -> str:
     """The values of the seeds, joined; a dash where there is none."""
     return ", ".join("-" if value is None else form.format(value) for value in values)
 
 
-def groups(rows, *names):
+def groups(rows: Sequence[Row], *names: str) -> dict[tuple, list[Row]]:
     """{values of the columns `names`: rows that have them}, in order."""
-    found = {}
+    grouped: dict[tuple, list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row[name] for name in names), []).append(row)
-    return found
+        grouped.setdefault(tuple(row[name] for name in names), []).append(row)
+    return grouped
 
 
 # ---- Fits -----------------------------------------------------------------------------------------------------------
 
 
-def fits(item):
+def fits(item: Item) -> None:
     """Both neurons by gradients, as the scripts do without arguments, and the HH cell by the paper's protocol."""
     cases = {
         "HH, recorded traces": (HH, []),
@@ -143,18 +196,18 @@ def fits(item):
         "GIF, by likelihood": (GIF, []),
     }
     cases = {name: cases[name] for name in list(cases)[::2]} if item.laptop else cases
-    rows, figures = [], []
+    rows, figures = [], {}
     for name, (script, arguments) in cases.items():
         for seed in SEEDS[:1] if item.laptop else SEEDS:
             folder = item.run(f"fits/{name.replace(' ', '_')}_seed{seed}", script, *arguments, "--seed", seed)
-            result = json.loads((folder / "result.json").read_text())
+            result = read_json(folder / "result.json")
             known = {key: x for key, x in result["known_parameters"].items() if key not in ("k1", "k2")}  # no effect
             errors = [abs(result["parameters"][key] / x - 1) for key, x in known.items()]
-            found = sum(start["loss"] <= 1.1 * result["loss"] + 1e-3 for start in result["starts"])
-            row = dict(fit=name, seed=seed, loss=result["loss"], worst_error=max(errors), starts_found=found)
+            near = sum(start["loss"] <= 1.1 * result["loss"] + 1e-3 for start in result["starts"])
+            row = dict(fit=name, seed=seed, loss=result["loss"], worst_error=max(errors), starts_found=near)
             rows.append(row | dict(seconds=result["seconds"]["run"]))
             if name == "HH, recorded traces" and seed == 0:
-                figures.append(("fits_hh.png", folder / "traces_validation.png"))
+                figures["fits_hh.png"] = folder / "traces_validation.png"
     lines = [
         [
             name,
@@ -169,23 +222,43 @@ def fits(item):
     item.write(rows, markdown(columns, lines), figures)
 
 
-def methods(item, script, arguments, figures):
-    """A neuron by every method, with the paper's budgets."""
+def methods(item: Item, script: str, arguments: Sequence[Any], figure: str) -> None:
+    """A neuron by every method, with the paper's budgets, and that figure of the comparison."""
     small = ["--repeats", 1, "--methods", "L-BFGS-B", "DE", "random"] if item.laptop else []
     arguments = ["--mode", "compare", *arguments, "--protocol_budget", "paper", *small]
     folder = item.run(item.name, script, *arguments)
-    with open(folder / "comparison.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    figures = [(f"{item.name}_{name}", folder / name) for name in figures]
-    item.write(rows, (folder / "comparison.md").read_text(), figures)
+    figures = {f"{item.name}_{figure}": folder / figure}
+    item.write(read_rows(folder / "comparison.csv"), (folder / "comparison.md").read_text(), figures)
 
 
-def hh_methods(item):
-    methods(item, HH, ["--target", "simulated", "--n_point", 10], ["figure_2.png"])
+def hh_methods(item: Item) -> None:
+    """The HH cell, to the paper's protocol."""
+    methods(item, HH, ["--target", "simulated", "--n_point", 10], "figure_2.png")
 
 
-def gif_methods(item):
-    methods(item, GIF, ["--objective", "simulation", "--n_point", 100], ["methods.png"])
+def gif_methods(item: Item) -> None:
+    """The GIF neuron, by the paper's loss."""
+    methods(item, GIF, ["--objective", "simulation", "--n_point", 100], "methods.png")
+
+
+def equal_budget(item: Item) -> None:
+    """Both neurons by every method, each with as many simulations: HH to the paper's protocol, GIF by likelihood."""
+    cases = {
+        "HH": (HH, "by the mean squared error of the potential", ["--target", "simulated", "--n_point", 10]),
+        "GIF": (GIF, "by likelihood", []),
+    }
+    if item.laptop:
+        # What a gradient costs is given, not timed, so that the numbers do not depend on the machine.
+        small = ["--repeats", 1, "--methods", "L-BFGS-B", "DE", "random", "--gradient_cost", 3]
+        cases = {"HH": (*cases["HH"][:2], [*cases["HH"][2], *small])}
+    rows, tables, figures = [], [], {}
+    for neuron, (script, loss, arguments) in cases.items():
+        name = f"{item.name}_{neuron.lower()}"
+        folder = item.run(name, script, "--mode", "compare", *arguments)
+        rows += [dict(neuron=neuron) | row for row in read_rows(folder / "comparison.csv")]
+        tables.append(f"**{neuron}, {loss}**\n\n{(folder / 'comparison.md').read_text()}")
+        figures[f"{name}.png"] = folder / "comparison.png"
+    item.write(rows, "\n".join(tables), figures)
 
 
 # ---- The network ----------------------------------------------------------------------------------------------------
@@ -200,7 +273,7 @@ LEARNS = {
 }
 
 
-def train(item, method, conn_method, n_rec, seed):
+def train(item: Item, method: str, conn_method: str, n_rec: int, seed: int) -> Path:
     """Folder of a training with the arguments that learn best."""
     length = SMALL if item.laptop else ["--epochs", 100 if n_rec == 400 else 200, "--batch_size", 64]
     arguments = ["--lr", "5e-3", "--schedule", "cosine", *length]
@@ -209,13 +282,14 @@ def train(item, method, conn_method, n_rec, seed):
     return item.run(f"training/{method}_{conn_method}_{n_rec}_seed{seed}", TASK, *arguments)
 
 
-def training(item):
+def training(item: Item) -> None:
+    """The E/I network, by every method on every network."""
     rows, curves = [], []
     for conn_method, n_rec in SMALL_NETWORKS if item.laptop else NETWORKS:
-        for method in task.METHODS:
+        for method in RULES:
             for seed in SEEDS[:1] if item.laptop else SEEDS:
                 folder = train(item, method, conn_method, n_rec, seed)
-                result = json.loads((folder / "result.json").read_text())
+                result = read_json(folder / "result.json")
                 name = dict(method=method, conn_method=conn_method, n_rec=n_rec, seed=seed)
                 row = name | dict(heldout_accuracy=result["heldout_accuracy"])
                 row |= dict(zip(("low", "high"), result["heldout_interval"], strict=True))
@@ -229,14 +303,13 @@ def training(item):
                         row[f"{period}_{population}_Hz"] = rate
                 seconds = dict(seconds_per_update=result["seconds_per_update"])
                 rows.append(row | seconds | dict(seconds_compile=result["seconds"]["compile"]))
-                with open(folder / "metrics.csv", newline="") as file:
-                    history = [line for line in csv.DictReader(file) if line["heldout_accuracy"]]
-                kept = ("update", "heldout_accuracy", "seconds")
-                curves += [name | {column: float(line[column]) for column in kept} for line in history]
+                columns = ("update", "heldout_accuracy", "seconds")
+                history = [line for line in read_rows(folder / "metrics.csv") if line["heldout_accuracy"]]
+                curves += [name | {column: float(line[column]) for column in columns} for line in history]
     lines = []
     for (conn_method, n_rec, method), of_rule in groups(rows, "conn_method", "n_rec", "method").items():
         n, p = (sum(row["n_heldout"] for row in of_rule), np.mean([row["heldout_accuracy"] for row in of_rule]))
-        low, high = task.wilson_interval(round(n * p), n)
+        low, high = task_script.wilson_interval(round(n * p), n)
         line = [method, f"{conn_method}, {n_rec}"]
         for level in ("0.9", "0.99"):
             line.append(listed([row[f"updates_to_{level}"] for row in of_rule]))
@@ -248,10 +321,10 @@ def training(item):
         lines.append(line)
     columns = ["method", "network", "updates to 0.9", "minutes", "updates to 0.99", "minutes"]
     columns += ["final accuracy (95 %)", "E, I in cues, Hz", "delay", "recall"]
-    item.write(rows, markdown(columns, lines), [("training.png", plot_training(curves))], curves=curves)
+    item.write(rows, markdown(columns, lines), {"training.png": plot_training(curves)}, curves=curves)
 
 
-def plot_training(curves):
+def plot_training(curves: Sequence[Row]) -> plt.Figure:
     """Held-out accuracy against updates: a panel a network, a line a seed."""
     panels = groups(curves, "conn_method", "n_rec")
     figure, axes = plt.subplots(
@@ -268,59 +341,61 @@ def plot_training(curves):
     return figure
 
 
-def simulate(item, folder):
-    """result.json of a simulation of the network of a training, and its folder."""
+def simulate(item: Item, folder: Path) -> tuple[Row, Path]:
+    """result.json of a simulation of the network of a training in a folder, and the folder of the simulation."""
     load = os.path.relpath(folder, ROOT)
     small = ["--batch_size", 32] if item.laptop else []
-    simulation = item.run(
-        f"simulated/{folder.parent.name}_{folder.name}", TASK, "--mode", "sim", "--load", load, *small
-    )
-    return json.loads((simulation / "result.json").read_text()), simulation
+    name = f"simulated/{folder.parent.name}_{folder.name}"
+    simulation = item.run(name, TASK, "--mode", "sim", "--load", load, *small)
+    return read_json(simulation / "result.json"), simulation
 
 
-def figure3(item):
+def figure3(item: Item) -> None:
     """Networks trained at the paper's setting (rand, 400 neurons, rec_scale 0.5, w_ei_ratio 4), by Adam and by SGD."""
     arguments = ["--method", "bptt", "--conn_method", "rand", "--n_rec", 100 if item.laptop else 400]
     arguments += SMALL if item.laptop else ["--batch_size", 64]
-    runs = {
+    trainings = {
         "Adam, lr 0.005": ("adam5", ["--epochs", 200, "--schedule", "cosine"], ["--lr", "5e-3"]),
         "Adam, lr 0.001": ("adam", ["--epochs", 300], []),
         "SGD, lr 10": ("sgd", ["--epochs", 100], ["--opt", "sgd", "--lr", 10, "--grad_clip", 0.1]),
     }
     if item.laptop:
-        runs = {name: (run[0], [], run[2]) for name, run in runs.items() if name != "Adam, lr 0.001"}
-    rows, figures = [], []
-    for name, (label, length, optimiser) in runs.items():
+        trainings = {
+            name: (label, [], optimiser)
+            for name, (label, _, optimiser) in trainings.items()
+            if name != "Adam, lr 0.001"
+        }
+    rows, figures = [], {}
+    for name, (label, length, optimiser) in trainings.items():
         folder = item.run(f"figure3/{label}_seed0", TASK, *arguments, *length, "--seed", 0, *optimiser)
-        trained = json.loads((folder / "result.json").read_text())
+        trained = read_json(folder / "result.json")
         result, simulation = simulate(item, folder)
-        found = {("accuracy", "", ""): trained["best"]["heldout_accuracy"], ("updates", "", ""): trained["updates"]}
+        values = {("accuracy", "", ""): trained["best"]["heldout_accuracy"], ("updates", "", ""): trained["updates"]}
         for period, rates in result["rates_Hz"].items():
-            found |= {("rate_Hz", period, population): rate for population, rate in rates.items()}
-        for population, share in result["within_reversal_potentials"].items():
-            found["within", "", population] = share
+            values |= {("rate_Hz", period, population): rate for population, rate in rates.items()}
+        for population, fraction in result["within_reversal_potentials"].items():
+            values["within", "", population] = fraction
         for stage, blocks in result["weights"].items():
             for population in ("exc", "inh"):
                 w = blocks[population]
-                found |= {(moment, stage, population): w[moment] for moment in MOMENTS}
+                values |= {(moment, stage, population): w[moment] for moment in MOMENTS}
                 best = min(law["AIC"] for law in w["laws"].values())
-                found |= {(f"AIC {law}", stage, population): v["AIC"] - best for law, v in w["laws"].items()}
-        keys = ("quantity", "when", "population")
-        rows += [
-            dict(run=name, seed=0) | dict(zip(keys, key, strict=True), value=value) for key, value in found.items()
-        ]
+                values |= {(f"AIC {law}", stage, population): v["AIC"] - best for law, v in w["laws"].items()}
+        for (quantity, when, population), value in values.items():
+            rows.append(dict(run=name, seed=0, quantity=quantity, when=when, population=population, value=value))
         if label == "adam5":
-            figures = [(f"figure3_{panel}.png", simulation / f"{panel}.png") for panel in ("activity", "weights")]
+            figures = {f"figure3_{panel}.png": simulation / f"{panel}.png" for panel in ("activity", "weights")}
     item.write(rows, figure3_table(rows), figures)
 
 
-def figure3_table(rows):
-    runs = list(groups(rows, "run"))
+def figure3_table(rows: Sequence[Row]) -> str:
+    """The values of each run beside the paper's."""
+    names = [name for (name,) in groups(rows, "run")]
     values = groups(rows, "run", "quantity", "when", "population")
 
-    def line(name, key, paper="", digits=2):
-        cells = [spread([row["value"] for row in values[*run, *key]], digits) for run in runs]
-        return [name, paper, *cells]
+    def line(title, key, paper="", digits=2):
+        cells = [spread([row["value"] for row in values[name, *key]], digits) for name in names]
+        return [title, paper, *cells]
 
     lines = [
         line("held-out accuracy", ("accuracy", "", ""), "not given", 3),
@@ -341,70 +416,67 @@ def figure3_table(rows):
         for law in ("half-normal", "gamma", "log-normal"):
             key = (f"AIC {law}", "after", population)
             lines.append(line(f"{letter} weights after, AIC of {law} above the best", key, "", 0))
-    return markdown(["", "paper", *(run for (run,) in runs)], lines)
+    return markdown(["", "paper", *names], lines)
 
 
-def behaviour(item):
+def behaviour(item: Item) -> None:
     """What the networks of `training` decide (dense), and what they need for it."""
-    rows, figures = [], []
-    for method in task.METHODS[::2] if item.laptop else task.METHODS:
+    rows, figures = [], {}
+    for method in ("bptt", "expsm_diag") if item.laptop else RULES:
         for seed in SEEDS[:1] if item.laptop else SEEDS:
             folder = train(item, method, "dense", 100 if item.laptop else 200, seed)
             result, simulation = simulate(item, folder)
-            found = result["behaviour"]
-            values = {("slope", ""): found["fit"]["slopes"][0], ("bias", ""): found["fit"]["bias"]}
-            values |= {("psychometric", row["difference"]): row["right"] for row in found["psychometric"]}
-            values |= {("cue weight", 1 + i): w for i, w in enumerate(found["cue_weights"]["slopes"])}
-            values |= {("delay", row["t_delay"]): row["accuracy"] for row in found["delays"]}
-            values |= {("silenced", name): row["accuracy"] for name, row in found["silenced"].items()}
+            decisions = result["behaviour"]
+            values = {("slope", ""): decisions["fit"]["slopes"][0], ("bias", ""): decisions["fit"]["bias"]}
+            values |= {("psychometric", row["difference"]): row["right"] for row in decisions["psychometric"]}
+            values |= {("cue weight", 1 + i): w for i, w in enumerate(decisions["cue_weights"]["slopes"])}
+            values |= {("delay", row["t_delay"]): row["accuracy"] for row in decisions["delays"]}
+            values |= {("silenced", name): row["accuracy"] for name, row in decisions["silenced"].items()}
             name = dict(method=method, seed=seed)
             rows += [name | dict(quantity=quantity, at=at, value=value) for (quantity, at), value in values.items()]
             if (method, seed) == ("bptt", 0):
-                figures = [
-                    ("behaviour.png", simulation / "behaviour.png"),
-                    ("behaviour_activity.png", simulation / "activity.png"),
-                ]
+                figures["behaviour.png"] = simulation / "behaviour.png"
+                figures["behaviour_activity.png"] = simulation / "activity.png"
     values, of_method = groups(rows, "quantity", "at", "method"), groups(rows, "method")
-    words = {"slope": "log odds a cue", "bias": "bias, log odds", "cue weight": "weight of cue {}, log odds"}
-    words |= {"delay": "accuracy, delay {:g} ms", "silenced": "accuracy without {}"}
+    titles = {"slope": "log odds a cue", "bias": "bias, log odds", "cue weight": "weight of cue {}, log odds"}
+    titles |= {"delay": "accuracy, delay {:g} ms", "silenced": "accuracy without {}"}
     lines = []
     for quantity, at in groups(rows, "quantity", "at"):
-        if quantity in words:
+        if quantity in titles:
             digits = 3 if quantity in ("delay", "silenced") else 2
             cells = [spread([row["value"] for row in values[quantity, at, method]], digits) for (method,) in of_method]
-            lines.append([words[quantity].format(at).replace("without nothing", "of the whole network"), *cells])
+            lines.append([titles[quantity].format(at).replace("without nothing", "of the whole network"), *cells])
     item.write(rows, markdown(["", *(method for (method,) in of_method)], lines), figures)
 
 
 # ---- Memory and time ------------------------------------------------------------------------------------------------
 
 
-def memory(item):
+def memory(item: Item) -> None:
     """Peak memory of a process with one device, and seconds of an update with all, against the steps of a trial."""
     lengths = (550, 1100) if item.laptop else (550, 1100, 2200, 4400, 8800, 17600)
     arguments = ["--n_rec", 100, "--batch_size", 16] if item.laptop else []
     rows = []
     for n_step in lengths:
-        functions, _, compiled = zip(
-            *(bench_ei_online.gradient(method, *arguments, n_step=n_step) for method in task.METHODS), strict=True
-        )
-        seconds = np.median(in_turns(*functions, repeats=3), axis=0)
-        for method, of_rule, to_compile in zip(task.METHODS, seconds, compiled, strict=True):
+        gradients = [bench_ei_online.gradient(method, *arguments, n_step=n_step) for method in RULES]
+        seconds = np.median(in_turns(*(gradient.run for gradient in gradients), repeats=3), axis=0)
+        for method, gradient, of_rule in zip(RULES, gradients, seconds, strict=True):
             process, program = bench_ei_online.memory(method, n_step, *arguments)
             row = dict(method=method, n_step=n_step, process_MB=process, program_MB=program)
-            rows.append(row | dict(seconds=of_rule, seconds_compile=to_compile))
+            rows.append(row | dict(seconds=of_rule, seconds_compile=gradient.seconds))
             print(rows[-1], flush=True)
     values = groups(rows, "method", "n_step")
     lines = []
-    for method in task.METHODS:
+    for method in RULES:
         for quantity, form in (("process_MB", "{:.0f}"), ("seconds", "{:.2f}")):
             cells = [form.format(values[method, n_step][0][quantity]) for n_step in lengths]
             lines.append([f"{method}, {'MB' if quantity == 'process_MB' else 'seconds'}", *cells])
     table = markdown(["", *(f"T = {n_step}" for n_step in lengths)], lines)
-    item.write(rows, table, [("memory.png", plot_memory(rows))])
+    item.write(rows, table, {"memory.png": plot_memory(rows)})
 
 
-def plot_memory(rows):
+def plot_memory(rows: Sequence[Row]) -> plt.Figure:
+    """Peak memory of the process and seconds of a gradient against the steps of a trial, by every rule."""
     figure, axes = plt.subplots(1, 2, figsize=(runs.WIDTH, 2.4), layout="constrained")
     for (method,), of_rule in groups(rows, "method").items():
         n_step = [row["n_step"] for row in of_rule]
@@ -422,20 +494,48 @@ def plot_memory(rows):
 
 # ---- Main -----------------------------------------------------------------------------------------------------------
 
-ITEMS = {f.__name__: f for f in (fits, hh_methods, gif_methods, training, figure3, behaviour, memory)}
+MAKERS = (fits, hh_methods, gif_methods, equal_budget, training, figure3, behaviour, memory)
+ITEMS: dict[str, Callable[[Item], None]] = {make.__name__: make for make in MAKERS}
 
 
-def main():
+def block_of(name: str, folder: Path) -> str:
+    """What README.md shows of an item in a folder: its table, and its figures with what is said of them."""
+    figures = [figure for figure in FIGURES if figure.startswith(name) and (folder / figure).exists()]
+    shown = [f"![{Path(figure).stem}]({figure})\n\n*{FIGURES[figure]}*\n" for figure in figures]
+    return "\n".join([(folder / f"{name}.md").read_text(), *shown])
+
+
+def write_readme(folder: Path) -> None:
+    """Write the blocks of README.md in a folder again, of all items whose tables are there; the rest stays as it is."""
+    text = (folder / "README.md").read_text()
+    for name in ITEMS:
+        if (folder / f"{name}.md").exists():
+            block, pattern = block_of(name, folder), rf"(<!-- {name}: written by make\.py -->\n).*?(<!-- end -->\n)"
+            text, n = re.subn(pattern, lambda match, block=block: f"{match[1]}\n{block}\n{match[2]}", text, flags=re.S)
+            if n != 1:
+                sys.exit(f"{folder / 'README.md'}: found {n} blocks `<!-- {name}: written by make.py -->`, expected 1")
+    runs.save(folder / "README.md", text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("item", choices=(*ITEMS, "all"))
+    parser.add_argument("item", choices=(*ITEMS, "all", "readme"))
     parser.add_argument("--laptop", action="store_true", help="the small variant, which the tests compare")
     parser.add_argument("--output", type=Path, help="folder of the files; this one, or laptop/ in it, without it")
     parser.add_argument("--runs", type=Path, help="folder of the runs; results/reference/ without it")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.laptop and args.item == "readme":
+        parser.error("argument --laptop: found with readme, expected it with an item")
     variant = "laptop" if args.laptop else ""
-    folder, runs = args.output or HERE / variant, args.runs or ROOT / "results" / "reference" / variant
-    for name in ITEMS if args.item == "all" else [args.item]:
-        ITEMS[name](Item(name, args.laptop, folder.absolute(), runs.absolute()))
+    folder = (args.output or HERE / variant).absolute()
+    run_folder = (args.runs or ROOT / "results" / "reference" / variant).absolute()
+    runs.use_plot_style()
+    for name in ITEMS if args.item == "all" else {args.item} - {"readme"}:
+        ITEMS[name](Item(name, args.laptop, folder, run_folder))
+        if not args.laptop and (folder / "README.md").exists():
+            write_readme(folder)
+    if args.item == "readme":
+        write_readme(folder)
 
 
 if __name__ == "__main__":
