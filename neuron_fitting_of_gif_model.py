@@ -396,20 +396,17 @@ def plot_surrogates() -> plt.Figure:
 # ---- Main -----------------------------------------------------------------------------------------------------------
 
 
-def random_search(
-    study: fitting.Study, fit: fitting.Fit, search: fitting.Search, seed: int, devices
-) -> fitting.Minimum:
+def random_search(study: fitting.Study, fit: fitting.Fit, seed: int, devices: Sequence[jax.Device]) -> fitting.Minimum:
     """Random parameter sets, as many as a fit has simulated: what gradients have to beat."""
-    problem, n_iter = fitting.FitProblem(study, search.n_sample, devices), -(-fit.n_simulations // search.n_sample)
-    return fitting.minimise(problem, fitting.Search("random", search.n_sample, n_iter, seed))
+    n_sample = len(fit.minimum.starts)
+    search = fitting.Search("random", n_sample, n_iter=-(-fit.n_simulations // n_sample), seed=seed)
+    return fitting.minimise(fitting.FitProblem(study, n_sample, devices), search)
 
 
 def make_plan(args: argparse.Namespace, study: fitting.Study) -> comparing.Plan:
     """The comparison that the arguments ask for."""
-    without_effect = (
-        {"k1", "k2", "R1", "R2"} if args.protocol == "paper" and not {"A1", "A2"} & set(study.bounds) else {}
-    )
-    names = [name for name in study.bounds if name not in without_effect]
+    without_currents = args.protocol == "paper" and not {"A1", "A2"} & set(study.bounds)
+    names = [name for name in study.bounds if not (without_currents and name in ("k1", "k2", "R1", "R2"))]
     own = study.annealing or args.current or args.noise_std or args.fit_target != "potential"
     paper = PAPER_RESULTS if args.protocol == "paper" and not own else {}
     n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
@@ -450,7 +447,7 @@ def main(argv: Sequence[str]) -> int:
         if study.annealing:
             extra["width_mV"] = fit.minimum.level
         elif args.method == "L-BFGS-B" and not interrupted:
-            random = random_search(study, fit, search, random_seed, devices)
+            random = random_search(study, fit, random_seed, devices)
             interrupted = random.interrupted
             extra |= {} if interrupted else {"random_search_loss": random.best.loss}
         run.save_config(argv, devices)

@@ -17,6 +17,7 @@ import runs
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -201,7 +202,7 @@ def make_plan(args: argparse.Namespace) -> comparing.Plan:
     return runs.pick(comparing.Plan, args, n_start=n_start, names=args.fit_parameters, paper=paper)
 
 
-def figure_2(study: fitting.Study, comparison: comparing.Comparison):
+def figure_2(study: fitting.Study, comparison: comparing.Comparison) -> plt.Figure:
     """Responses of the best fits by the paper's methods, under the currents at which the target spikes."""
     recording = study.recordings["fit"]
     responses = {method: V for method, V in comparison.V.items() if method in PAPER_RESULTS}

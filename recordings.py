@@ -263,6 +263,14 @@ def read_recordings(source: Source, shipped: Mapping[str, tuple[Path, Path]]) ->
     return {name: read_recording(source, *pair) for name, pair in paths.items() if any(pair)}
 
 
+def recorded(current: np.ndarray, V: np.ndarray, dt: float, spike_level: float = 0.0) -> Recording:
+    """The recording of currents (nA) and potentials (mV), each (T, n_trace), every dt (ms), all of which count.
+
+    Spikes are upward crossings of spike_level (mV).
+    """
+    return Recording(current, V, detect_spikes(V, spike_level), np.ones_like(V), dt=dt)
+
+
 # ---- Targets --------------------------------------------------------------------------------------------------------
 
 

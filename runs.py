@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 # The one environment variable of the project: XLA calls each program from the compilation cache an error, by a logger
 # of its own, which reads this when JAX is imported and leaves no other way. Errors come as exceptions all the same.
@@ -84,7 +84,7 @@ class Parser(argparse.ArgumentParser):
             args = super().parse_args(argv)
         return args
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise BadInput(message)
 
 

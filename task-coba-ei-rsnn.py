@@ -43,8 +43,9 @@ from learning_rules import RULES, BatchGradient
 from utils import EvidenceAccumulation, Model, NetworkSettings, Weights, setting
 
 SCRIPT = Path(__file__).stem
+TASK = EvidenceAccumulation
 # The arguments that a network that is loaded brings along; the last of them cannot be others.
-TASK_ARGUMENTS = tuple(field.name for field in dataclasses.fields(EvidenceAccumulation))
+TASK_ARGUMENTS = tuple(field.name for field in dataclasses.fields(TASK))
 NETWORK_ARGUMENTS = tuple(field.name for field in dataclasses.fields(NetworkSettings))
 INITIAL_ARGUMENTS = ("conn_method", "n_rec", "n_in", "conn_seed", "weight_seed", "ff_scale", "rec_scale", "w_ei_ratio")
 SATURATED = 200.0  # Hz; a population that fires more in the mean carries no information in single spikes
@@ -110,13 +111,13 @@ def add_model_arguments(parser: runs.Parser) -> None:
     seed, seed_number = "seed of the {}, derived from --seed without this argument", runs.number(int, 0, high=2**32 - 1)
     add("--conn_seed", type=seed_number, help=seed.format("connections and time constants of adaptation"))
     add("--weight_seed", type=seed_number, help=seed.format("initial weights"))
-    runs.add_settings(parser.add_argument_group("task").add_argument, EvidenceAccumulation)
+    runs.add_settings(parser.add_argument_group("task").add_argument, TASK)
 
 
 def complete(parser: runs.Parser, args: argparse.Namespace) -> argparse.Namespace:
     """The arguments with the seeds that follow from --seed, checked for what is wrong with the task."""
     try:
-        runs.pick(EvidenceAccumulation, args)
+        runs.pick(TASK, args)
     except ValueError as error:
         parser.error(f"argument --{error}")
     seeds = split_seed(args.seed)
@@ -186,7 +187,7 @@ def split_devices(batch_size: int, devices: Sequence[jax.Device], named: bool) -
 
 def make_model(args: argparse.Namespace) -> Model:
     """The untrained network, with its task, that the arguments ask for."""
-    return utils.make_model(runs.pick(EvidenceAccumulation, args), runs.pick(NetworkSettings, args))
+    return utils.make_model(runs.pick(TASK, args), runs.pick(NetworkSettings, args))
 
 
 def make_rule(args: argparse.Namespace) -> Rule:
