@@ -62,9 +62,13 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Repeat:
-    """One fit by one method. `loss_equal_time` is that after as many seconds as L-BFGS-B had, and `curve` lists
+    """One fit by one method.
 
-    simulations, seconds and best loss so far, where it improved at the level of the result.
+    Args:
+        loss_equal_time: that after as many seconds as L-BFGS-B had.
+        free_running_mse: of the potentials of the fitted model (mV^2).
+        recovered: whether all parameters that have to be found are, if it is known.
+        curve: simulations, seconds and best loss so far, wherever it improved at the level of the result.
     """
 
     method: str
@@ -204,14 +208,14 @@ def compare(
                 repeats.append(Repeat(**store.load(name)))
                 if method == "L-BFGS-B":
                     reference = repeats[-1]
+        comparison, V = Comparison(repeats, {}, gradient_cost), {}
+        for method, rows in comparison.by_method.items():
+            best = min(rows, key=lambda row: row.loss)
+            parameters = {name: value * study.bounds[name].unit for name, value in best.parameters.items()}
+            V[method] = study.free_run(parameters, study.recordings["fit"].current)[0]
+        return dataclasses.replace(comparison, V=V)
     except KeyboardInterrupt:
         return Comparison(repeats, {}, gradient_cost, interrupted=True)
-    comparison, V = Comparison(repeats, {}, gradient_cost), {}
-    for method, rows in comparison.by_method.items():
-        best = min(rows, key=lambda row: row.loss)
-        parameters = {name: value * study.bounds[name].unit for name, value in best.parameters.items()}
-        V[method] = study.free_run(parameters, study.recordings["fit"].current)[0]
-    return dataclasses.replace(comparison, V=V)
 
 
 def save_comparison(run: runs.RunFolder, study: Study, plan: Plan, comparison: Comparison) -> None:

@@ -85,6 +85,19 @@ class Annealing:
 
 
 @dataclasses.dataclass(frozen=True)
+class FitSettings:
+    """What is fitted of a neuron, and how; the arguments of the same names, with potentials in mV and times in ms."""
+
+    fit_target: str = "potential"
+    fit_parameters: Sequence[str] = ()
+    bounds: Sequence[tuple[str, list[float]]] = ()
+    n_point: int | None = None
+    tau_rossum: float = 5.0
+    spike_level: float = 0.0
+    delta: float = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """A model, what is fitted of it, and to what.
 

@@ -26,9 +26,9 @@ cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 
 class BatchGradient(NamedTuple):
-    """Of a batch: loss, its gradient by the weights, accuracy, and rates (n_step, 2).
+    """Of a batch: loss, its gradient by the weights, accuracy, and rates.
 
-    The rates are mean spikes of an excitatory and of an inhibitory neuron in a step.
+    The rates (n_step, 2) are mean spikes of an excitatory and of an inhibitory neuron in a step.
     """
 
     loss: jax.Array
@@ -154,9 +154,13 @@ class Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What an online rule starts from: labels and evidence of the trials, the synapses, the neurons' states at rest,
+    """What an online rule starts from.
 
-    and the pairs of each block of weights.
+    Args:
+        labels, evidence: of the trials.
+        synapses: as in `EINetwork.synapses`.
+        states: of the neurons, at rest.
+        blocks: {block of weights: the pairs that it connects}.
     """
 
     labels: jax.Array

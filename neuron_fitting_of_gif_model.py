@@ -112,20 +112,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is fitted, and how; the arguments of the same names, with potentials in mV and times in ms."""
+class Settings(fitting.FitSettings):
+    """Besides, what only this neuron has; the arguments of the same names."""
 
-    fit_target: str = "potential"
     fit_parameters: Sequence[str] = tuple(FITTED)
-    bounds: Sequence[tuple[str, list[float]]] = ()
     protocol: str = "paper"
     objective: str | None = None
     width_floor: float = WIDTHS[-1]
     t_blank: float = 0.5
-    n_point: int | None = None
-    tau_rossum: float = 5.0
-    spike_level: float = 0.0
-    delta: float = 4.0
 
 
 # ---- Model ----------------------------------------------------------------------------------------------------------
@@ -429,8 +423,8 @@ def main(argv: Sequence[str]) -> int:
     search, interrupted = runs.pick(fitting.Search, args, seed=fit_seed), False
     if args.mode == "compare":
         plan = make_plan(args, study)
+        run.save_config(argv, devices)  # first: a comparison that is killed is resumed by it
         comparison = comparing.compare(study, plan, devices, run)
-        run.save_config(argv, devices)
         interrupted = comparison.interrupted
         if not interrupted:
             comparing.save_comparison(run, study, plan, comparison)

@@ -6,7 +6,6 @@ Without arguments the cell is fitted to the traces in data/ and checked on other
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -72,19 +71,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return fitting.parse_fit_arguments(parser, argv, shipped=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is fitted, and how; the arguments of the same names, with potentials in mV and times in ms."""
-
-    fit_target: str = "potential"
-    fit_parameters: Sequence[str] = tuple(FITTED)
-    bounds: Sequence[tuple[str, list[float]]] = ()
-    n_point: int | None = None
-    tau_rossum: float = 5.0
-    spike_level: float = 0.0
-    delta: float = 4.0
-
-
 # ---- Model and loss -------------------------------------------------------------------------------------------------
 
 
@@ -113,12 +99,12 @@ def soft_spikes(V: ArrayLike, level: float, width: float = 2.0) -> jax.Array:
     return jnp.maximum(jnp.diff(logistic, axis=0, append=logistic[-1:]), 0)
 
 
-def potential_loss(settings: Settings) -> fitting.Loss:
+def potential_loss(settings: fitting.FitSettings) -> fitting.Loss:
     """The paper's: the mean squared error of the potentials."""
     return fitting.SQUARED_ERROR
 
 
-def spike_loss(settings: Settings) -> fitting.Loss:
+def spike_loss(settings: fitting.FitSettings) -> fitting.Loss:
     """The van Rossum distance of soft spikes; the times of the model's spikes tell what is determined.
 
     A spike's time is that at which V, linear within the step of the crossing, is at the level: its derivative is
@@ -151,11 +137,11 @@ def spike_loss(settings: Settings) -> fitting.Loss:
 
 
 # Another loss is a function of the settings here.
-LOSSES: dict[str, Callable[[Settings], fitting.Loss]] = {"potential": potential_loss, "spike": spike_loss}
+LOSSES: dict[str, Callable[[fitting.FitSettings], fitting.Loss]] = {"potential": potential_loss, "spike": spike_loss}
 
 
 def make_study(
-    settings: Settings,
+    settings: fitting.FitSettings,
     traces: Mapping[str, Recording],
     source: recordings.Source,
     known: Mapping[str, float] | None = None,
@@ -221,12 +207,12 @@ def main(argv: Sequence[str]) -> int:
     noise_seed, fit_seed = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(args.seed).spawn(2))
     source = runs.pick(recordings.Source, args)
     traces = recordings.read_recordings(source, SHIPPED)
-    study = make_study(runs.pick(Settings, args), traces, source, known_parameters(source), noise_seed)
+    study = make_study(runs.pick(fitting.FitSettings, args), traces, source, known_parameters(source), noise_seed)
     search, interrupted = runs.pick(fitting.Search, args, seed=fit_seed), False
     if args.mode == "compare":
         plan = make_plan(args)
+        run.save_config(argv, devices)  # first: a comparison that is killed is resumed by it
         comparison = comparing.compare(study, plan, devices, run)
-        run.save_config(argv, devices)
         interrupted = comparison.interrupted
         if not interrupted:
             comparing.save_comparison(run, study, plan, comparison)
