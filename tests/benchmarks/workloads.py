@@ -42,7 +42,7 @@ def hh_problem(n_sample: int) -> fitting.FitProblem:
     devices = runs.setup_jax(args.precision, args.devices)
     source = runs.pick(recordings.Source, args)
     traces = recordings.read_recordings(source, hh.SHIPPED)
-    study = hh.make_study(runs.pick(hh.Settings, args), traces, source, hh.known_parameters(source))
+    study = hh.make_study(runs.pick(fitting.FitSettings, args), traces, source, hh.known_parameters(source))
     return fitting.FitProblem(study, n_sample, devices)
 
 
