@@ -14,7 +14,6 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
-from tqdm import tqdm
 
 from fitting import METHODS, FitProblem, Round, Search, Study, minimise, random_starts
 from recordings import Recording
@@ -198,7 +197,7 @@ def compare(
         gradient_cost = measured_gradient_cost(problems["L-BFGS-B"]) if equal else 1.0
     store.save("budget.json", dict(gradient_cost=gradient_cost))
     try:
-        for repeat in tqdm(range(plan.repeats), desc="compare", unit=" repeats", leave=False, disable=None):
+        for repeat in runs.progress(range(plan.repeats), desc="compare", unit=" repeats"):
             reference = None
             for method in plan.methods:
                 name = f"repeats/{method}_{repeat}.json"

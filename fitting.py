@@ -28,7 +28,6 @@ import numpy as np
 import scipy.optimize
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
-from tqdm import tqdm
 
 import recordings
 import utils
@@ -341,7 +340,7 @@ def minimise(problem: FitProblem, search: Search) -> Minimum:
     """Minimise the loss of a problem by one of METHODS, with a progress bar."""
     by_gradient, annealing = search.method == "L-BFGS-B", problem.study.annealing
     total = None if by_gradient else search.n_iter * problem.n_sample
-    with tqdm(total=total, desc=search.method, unit=" simulations", leave=False, disable=None) as bar:
+    with runs.progress(total=total, desc=search.method, unit=" simulations") as bar:
 
         def on_round(row: Round) -> None:
             bar.set_postfix(best_loss=f"{row.best_loss:.3g}", active=row.active, refresh=False)

@@ -13,7 +13,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -27,9 +27,11 @@ import jax.extend
 import matplotlib
 import matplotlib.pyplot as plt
 import threadpoolctl
+from tqdm import tqdm
 
 N_CORE: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WIDTH = 7.0  # inches of a page; a column has half of it
+PROGRESS_SECONDS = 30.0  # between lines of progress where there is no terminal
 # Those whose versions config.json gives.
 PACKAGES = """brainevent brainpy brainscale brainstate braintools braintrace brainunit jax jaxlib nevergrad numba numpy
     optax orbax-checkpoint scikit-optimize scipy""".split()  # noqa: SIM905 (a list of literals takes a line each)
@@ -145,6 +147,24 @@ def add_run_arguments(parser: Parser) -> None:
     add("--output", type=Path, metavar="DIR", help="run folder; without it, a new one in results/")
     figure_format = "pdf: every figure also as vector graphics, beside the PNG"
     add("--figure_format", choices=("png", "pdf"), default="png", help=figure_format)
+
+
+class _Lines:
+    """A file that gets what tqdm draws over itself as lines."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip("\r\n "):
+            print(text, flush=True)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+def progress(iterable: Iterable | None = None, **options: Any) -> tqdm:
+    """A progress bar of tqdm on a terminal; elsewhere, such as in a log file, a line every PROGRESS_SECONDS."""
+    if not sys.stderr.isatty():
+        options |= dict(file=_Lines(), delay=PROGRESS_SECONDS, mininterval=PROGRESS_SECONDS, miniters=1, ncols=100)
+    return tqdm(iterable, leave=False, **options)
 
 
 # ---- Devices and plot style -----------------------------------------------------------------------------------------

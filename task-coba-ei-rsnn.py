@@ -401,7 +401,10 @@ def load_network(folder: Path, model: Model) -> tuple[Model, Weights]:
     if shapes[0] != shapes[1]:
         raise BadInput(f"{folder}: found weights and connections of shapes {shapes[0]}, expected {shapes[1]}")
     connections = {name: state["connections"].get(name) for name in model.connections}
-    return dataclasses.replace(model, weights=state["weights"], connections=connections), state["initial"]
+    weights, initial = (
+        {name: w.astype(model.weights[name].dtype) for name, w in state[key].items()} for key in ("weights", "initial")
+    )
+    return dataclasses.replace(model, weights=weights, connections=connections), initial
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------
@@ -432,10 +435,14 @@ def name_nan(model: Model, keys: jax.Array, finite: Mapping[str, bool]) -> str:
     return f"the weights {', '.join(name for name, ok in finite.items() if not ok)}, or their gradients, are not finite"
 
 
-def diagnose(rate_exc: float, rate_inh: float) -> str | None:
+def diagnose(model: Model, rate_exc: float, rate_inh: float) -> str | None:
     """What is wrong with the activity of a batch (Hz), and the argument to change; None if nothing is."""
     if rate_exc == 0:
-        return "the network is silent: no excitatory neuron fires; raise --ff_scale"
+        no_input = not (model.task.rate_cue or model.task.rate_recall or model.task.rate_noise)
+        argument = (
+            "E_exc above 1, the threshold" if model.network.E_exc <= 1 else "rate_cue" if no_input else "ff_scale"
+        )
+        return f"the network is silent: no excitatory neuron fires; raise --{argument}"
     for name, rate, argument in (("excitatory", rate_exc, "rec_scale"), ("inhibitory", rate_inh, "ff_scale")):
         if rate > SATURATED:
             limit = f"{name} neurons fire at more than {SATURATED:g} Hz"
@@ -514,7 +521,7 @@ class Training:
         self.optimiser_state, self.key, self.initial = state["optimiser"], state["key"], state["initial"]
         self.history = [Row(**row) for row in history]
         for row in self.history:
-            self._warn(diagnose(row.rate_exc, row.rate_inh))
+            self._warn(diagnose(self.model, row.rate_exc, row.rate_inh))
         before = len(self.run.load("config.json")["devices"])
         if before != n_device:
             self._warn(f"{n_device} devices instead of {before}: numbers differ by rounding from here on")
@@ -557,14 +564,14 @@ class Training:
         loss, accuracy = float(metrics["loss"]), float(metrics["accuracy"])
         rates = metrics["rates_Hz"].tolist()
         self.history.append(Row(n, loss, accuracy, heldout_accuracy, *rates, self.seconds["run"]))
-        self._warn(diagnose(*rates))
+        self._warn(diagnose(model, *rates))
         return True
 
     def go_on(self) -> None:
         """Train until the threshold, --epochs, Ctrl-C or a number that is not finite, saving on the way."""
         epochs, save_every = self.settings.epochs, self.settings.save_every
         self.checkpoints = self.checkpoints or Checkpoints(self.run.path)
-        bar = tqdm(total=epochs, initial=len(self.history), unit=" updates", leave=False, disable=None)
+        bar = runs.progress(total=epochs, initial=len(self.history), unit=" updates")
         with deferred_ctrl_c() as pressed:
             while len(self.history) < epochs and not self.reached():
                 if pressed:
@@ -721,7 +728,7 @@ def report_activity(run: runs.RunFolder, model: Model, initial: Weights | None, 
     result |= dict(rates_Hz=period_rates(task, activity.rates), weights=statistics)
     result |= dict(seconds=activity.seconds, memory_MB=activity.memory_MB)
     result["within_reversal_potentials"] = dict(zip(POPULATIONS, activity.within.tolist(), strict=True))
-    warning = diagnose(*(activity.rates.mean(axis=0) * 1000 / task.dt))
+    warning = diagnose(model, *(activity.rates.mean(axis=0) * 1000 / task.dt))
     result["warnings"] = [warning] if warning else []
     result["seconds_per_simulated_second"] = activity.seconds["run"] / (task.n_step * task.dt / 1000)
     return result
@@ -781,7 +788,7 @@ def behaviour(
         for d in np.unique(difference)
     ]
     delays = []
-    for t_delay in tqdm(sorted({*DELAYS, task.t_delay}), leave=False, disable=None, unit=" delays"):
+    for t_delay in runs.progress(sorted({*DELAYS, task.t_delay}), unit=" delays"):
         longer = t_delay != task.t_delay
         delayed = evaluate(task=dataclasses.replace(task, t_delay=t_delay)) if longer else heldout
         delays.append(dict(t_delay=t_delay) | accuracy_of(delayed.correct))

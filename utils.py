@@ -316,9 +316,10 @@ class EvidenceAccumulation:
             if getattr(self, name) * self.dt > 1000:
                 limit = f"at most one spike a step, {1000 / self.dt:g} Hz"
                 raise ValueError(f"{name}: found {getattr(self, name):g}, expected {limit}")
-        for name in ("t_cue", "t_recall"):
-            if self._steps(getattr(self, name)) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name):g}, expected at least a step of {self.dt:g}")
+        for name in ("t_cue", "t_interval", "t_delay", "t_recall"):
+            n_step = getattr(self, name) / self.dt
+            if abs(n_step - round(n_step)) > 1e-6 * max(1, n_step):
+                raise ValueError(f"{name}: found {getattr(self, name):g}, expected whole steps of {self.dt:g}")
 
     @property
     def periods(self) -> dict[str, slice]:

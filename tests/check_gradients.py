@@ -29,7 +29,6 @@ import numpy as np
 import plain
 import scripts
 from jax.sharding import Mesh, NamedSharding
-from tqdm import tqdm
 
 import learning_rules
 import utils
@@ -159,7 +158,7 @@ def check(
         A row a rule and block of weights; and what is wrong: a native rule that departs from its oracle by more than
         the limit, a network that is silent, or two native rules that give the same gradient.
     """
-    bar = tqdm(rules_to_check(arguments).items(), leave=False, disable=None, unit=" rules")
+    bar = runs.progress(rules_to_check(arguments).items(), unit=" rules")
     measured = {name: run_rule(rule, mesh, model, keys) for name, rule in bar}
     rows, failures = [], []
     for method, engine in (name for name in measured if name[1] != "oracle"):

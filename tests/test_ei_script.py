@@ -140,6 +140,15 @@ def test_loaded_network_is_the_trained_one(trained, monkeypatch, tmp_path, capsy
         assert name == "out" or weights["after"][name]["mean"] == np.abs(w.astype(float)).mean()
 
 
+def test_a_network_trained_in_float32_is_loaded_in_float64(trained, tmp_path):
+    arguments = ["--mode", "sim", "--load", trained[1], "--batch_size", 4, "--n_heldout", 32, "--precision", 64]
+    result, _ = result_of(run(*arguments, "--output", "sim", cwd=tmp_path), tmp_path)
+    after = trained[0]["simulation"]["weights"]["before"]["in"]["mean"]
+    assert result["weights"]["before"]["in"]["mean"] == pytest.approx(after, rel=1e-6)
+    accuracy = {row["t_delay"]: row["accuracy"] for row in result["behaviour"]["delays"]}[30]
+    assert accuracy == pytest.approx(trained[0]["best"]["heldout_accuracy"], abs=0.1)
+
+
 def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
     """As the training and a simulation of the same trials have it, which has other code and kernels."""
     result, folder = trained
@@ -342,6 +351,7 @@ def test_training_by_another_package(engine, method, monkeypatch, tmp_path, caps
         (["--n_cue", 4], ["--n_cue", "4", "odd"]),
         (["--rate_cue", 1500], ["--rate_cue", "1500", "1000 Hz"]),
         (["--t_recall", 0.2], ["--t_recall", "0.2", "step"]),
+        (["--dt", 20, "--t_interval", 10], ["--t_interval", "10", "whole steps of 20"]),
         (["--p_bias", 1.5], ["--p_bias", "1.5", "<= 1"]),
         (["--lr", 0], ["--lr", "'0'", "> 0"]),
         (["--conn_method", "smallworld"], ["--conn_method", "smallworld"]),
@@ -436,6 +446,8 @@ def test_missing_or_damaged_checkpoints_are_named(damage, arguments, copied, mon
     ("arguments", "texts"),
     [
         (["--ff_scale", 0], ["silent", "--ff_scale"]),
+        (["--E_exc", 1], ["silent", "--E_exc above 1"]),
+        (["--rate_cue", 0, "--rate_recall", 0, "--rate_noise", 0], ["silent", "--rate_cue"]),
         (["--ff_scale", 2000, "--rec_scale", 50, "--beta", 0], ["saturates", "Hz"]),
     ],
 )
