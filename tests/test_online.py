@@ -170,6 +170,7 @@ def by_package(model, keys, package, method):
     return jax.jit(lambda k: learning_rules.by_package(model, k, package, method))(keys)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("package", [pytest.param(name, marks=needs(name)) for name in learning_rules.PACKAGES])
 def test_a_rank_stands_for_a_decay(package):
     """As in brainscale and braintrace: (n - 1) / (n + 1)."""
