@@ -117,7 +117,7 @@ def measured_gradient_cost(problem: FitProblem) -> float:
         times = []
         for _ in range(8):
             start = time.perf_counter()
-            problem.evaluate(X, gradient)
+            problem.evaluate(X, gradient, problem.study.last_level)
             times.append(time.perf_counter() - start)
         medians.append(float(np.median(times[1:])))
     return medians[0] / medians[1]
@@ -176,6 +176,14 @@ def run_repeat(
     )
 
 
+def repeat_from(name: str, stored: dict[str, Any]) -> Repeat:
+    """The repeat that a store has under a name."""
+    try:
+        return Repeat(**stored)
+    except TypeError:
+        raise BadInput(f"{name}: found a repeat of an earlier version, expected one of this; begin anew") from None
+
+
 def compare(
     study: Study, plan: Plan, devices: Sequence[jax.Device] | None = None, store: Store | runs.RunFolder | None = None
 ) -> Comparison:
@@ -204,7 +212,7 @@ def compare(
                 if store.load(name) is None:
                     row = run_repeat(problems[method], plan, gradient_cost, method, repeat, reference)
                     store.save(name, dataclasses.asdict(row))
-                repeats.append(Repeat(**store.load(name)))
+                repeats.append(repeat_from(name, store.load(name)))
                 if method == "L-BFGS-B":
                     reference = repeats[-1]
         comparison, V = Comparison(repeats, {}, gradient_cost), {}

@@ -120,6 +120,11 @@ class Study:
     annealing: Annealing | None = None
     trajectories: Model | None = None
 
+    @property
+    def last_level(self) -> float:
+        """The level of what is not annealed: methods without gradients, a look before a fit, the cost of a gradient."""
+        return self.annealing.levels[-1] if self.annealing else 0.0
+
 
 def simulation(neuron: type[brainpy.state.Neuron], constants: Parameters | None = None) -> Model:
     """A neuron that runs freely, as a model with the output {"V": (mV), "spikes": ...}, each (T, n_trace).
@@ -456,8 +461,7 @@ def derivative_free(problem: FitProblem, search: Search) -> Minimum:
     Returns:
         A single `Start`, without initial point: the best set of all rounds.
     """
-    annealing, level = problem.study.annealing, search.level
-    level = level if level is not None else annealing.levels[-1] if annealing else 0.0
+    level = problem.study.last_level if search.level is None else search.level
     largest, first_bad, n_bad, k = -math.inf, "", 0, len(problem.box.low)
     status, interrupted = "budget used", False
 
@@ -656,9 +660,9 @@ def visualize(study: Study, search: Search, devices: Sequence[jax.Device] | None
     """Simulate a study at n_sample random parameter sets: what a fit starts from."""
     problem = FitProblem(study, search.n_sample, devices or jax.devices())
     sets = random_starts(problem, search.seed)
-    current, annealing = study.recordings["fit"].current, study.annealing
+    current = study.recordings["fit"].current
     responses = [study.free_run(problem.box.parameters(x), current) for x in sets]
-    losses = problem.evaluate(sets, level=annealing.levels[-1] if annealing else 0.0)
+    losses = problem.evaluate(sets, level=study.last_level)
     return Preview([problem.box.values(x) for x in sets], losses, *map(list, zip(*responses, strict=True)))
 
 

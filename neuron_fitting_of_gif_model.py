@@ -443,6 +443,7 @@ def main(argv: Sequence[str]) -> int:
         elif args.method == "L-BFGS-B" and not interrupted:
             random = random_search(study, fit, random_seed, devices)
             interrupted = random.interrupted
+            fit = dataclasses.replace(fit, minimum=dataclasses.replace(fit.minimum, interrupted=interrupted))
             extra |= {} if interrupted else {"random_search_loss": random.best.loss}
         run.save_config(argv, devices)
         fitting.save_fit(run, study, fit, args.seed, extra)

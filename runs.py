@@ -153,7 +153,8 @@ class _Lines:
     """A file that gets what tqdm draws over itself as lines."""
 
     def write(self, text: str) -> None:
-        if text := text.strip("\r\n "):
+        text = text.replace("\x1b[A", "").strip("\r\n ")  # a bar below another one moves up a line
+        if text:
             print(text, flush=True)
 
     def flush(self) -> None:

@@ -770,9 +770,9 @@ def behaviour(
 
     Returns:
         psychometric: fraction of choices "right" against right minus left cues, with a logistic `fit`; cue_weights: the
-        slopes of a logistic fit of the choice on all cues, in order; delays: accuracy with each of DELAYS, and that of
-        the task, without training for it; silenced: accuracy and rates with the adaptation current (beta = 0), all
-        recurrent excitatory or all inhibitory weights at 0.
+        slopes of a logistic fit of the choice on all cues, in order; delays: accuracy with each of DELAYS that is whole
+        steps, and that of the task, without training for it; silenced: accuracy and rates with the adaptation current
+        (beta = 0), all recurrent excitatory or all inhibitory weights at 0.
     """
     task, copied = model.task, NamedSharding(mesh, COPIED)
     program = jax.jit(make_evaluation(settings, mesh), in_shardings=copied, out_shardings=copied)
@@ -787,8 +787,8 @@ def behaviour(
         dict(difference=int(d), n=int((difference == d).sum()), right=float(right[difference == d].mean()))
         for d in np.unique(difference)
     ]
-    delays = []
-    for t_delay in runs.progress(sorted({*DELAYS, task.t_delay}), unit=" delays"):
+    delays, whole = [], [t_delay for t_delay in DELAYS if (t_delay / task.dt).is_integer()]
+    for t_delay in runs.progress(sorted({*whole, task.t_delay}), unit=" delays"):
         longer = t_delay != task.t_delay
         delayed = evaluate(task=dataclasses.replace(task, t_delay=t_delay)) if longer else heldout
         delays.append(dict(t_delay=t_delay) | accuracy_of(delayed.correct))

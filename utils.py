@@ -318,7 +318,8 @@ class EvidenceAccumulation:
                 raise ValueError(f"{name}: found {getattr(self, name):g}, expected {limit}")
         for name in ("t_cue", "t_interval", "t_delay", "t_recall"):
             n_step = getattr(self, name) / self.dt
-            if abs(n_step - round(n_step)) > 1e-6 * max(1, n_step):
+            too_short = name in ("t_cue", "t_recall") and round(n_step) < 1
+            if too_short or abs(n_step - round(n_step)) > 1e-6 * max(1, n_step):
                 raise ValueError(f"{name}: found {getattr(self, name):g}, expected whole steps of {self.dt:g}")
 
     @property

@@ -1,11 +1,13 @@
+import os
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")  # of the scripts that are started, too, and where there is one core
+
 import runs
 
 import brainstate
 import brainunit as u
 import jax
 import pytest
-
-jax.config.update("jax_num_cpu_devices", 2)  # also where there is one core; before a backend starts
 
 
 @pytest.fixture(scope="session", autouse=True)
