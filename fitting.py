@@ -1,4 +1,4 @@
-"""Fitting neuron models: many parameter sets simulated at once, methods that minimise, reports and comparisons.
+"""Fitting neuron models: many parameter sets simulated at once, methods that minimise, and reports.
 
 Three nouns carry it. A `Study` is what is fitted: a model, its loss, bounds and recordings. A `FitProblem` evaluates
 the loss of a study, and its gradient, for many parameter sets in one compiled program. A `Search` says by which method
@@ -372,7 +372,7 @@ def lbfgsb_multistart(
     the points that all of them wait for are evaluated in one round. Its iterates are those it would have alone.
 
     Returns:
-        A `Start` a row. NaN ends a start and KeyboardInterrupt all; the best points seen are kept.
+        The minimum, with a `Start` a row. NaN ends a start and KeyboardInterrupt all; the best points seen are kept.
     """
     starts, failures, interrupted = [Start(x, x) for x in x0], [], False
     requests, replies = queue.SimpleQueue(), [queue.SimpleQueue() for _ in starts]
@@ -459,7 +459,7 @@ def derivative_free(problem: FitProblem, search: Search) -> Minimum:
     counts as the largest finite one.
 
     Returns:
-        A single `Start`, without initial point: the best set of all rounds.
+        The minimum, with a single `Start` that has no initial point: the best set of all rounds.
     """
     level = problem.study.last_level if search.level is None else search.level
     largest, first_bad, n_bad, k = -math.inf, "", 0, len(problem.box.low)

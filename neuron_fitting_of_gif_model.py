@@ -439,7 +439,7 @@ def main(argv: Sequence[str]) -> int:
         fit, extra = fitting.fit(study, search, devices), {}
         interrupted = fit.minimum.interrupted
         if study.annealing:
-            extra["width_mV"] = fit.minimum.level
+            extra[f"{study.annealing.name}_{study.annealing.unit}"] = fit.minimum.level
         elif args.method == "L-BFGS-B" and not interrupted:
             random = random_search(study, fit, random_seed, devices)
             interrupted = random.interrupted
