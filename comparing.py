@@ -4,19 +4,20 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import runs
 from runs import BadInput, number
 
+import brainunit as u
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
 
-from fitting import METHODS, FitProblem, Round, Search, Study, minimise, random_starts
+from fitting import METHODS, FitProblem, Round, Search, minimise, random_starts
 from recordings import Recording
+from studies import Study
 
 BAYESIAN_EVALUATIONS = 100  # the time that its Gaussian process takes grows with their cube
 RECOVERED = 0.01  # relative error of the parameters up to which they count as found
@@ -95,12 +96,17 @@ class Store(dict):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The repeats of a comparison, V (mV) of the best of each method, and whether Ctrl-C ended it early."""
+    """The repeats of a comparison, V (mV) of the best of each method, and whether Ctrl-C ended it early.
+
+    Args:
+        table: a row a method, as `table_of` gives it; empty where the comparison was interrupted.
+    """
 
     repeats: list[Repeat]
     V: dict[str, np.ndarray]
     gradient_cost: float
     interrupted: bool = False
+    table: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def by_method(self) -> dict[str, list[Repeat]]:
@@ -154,7 +160,6 @@ def run_repeat(
     improved = [row for i, row in enumerate(comparable) if i == 0 or row.best_loss < comparable[i - 1].best_loss]
     study, known = problem.study, problem.study.known
     parameters = {name: value * problem.box.units[name] for name, value in final.parameters.items()}
-    recording = study.recordings["fit"]
     errors = {name: abs(final.parameters[name] - known[name]) for name in plan.names if known and known[name] != 0}
     recovered = [error <= RECOVERED * abs(known[name]) for name, error in errors.items()]
     return Repeat(
@@ -164,7 +169,7 @@ def run_repeat(
         n_start=len(minimum.starts),
         loss=final.best_loss,
         loss_equal_time=last_within(problem.history, lambda row: row.seconds, seconds or math.inf).best_loss,
-        free_running_mse=float(np.mean((study.free_run(parameters, recording.current)[0] - recording.V) ** 2)),
+        free_running_mse=free_running_mse(study, parameters),
         recovered=all(recovered) if recovered else None,
         seconds=final.seconds,
         seconds_compile=problem.seconds["compile"],
@@ -174,6 +179,13 @@ def run_repeat(
         parameters=final.parameters,
         curve=[[cost(row), row.seconds, row.best_loss] for row in [*improved, comparable[-1]]],
     )
+
+
+def free_running_mse(study: Study, parameters: Mapping[str, u.Quantity]) -> float:
+    """Mean squared error (mV^2) of the model that runs freely, wherever there is a recording of what is fitted."""
+    recording = study.recordings["fit"]
+    error = (study.free_run(dict(parameters), recording)[0] - recording.V) ** 2
+    return float(np.sum(recording.observed * error) / np.sum(recording.observed))
 
 
 def repeat_from(name: str, stored: dict[str, Any]) -> Repeat:
@@ -190,7 +202,7 @@ def compare(
     """Fit by every method of a plan. A repeat that is already in the store is not run again.
 
     Raises:
-        KeyboardInterrupt: before anything was kept.
+        KeyboardInterrupt: before the first repeat; what an earlier comparison has left in the store is still there.
     """
     import nevergrad  # noqa: F401  (here and now: an import is not to be timed as part of a fit)
     import skopt  # noqa: F401
@@ -219,8 +231,8 @@ def compare(
         for method, rows in comparison.by_method.items():
             best = min(rows, key=lambda row: row.loss)
             parameters = {name: value * study.bounds[name].unit for name, value in best.parameters.items()}
-            V[method] = study.free_run(parameters, study.recordings["fit"].current)[0]
-        return dataclasses.replace(comparison, V=V)
+            V[method] = study.free_run(parameters, study.recordings["fit"])[0]
+        return dataclasses.replace(comparison, V=V, table=table_of(plan, comparison))
     except KeyboardInterrupt:
         return Comparison(repeats, {}, gradient_cost, interrupted=True)
 
@@ -230,15 +242,19 @@ def save_comparison(run: runs.RunFolder, study: Study, plan: Plan, comparison: C
     rows = [dataclasses.asdict(row) for row in comparison.repeats]
     rows = [{name: x for name, x in row.items() if name != "curve"} | row["parameters"] for row in rows]
     run.save("repeats.csv", [{name: x for name, x in row.items() if name != "parameters"} for row in rows])
-    run.save("comparison.csv", table_of(plan, comparison))
+    run.save("comparison.csv", comparison.table)
     run.save("comparison.md", markdown_of(study, plan, comparison))
     run.save("comparison.png", plot_comparison(comparison))
     run.save("methods.png", plot_methods(study.recordings["fit"], comparison.V))
 
 
 def table_of(plan: Plan, comparison: Comparison) -> list[dict[str, Any]]:
-    """A row a method: means, standard deviations and medians over the repeats, and the paper's numbers."""
+    """A row a method: means, standard deviations and medians over the repeats, and the paper's numbers if it has any.
+
+    The paper's are None for a method that it does not have.
+    """
     table, methods = [], comparison.by_method
+    unknown = dict.fromkeys(PaperResult._fields) if plan.paper.keys() & methods else {}
     for method, repeats in methods.items():
         line: dict[str, Any] = dict(method=method, n_repeat=len(repeats))
         for name in ("loss", "loss_equal_time", "free_running_mse", "seconds", "n_simulations", "n_gradients"):
@@ -251,8 +267,8 @@ def table_of(plan: Plan, comparison: Comparison) -> list[dict[str, Any]]:
             pairs = zip(repeats, methods["L-BFGS-B"], strict=True)
             difference = np.array([row.loss - reference.loss for row, reference in pairs])
             line["p"] = float(scipy.stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
-        paper = plan.paper.get(method, (None,) * len(PaperResult._fields))
-        table.append(line | {f"paper_{name}": x for name, x in zip(PaperResult._fields, paper, strict=True)})
+        paper = plan.paper[method]._asdict() if method in plan.paper else unknown
+        table.append(line | {f"paper_{name}": x for name, x in paper.items()})
     return table
 
 
@@ -276,9 +292,9 @@ def markdown_of(study: Study, plan: Plan, comparison: Comparison) -> str:
         "found": lambda row: "" if math.isnan(row["recovered"]) else f"{row['recovered']:.0%}",
         "p": lambda row: "" if row["p"] is None else f"{row['p']:.2g}",
     }
-    table, equal = table_of(plan, comparison), plan.protocol_budget == "equal"
+    table, equal = comparison.table, plan.protocol_budget == "equal"
     dropped = set() if equal else {"median in equal time"}
-    dropped |= set() if plan.paper else {"paper's loss", "paper's seconds"}
+    dropped |= set() if plan.paper.keys() & set(plan.methods) else {"paper's loss", "paper's seconds"}
     columns = {name: cell for name, cell in columns.items() if name not in dropped}
     grid = [list(columns), ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in table)]
     note = f"Loss: {study.loss.name}, of the {plan.target} target; {plan.repeats} repeats, mean ± s.d.; found: within "
@@ -307,7 +323,6 @@ def add_compare_arguments(parser: runs.Parser) -> None:
     add("--protocol_budget", choices=("paper", "equal"), default="equal", help=budget)
     cost = "simulations that a gradient counts for in an equal budget; measured without this argument, kept by --resume"
     add("--gradient_cost", type=number(float, above=0), metavar="N", help=cost)
-    add("--resume", type=Path, metavar="DIR", help="run folder of an interrupted comparison, to run what is missing")
 
 
 # ---- Figures ---------------------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
-"""Fitting neuron models: many parameter sets simulated at once, methods that minimise, and reports.
+"""Fitting neuron models: many parameter sets simulated at once, and methods that minimise.
 
-Three nouns carry it. A `Study` is what is fitted: a model, its loss, bounds and recordings. A `FitProblem` evaluates
-the loss of a study, and its gradient, for many parameter sets in one compiled program. A `Search` says by which method
-and from how many starts it is minimised. `fit` and `visualize` take a study and a search and give an object back.
+Three nouns carry it. A `studies.Study` is what is fitted: a model, its loss, bounds and recordings. A `FitProblem`
+evaluates the loss of a study, and its gradient, for many parameter sets in one compiled program. A `Search` says by
+which method and from how many starts it is minimised. `fit` takes a study and a search and gives an object back.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import math
@@ -14,174 +15,30 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import runs
 from runs import BadInput, number
 
-import brainpy.state
+import brainstate
 import brainunit as u
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import scipy.optimize
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.typing import ArrayLike
 
-import recordings
-import utils
-from identifiability import (
-    Box,
-    Identifiability,
-    Parameters,
-    Prediction,
-    Predictions,
-    identifiability,
-    plot_identifiability,
-)
+import scoring
+from identifiability import Box, Identifiability, Undetermined, identifiability, unknown
 from recordings import Recording
+from studies import Study, unit_name
 
 METHODS = ("L-BFGS-B", "DE", "PSO", "TwoPointsDE", "CMA", "bayesian", "random")
 GRADIENT_BLOCKS = (10, 50)  # parameter sets on each device
-V_RESOLUTION = 0.01  # mV; no recording is taken to be more exact
 # Tolerances below what float32 resolves: a start ends where its line search finds nothing lower.
 LBFGSB_OPTIONS = {"maxiter": 1000, "maxfun": 20000, "ftol": 1e-12, "gtol": 1e-8}
 COARSE_OPTIONS = LBFGSB_OPTIONS | {"ftol": 1e-6}  # of the stages of an annealed fit before the last
-
-# ---- What is fitted -------------------------------------------------------------------------------------------------
-
-
-class Model(Protocol):
-    """What is simulated: parameters and a recording give an array (..., n_trace), or a pytree of them, such as V (mV).
-
-    `level` is where an annealed fit stands (see `Annealing`); most models do not look at it.
-    """
-
-    def __call__(self, parameters: Parameters, recording: Recording, level: ArrayLike) -> Any: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    """A loss: (output of the model, recording) -> scalar; its name with unit; and what `identifiability` asks."""
-
-    function: Callable[[Any, Recording], jax.Array]
-    name: str
-    predictions: Callable[["Study", Box, np.ndarray], Predictions]
-
-
-@dataclasses.dataclass(frozen=True)
-class Annealing:
-    """What changes in stages while a fit runs, such as the width of a likelihood: its name, unit and values in order.
-
-    Every start is minimised at each level in turn, from where the last one ended, and then fully at the level of the
-    lowest loss, which is thereby fitted too. Methods without gradients have the last level alone.
-    """
-
-    name: str
-    unit: str
-    levels: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class FitSettings:
-    """What is fitted of a neuron, and how; the arguments of the same names, with potentials in mV and times in ms."""
-
-    fit_target: str = "potential"
-    fit_parameters: Sequence[str] = ()
-    bounds: Sequence[tuple[str, list[float]]] = ()
-    n_point: int | None = None
-    tau_rossum: float = 5.0
-    spike_level: float = 0.0
-    delta: float = 4.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """A model, what is fitted of it, and to what.
-
-    Args:
-        model, loss, bounds: see `Model`, `Loss` and `Box`.
-        recordings: "fit", and where there is one "validation".
-        free_run: (parameters, current) -> V (mV) and spikes of the model when it runs freely, each (T, n_trace).
-        known: {name: value} of the parameters behind the target, where they are.
-        delta: coincidence window of the scores, to either side (ms).
-        annealing: where a fit goes by stages.
-        trajectories: as model, each array (T, n_trace), where the model does not return these itself: to find NaN.
-    """
-
-    model: Model
-    loss: Loss
-    bounds: Mapping[str, u.Quantity]
-    recordings: Mapping[str, Recording]
-    free_run: recordings.FreeRun | None = None
-    known: Mapping[str, float] | None = None
-    delta: float = 4.0
-    annealing: Annealing | None = None
-    trajectories: Model | None = None
-
-    @property
-    def last_level(self) -> float:
-        """The level of what is not annealed: methods without gradients, a look before a fit, the cost of a gradient."""
-        return self.annealing.levels[-1] if self.annealing else 0.0
-
-
-def simulation(neuron: type[brainpy.state.Neuron], constants: Parameters | None = None) -> Model:
-    """A neuron that runs freely, as a model with the output {"V": (mV), "spikes": ...}, each (T, n_trace).
-
-    Args:
-        neuron: its class, as in `utils.simulate`.
-        constants: {name: value with unit} of parameters that are not fitted; without it, those of the class.
-    """
-
-    def model(parameters: Parameters, recording: Recording, level: ArrayLike = 0.0) -> dict[str, jax.Array]:
-        parameters = (constants or {}) | parameters
-        V, spikes = utils.simulate(neuron, parameters, recording.current * u.nA, recording.dt * u.ms)
-        return dict(V=V.to_decimal(u.mV), spikes=spikes)
-
-    return model
-
-
-def free_run_of(model: Model, dt: float) -> recordings.FreeRun:
-    """(parameters, current) -> V (mV) and spikes of a `simulation`, with currents every dt (ms), as one program."""
-    compiled = jax.jit(model)
-
-    def free_run(parameters: Parameters, current: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        output = compiled(parameters, Recording(np.asarray(current), dt=dt), 0.0)
-        return np.asarray(output["V"], np.float64), np.asarray(output["spikes"], np.float64)
-
-    return free_run
-
-
-def squared_error(output: Mapping[str, jax.Array], recording: Recording) -> jax.Array:
-    """Mean squared error of the potentials that count (mV^2)."""
-    return jnp.sum(recording.mask * (output["V"] - recording.V) ** 2) / jnp.sum(recording.mask)
-
-
-def predicted_potentials(study: Study, box: Box, x: np.ndarray) -> Predictions:
-    """The potentials that count, for `squared_error`."""
-    recording = study.recordings["fit"]
-    counts = np.asarray(recording.mask) > 0
-
-    def potentials(x):
-        return study.model(box.parameters(x), recording, 0.0)["V"][counts]
-
-    return {"V_mV": Prediction(potentials, recording.V[counts], V_RESOLUTION)}, None
-
-
-SQUARED_ERROR = Loss(squared_error, "mean squared error of the potential (mV^2)", predicted_potentials)
-
-
-def simulation_study(
-    neuron: type[brainpy.state.Neuron],
-    bounds: Mapping[str, u.Quantity],
-    targets: Mapping[str, Recording],
-    constants: Parameters | None = None,
-) -> Study:
-    """The study of a neuron class by the mean squared error of its potentials: all that a new neuron needs."""
-    model = simulation(neuron, constants)
-    return Study(model, SQUARED_ERROR, bounds, targets, free_run_of(model, targets["fit"].dt))
-
 
 # ---- Losses and gradients of many parameter sets --------------------------------------------------------------------
 
@@ -237,10 +94,11 @@ class FitProblem:
         study: of which the recording "fit" goes to the devices once.
         n_sample: parameter sets that wait for evaluation at the same time.
         devices: JAX devices.
+        journal: where the evaluations are kept, and those of a fit that was killed are found.
     """
 
-    def __init__(self, study: Study, n_sample: int, devices: Sequence[jax.Device]):
-        self.study, self.n_sample, self.box = study, n_sample, Box(study.bounds)
+    def __init__(self, study: Study, n_sample: int, devices: Sequence[jax.Device], journal: "Journal | None" = None):
+        self.study, self.n_sample, self.box, self.journal = study, n_sample, Box(study.bounds), journal
         self.mesh = Mesh(np.array(devices), ("batch",))
         self.programs, self.seconds = {}, {"compile": 0.0, "run": 0.0}
         self.data = jax.tree.map(lambda x: np.asarray(x, jnp.result_type(float)), study.recordings["fit"])
@@ -283,6 +141,15 @@ class FitProblem:
 
     def evaluate(self, X: np.ndarray, gradient: bool = False, level: float = 0.0) -> Any:
         """Losses (n,), or losses and gradients (n, k), at the rows of X (n, k); a round of the history."""
+        out = self.journal and self.journal.recall(X, gradient, level)
+        if out is None:
+            out = self._evaluate(X, gradient, level)
+            if self.journal:
+                self.journal.add(X, out, gradient, level)
+        self._add_round(X, out[0] if gradient else out, gradient, level)
+        return out
+
+    def _evaluate(self, X, gradient, level):
         n_all = -(-self.n_sample // self.mesh.size)
         small, large = (min(size, n_all) for size in GRADIENT_BLOCKS)
         n_block = self.mesh.size * (n_all if not gradient else small if len(X) <= 3 * small * self.mesh.size else large)
@@ -290,9 +157,7 @@ class FitProblem:
         padded = np.pad(X, ((0, -len(X) % n_block), (0, 0)), mode="edge").astype(jnp.result_type(float))
         at_level = np.asarray(level, jnp.result_type(float))
         out = [program(block, self.device_data, at_level) for block in padded.reshape(-1, n_block, X.shape[1])]
-        out = jax.tree.map(lambda *blocks: np.concatenate(blocks)[: len(X)].astype(np.float64), *out)
-        self._add_round(X, out[0] if gradient else out, gradient, level)
-        return out
+        return jax.tree.map(lambda *blocks: np.concatenate(blocks)[: len(X)].astype(np.float64), *out)
 
     def _add_round(self, X, losses, gradient, level):
         self.n_simulations += len(X)
@@ -317,6 +182,70 @@ class FitProblem:
             return f"NaN in the loss or its gradient at {where}"
         step, trace = np.argwhere(~finite)[0]
         return f"NaN at time step {step} of trace {trace} at {where}"
+
+
+class Journal:
+    """The evaluations of a fit, kept in its run folder: one that is killed goes on from there to the same numbers.
+
+    All methods are functions of the losses and gradients that they asked for. A fit that begins again and finds these
+    here comes to where it was, without a simulation.
+
+    Args:
+        run: whose file evaluations.npz it is; it holds the points, the losses and the gradients, row by row.
+        save_config: called before the first file is saved.
+    """
+
+    FILE, SECONDS = "evaluations.npz", runs.PROGRESS_SECONDS  # the latter between two saves
+
+    def __init__(self, run: runs.RunFolder, save_config: Callable[[], None]):
+        self.run, self.save_config = run, save_config
+        self.rounds: list[np.ndarray] = []
+        self.n_recalled, self.saved = 0, time.perf_counter()
+        path, result = run.path / self.FILE, run.load("result.json")
+        if result and not result.get("interrupted"):
+            raise BadInput(f"argument --resume: found a fit that is finished in {run.path}, expected one that is not")
+        if run.made and path.exists():
+            with np.load(path) as file:
+                self.rounds = np.split(file["rows"], np.cumsum(file["n_row"])[:-1])
+        self.earlier = len(self.rounds)
+
+    def recall(self, X: np.ndarray, gradient: bool, level: float) -> Any:
+        """What `FitProblem.evaluate` has returned at these points, if they come next; or else None."""
+        if self.n_recalled >= self.earlier:
+            return None
+        rows, k = self.rounds[self.n_recalled], X.shape[1]
+        if rows.shape != (len(X), 2 * k + 3) or not np.array_equal(rows[:, : k + 2], _asked(X, gradient, level)):
+            raise BadInput(f"{self.run.path / self.FILE}: found the evaluations of another fit, expected those of this")
+        self.n_recalled += 1
+        losses, gradients = rows[:, k + 2].copy(), rows[:, k + 3 :].copy()
+        return (losses, gradients) if gradient else losses
+
+    def add(self, X: np.ndarray, out: Any, gradient: bool, level: float) -> None:
+        """Keep an evaluation. A disk that is full ends no fit."""
+        losses, gradients = out if gradient else (out, np.zeros_like(X))
+        self.rounds.append(np.hstack([_asked(X, gradient, level), losses[:, None], gradients]))
+        if time.perf_counter() - self.saved > self.SECONDS:
+            with contextlib.suppress(runs.CannotSave):
+                self.save()
+
+    def discard(self) -> None:
+        """Remove the file, of a fit whose result is saved."""
+        (self.run.path / self.FILE).unlink(missing_ok=True)
+
+    def save(self) -> None:
+        """Save what is kept."""
+        if not self.rounds:
+            return
+        if not self.run.made:
+            self.save_config()
+        n_row = np.array([len(rows) for rows in self.rounds])
+        self.run.save(self.FILE, dict(rows=np.concatenate(self.rounds), n_row=n_row))
+        self.saved = time.perf_counter()
+
+
+def _asked(X, gradient, level):
+    """A row for every row of X: the point, whether a gradient was asked for, and the level."""
+    return np.hstack([X, np.full((len(X), 1), float(gradient)), np.full((len(X), 1), level)])
 
 
 # ---- Methods that minimise ------------------------------------------------------------------------------------------
@@ -522,171 +451,92 @@ def derivative_free(problem: FitProblem, search: Search) -> Minimum:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What a fit found. `predict(current)` gives V (mV) and spikes of the fitted model under another current (nA)."""
+    """What a fit found. `predict(recording)` gives V (mV) and spikes of the fitted model under other currents."""
 
     parameters: dict[str, float]
     loss: float
     minimum: Minimum
-    V: dict[str, np.ndarray]
-    scores: dict[str, recordings.Score]
+    predictions: dict[str, scoring.Prediction]
+    scores: dict[str, scoring.Score]
     identifiability: Identifiability
     history: list[Round]
     n_simulations: int
     n_gradients: int
     seconds: dict[str, float]
-    predict: Callable[[ArrayLike], tuple[np.ndarray, np.ndarray]]
+    predict: Callable[[Recording], tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def V(self) -> dict[str, np.ndarray]:
+        """{"fit" or "validation": potentials (T, n_trace) of the fitted model (mV)}."""
+        return {name: prediction.V for name, prediction in self.predictions.items()}
 
 
-def fit(study: Study, search: Search, devices: Sequence[jax.Device] | None = None) -> Fit:
+def fit(
+    study: Study, search: Search, devices: Sequence[jax.Device] | None = None, journal: Journal | None = None
+) -> Fit:
     """Minimise the loss of a study, and say how well the best point predicts its recordings and is determined.
 
     Raises:
         BadInput: no start has a finite loss.
         KeyboardInterrupt: before any start had one.
     """
-    problem = FitProblem(study, search.n_sample, devices or jax.devices())
+    problem = FitProblem(study, search.n_sample, devices or jax.devices(), journal)
     minimum = minimise(problem, search)
+    if minimum.interrupted and journal:
+        journal.save()
     best, box = minimum.best, problem.box
     if not math.isfinite(best.loss):
         if minimum.interrupted:
             raise KeyboardInterrupt
         raise BadInput(f"no start has a finite loss; start 0: {minimum.starts[0].status}")
-    V, scores = {}, {}
-    predict = functools.partial(study.free_run, box.parameters(best.x))
-    for name, recording in study.recordings.items():
-        V[name], spikes = predict(recording.current)
-        scores[name] = recordings.score(recording, V[name], spikes, study.delta * u.ms)
+    parameters, information = box.parameters(best.x), unknown(box, "interrupted")
+    predictions, scores = {}, {}
+    try:
+        for name, recording in runs.progress(study.recordings.items(), desc="predict", unit=" recordings"):
+            predictions[name] = study.predict(parameters, recording, minimum.level, search.seed)
+            scores[name] = scoring.score(recording, predictions[name], study.delta)
+        if not minimum.interrupted:
+            information = determined(study, box, best.x)
+    except KeyboardInterrupt:
+        minimum = dataclasses.replace(minimum, interrupted=True)
     return Fit(
         parameters=box.values(best.x),
         loss=best.loss,
         minimum=minimum,
-        V=V,
+        predictions=predictions,
         scores=scores,
-        identifiability=identifiability(box, best.x, *study.loss.predictions(study, box, best.x)),
+        identifiability=information,
         history=problem.history,
         n_simulations=problem.n_simulations,
         n_gradients=problem.n_gradients,
         seconds=problem.seconds,
-        predict=predict,
+        predict=functools.partial(study.free_run, parameters),
     )
 
 
-def unit_name(unit: u.Unit) -> str:
-    """The unit as text, empty for a number without."""
-    return "" if unit == u.UNITLESS else str(unit).replace(" ", "")
+def determined(study: Study, box: Box, x: np.ndarray) -> Identifiability:
+    """What the data determine at x, in float64, so that the step left to the optimum is one of rounding errors too.
 
-
-def result_of(study: Study, fit: Fit, seed: int, extra: Mapping[str, float]) -> dict[str, Any]:
-    """What result.json says of a fit."""
-    box = Box(study.bounds)
-    known = None if study.known is None else {name: study.known[name] for name in box.units}
-    result = dict(parameters=fit.parameters, units={name: unit_name(unit) for name, unit in box.units.items()})
-    result |= dict(known_parameters=known, loss=fit.loss, loss_name=study.loss.name, **extra)
-    result |= dataclasses.asdict(fit.scores["fit"]) | dict(validation=fit.scores.get("validation"))
-    result |= dict(identifiability=fit.identifiability, n_simulations=fit.n_simulations)
-    result |= dict(n_gradients=fit.n_gradients, seconds=fit.seconds)
-    result["starts"] = [
-        dict(
-            initial=None if start.initial is None else box.values(start.initial),
-            parameters=box.values(start.x),
-            loss=start.loss,
-            n_gradients=start.n_gradients,
-            status=start.status,
-        )
-        for start in fit.minimum.starts
-    ]
-    return result | dict(interrupted=fit.minimum.interrupted, seed=seed)
-
-
-def save_fit(run: runs.RunFolder, study: Study, fit: Fit, seed: int, extra: Mapping[str, float] | None = None) -> None:
-    """Save result.json, the history and the figures of a fit; `extra` are numbers besides, {what: number}."""
-    run.save("result.json", result_of(study, fit, seed, extra or {}))
-    run.save("history.csv", [history_row(study, row) for row in fit.history])
-    run.save("losses.png", plot_losses(fit, study.loss.name))
-    run.save("identifiability.png", plot_identifiability(fit.identifiability))
-    for name, recording in study.recordings.items():
-        run.save(f"traces_{name}.png", recordings.plot_traces(recording, data=recording.V, model=fit.V[name]))
-
-
-def history_row(study: Study, row: Round) -> dict[str, float]:
-    """A row of history.csv, with the parameters in columns of their own, and the level where a fit is annealed."""
-    columns = dataclasses.asdict(row)
-    level, parameters = columns.pop("level"), columns.pop("parameters")
-    return columns | parameters | ({study.annealing.name: level} if study.annealing else {})
-
-
-def print_fit(study: Study, fit: Fit, extra: Mapping[str, float] | None = None) -> None:
-    """Print what `save_fit` saves, in short."""
-    known, information, starts = study.known, fit.identifiability, fit.minimum.starts
-    for name, value in fit.parameters.items():
-        unit = unit_name(study.bounds[name].unit)
-        text = f"{name:>10} = {value:.6g} ± {information.standard_errors[name]:.2g} {unit}"
-        truth = f"true {known[name]:<7.6g} off by {abs(value / known[name] - 1):.3%}" if known and known[name] else ""
-        print(f"{text:<46}{truth}".rstrip())
-    for direction in information.undetermined:
-        print(f"not determined by these data: {direction}")
-    near = sum(start.loss <= 1.1 * fit.loss + 1e-3 for start in starts)
-    reached = f", reached (to 10 % + 0.001) from {near} of {len(starts)} starts" if len(starts) > 1 else ""
-    print(f"{study.loss.name}: {fit.loss:.3g}{reached}")
-    for what, value in (extra or {}).items():
-        print(f"{what.replace('_', ' ')}: {value:.3g}")
-    for name, row in fit.scores.items():
-        gamma = " ".join("-" if math.isnan(value) else f"{value:.2f}" for value in row.gamma)
-        same = f"{sum(row.n_spikes_same_step)} of {sum(row.n_spikes)} spikes at the same step"
-        print(f"{name}, free-running: RMSE {row.rmse:.4g} mV ({row.rmse**2:.3g} mV^2), Gamma {gamma}, {same}")
-    for i, start in enumerate(starts):
-        if start.status.startswith("NaN"):
-            print(f"start {i} ended: {start.status}")
-    if all(start.flat for start in starts):
-        print("WARNING: the gradient is zero at every start: this would be random search")
-    print("{run:.1f} s to run and {compile:.1f} s to compile".format(**fit.seconds), end=", ")
-    print(f"{fit.n_simulations} simulations, {fit.n_gradients} of them with gradient")
-
-
-# ---- A look before a fit --------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Preview:
-    """The model at random parameter sets: these, their losses, V (mV) and spikes."""
-
-    parameters: list[dict[str, float]]
-    losses: np.ndarray
-    V: list[np.ndarray]
-    spikes: list[np.ndarray]
-
-
-def visualize(study: Study, search: Search, devices: Sequence[jax.Device] | None = None) -> Preview:
-    """Simulate a study at n_sample random parameter sets: what a fit starts from."""
-    problem = FitProblem(study, search.n_sample, devices or jax.devices())
-    sets = random_starts(problem, search.seed)
-    current = study.recordings["fit"].current
-    responses = [study.free_run(problem.box.parameters(x), current) for x in sets]
-    losses = problem.evaluate(sets, level=study.last_level)
-    return Preview([problem.box.values(x) for x in sets], losses, *map(list, zip(*responses, strict=True)))
-
-
-def save_preview(run: runs.RunFolder, study: Study, preview: Preview) -> None:
-    """Save the target with the responses of the model."""
-    recording = study.recordings["fit"]
-    figure = recordings.plot_traces(recording, target=recording.V)
-    for trace, axis in enumerate(figure.axes[len(figure.axes) // 2 :]):
-        for V in preview.V:
-            axis.plot(np.arange(len(V)) * recording.dt, V[:, trace], color="C1", alpha=0.4, lw=0.7, zorder=0)
-    figure.suptitle("black: the target; orange: the model at random parameters")
-    run.save("target.png", figure)
-    counts = dict(n_spikes=recording.spikes.sum(0), n_spikes_models=[spikes.sum(0) for spikes in preview.spikes])
-    run.save("result.json", dict(parameters=preview.parameters, losses=preview.losses, **counts))
-
-
-def print_preview(study: Study, preview: Preview) -> None:
-    """Print what `save_preview` saves, in short."""
-    losses = preview.losses
-    print(f"spikes a trace: {study.recordings['fit'].spikes.sum(0).astype(int).tolist()}")
-    print(f"losses of {len(losses)} random parameter sets: {np.nanmin(losses):.4g} to {np.nanmax(losses):.4g}")
+    Whatever fails in finding it out is said, and costs nothing that was fitted.
+    """
+    try:
+        with jax.enable_x64(True), brainstate.environ.context(precision=64):
+            return identifiability(box, x, *study.loss.predictions(study, box, x))
+    except Undetermined as reason:
+        return unknown(box, str(reason))
+    except Exception as error:
+        return unknown(box, f"the error analysis ended in {type(error).__name__}: {str(error).splitlines()[0]}")
 
 
 # ---- Arguments ------------------------------------------------------------------------------------------------------
+
+
+def constant(text: str) -> tuple[str, float]:
+    """argparse type: NAME=VALUE as (name, value)."""
+    name, _, value = text.partition("=")
+    if not math.isfinite(runs.to_number(value)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=VALUE with a number")
+    return name, float(value)
 
 
 def bound(text: str) -> tuple[str, list[float]]:
@@ -701,26 +551,19 @@ def bound(text: str) -> tuple[str, list[float]]:
 def parse_fit_arguments(parser: runs.Parser, argv: Sequence[str] | None, shipped: bool) -> argparse.Namespace:
     """Arguments of a neuron script, checked against each other; `shipped`: there is a recording to fit by default."""
     args = parser.parse_args(argv)
-    target = args.target or ("recorded" if args.voltage or shipped else "simulated")
+    own = args.voltage or args.recording or args.spike_times
+    target = args.target or ("recorded" if own or shipped else "simulated")
     methods = sorted(set(args.methods), key=METHODS.index)
-    if args.resume and (args.mode != "compare" or args.output):
-        parser.error("argument --resume: found without --mode compare or with --output, expected a comparison to go on")
+    if args.resume and (args.mode == "visualize" or args.output or args.load):
+        parser.error("argument --resume: found with --mode visualize, --load or --output, expected a fit to go on with")
+    if args.load and not (args.current or args.recording):
+        parser.error("argument --load: found it without --current or --recording, expected currents to predict under")
     if args.mode == "compare" and args.protocol_budget == "equal" and "L-BFGS-B" not in methods:
         parser.error("argument --methods: found no L-BFGS-B, expected it, as the others get its budget")
     for name, chosen in (("method", [args.method]), ("methods", methods if args.mode == "compare" else [])):
         if "CMA" in chosen and len(set(args.fit_parameters)) == 1:
             parser.error(f"argument --{name}: found CMA with one parameter to fit, expected two or more")
     return argparse.Namespace(**vars(args) | dict(target=target, methods=methods))
-
-
-def select_bounds(
-    names: Sequence[str], ranges: Mapping[str, u.Quantity], own: Sequence[tuple[str, list[float]]]
-) -> dict[str, u.Quantity]:
-    """{name: Quantity [low, high]} of the parameters to fit: `ranges`, where `--bounds` has no others."""
-    bounds, own = {name: ranges[name] for name in names}, dict(own)
-    if unknown := own.keys() - bounds.keys():
-        raise BadInput(f"argument --bounds: found {unknown.pop()!r}, expected one of {', '.join(bounds)}")
-    return bounds | {name: u.Quantity(limits, unit=bounds[name].unit) for name, limits in own.items()}
 
 
 def add_fit_arguments(
@@ -743,6 +586,14 @@ def add_fit_arguments(
     add("--fit_parameters", nargs="+", metavar="NAME", choices=ranges, default=fitted, help=fit_parameters)
     bounds = "other bounds of fitted parameters, in the units above; without this argument, those above"
     add("--bounds", nargs="+", type=bound, metavar="NAME=LOW:HIGH", default=[], help=bounds)
+    constants = "values of parameters that are not fitted, in the units above; without this argument, those printed"
+    add("--constants", nargs="+", type=constant, metavar="NAME=VALUE", default=[], help=constants)
+    step = "longest step of the simulation, whatever the sampling (ms)"
+    add("--dt_sim", type=number(float, above=0), help=step)
+    load = "run folder of a fit: predict its response to --current (or --recording), instead of a fit"
+    add("--load", type=Path, metavar="DIR", help=load)
+    resume = "run folder of a fit or comparison that was interrupted or killed, to go on with"
+    add("--resume", type=Path, metavar="DIR", help=resume)
     add(
         "--n_sample", type=number(int, low=1), default=20, help="starts of L-BFGS-B; sets that the others try at a time"
     )
@@ -751,21 +602,3 @@ def add_fit_arguments(
     add("--n_point", type=number(int, low=1), metavar="N", help=n_point)
     add("--tau_rossum", type=number(float, above=0), default=5.0, help="time constant of the spike loss (ms)")
     add("--delta", type=number(float, above=0), default=4.0, help="half-width of the coincidence window of Gamma (ms)")
-
-
-# ---- Figures --------------------------------------------------------------------------------------------------------
-
-
-def plot_losses(fit: Fit, loss_name: str) -> plt.Figure:
-    """Left, the losses of all starts, sorted; right, the best loss at the last level against the simulations made."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(runs.WIDTH, 2.8), layout="constrained")
-    starts, history = fit.minimum.starts, [row for row in fit.history if row.level == fit.minimum.level]
-    left.plot(1 + np.arange(len(starts)), sorted(start.loss for start in starts), "k.")
-    yscale = "log" if min(row.best_loss for row in history) > 0 else "linear"
-    left.set(xlabel="start, best first", ylabel=loss_name, yscale=yscale)
-    losses = [start.loss for start in starts if math.isfinite(start.loss)]
-    left.set_ylim(min(losses) / 3, max(losses) * 3) if yscale == "log" else None
-    left.xaxis.get_major_locator().set_params(integer=True)
-    right.plot(*zip(*((row.n_simulations, row.best_loss) for row in history), strict=True), "k.-")
-    right.set(xlabel="simulations", ylabel="best loss so far", xscale="log", yscale=yscale)
-    return figure

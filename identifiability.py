@@ -1,7 +1,8 @@
 """What data determine of the parameters of a model: Fisher information in a box of bounds, and standard errors."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import runs
@@ -39,26 +40,43 @@ class Box:
 
 
 class Prediction(NamedTuple):
-    """Numbers that a model predicts: function of x -> y (n,), target (n,), and the smallest noise there can be."""
+    """Numbers that a model predicts: function of x -> y (n,), target (n,), and the smallest noise there can be.
+
+    Where their errors are beyond `largest_noise`, the model does not describe the data. `nuisances`, a function of x
+    too, are the changes (n, m) of y by what is not known besides: a column each, by one standard error of it.
+    """
 
     function: Callable[[jax.Array], jax.Array]
     target: np.ndarray
     smallest_noise: float
+    largest_noise: float = math.inf
+    nuisances: Callable[[jax.Array], jax.Array] | None = None
 
 
 # How well a fit is determined is asked of these, and of the cluster of each number where they depend on each other.
 Predictions = tuple[dict[str, Prediction], np.ndarray | None]
+
+AT_BOUND = 1e-6  # of the range of a parameter
+# A fit is not at an optimum where the linearised data would move a parameter by more than so many standard errors and
+# more than this share of its range.
+FAR, FAR_IN_BOX = 3.0, 0.002
+
+
+class Undetermined(ValueError):
+    """The reason why nothing can be said of how well a fit is determined."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Identifiability:
     """What `identifiability` says; standard errors in units of the parameters, direction_errors in those of the box.
 
-    An eigenvector is a row of eigenvectors. `undetermined` names the directions of which the bounds say more.
+    An eigenvector is a row of eigenvectors. `undetermined` names the directions of which the bounds say more. A
+    standard error that would be false is NaN, and `without_error` says why: {parameter: reason}.
     """
 
     noise: dict[str, float]
     standard_errors: dict[str, float]
+    without_error: dict[str, str]
     eigenvalues: np.ndarray
     eigenvectors: np.ndarray
     direction_errors: np.ndarray
@@ -79,34 +97,95 @@ def identifiability(
     cluster c of C: within one, residuals may depend on each other (Liang & Zeger 1986). An eigenvector of F with an
     eigenvalue below 12 is not determined: the data say less of it than the bounds.
 
+    Added in quadrature are what each of the nuisances N moves the parameters by, H^-1 J^T N / s, such as the step of
+    the simulation, of which data know nothing, and the Gauss-Newton step H^-1 J^T r that is left, by which a fit that
+    ended early is off. There is no standard error of any parameter where that step is too long to be true (FAR), or
+    where the model does not describe the data; nor of one that is at its bound.
+
     Args:
         clusters: cluster of every prediction, from 0, in the order of `predictions`.
+
+    Raises:
+        Undetermined: the derivatives are not finite.
     """
-    J, r, noise, at = [], [], {}, jnp.asarray(x)
-    for name, (predict, target, smallest) in predictions.items():
+    J, r, noise, at, misfits, moved = [], [], {}, jnp.asarray(x), [], np.zeros(len(x))
+    for name, (predict, target, smallest, largest, nuisances) in predictions.items():
         y, jacobian = jax.jit(lambda x, f=predict: (f(x), jax.jacfwd(f)(x)))(at)
         residual = np.asarray(y, np.float64) - target
-        noise[name] = max(float(np.sqrt(np.mean(residual**2))), smallest) if len(target) else smallest
+        rms = float(np.sqrt(np.mean(residual**2))) if len(target) else 0.0
+        if rms > largest:
+            allowed = f"{name} off by {rms:.3g} where their noise allows {largest:.3g}"
+            misfits.append(f"this model does not describe these data: {allowed}")
+        noise[name] = max(rms, smallest)
         J.append(np.asarray(jacobian, np.float64) / noise[name])
         r.append(residual / noise[name])
+        if nuisances:
+            moved = moved + np.square(_solve(J[-1], np.asarray(jax.jit(nuisances)(at)) / noise[name])).sum(1)
     J, r = np.concatenate(J), np.concatenate(r)
+    if not (np.isfinite(J).all() and np.isfinite(r).all() and np.isfinite(moved).all()):
+        raise Undetermined("the derivatives of the predictions are not finite")
     eigenvalues, vectors = np.linalg.eigh(J.T @ J)
-    prior = 12 * np.eye(len(x))
-    covariance = np.linalg.inv(J.T @ J + prior)
-    n_cluster = 0 if clusters is None else 1 + max(clusters)
-    if n_cluster > len(x):
-        G = np.zeros((n_cluster, len(x)))
-        np.add.at(G, clusters, J * r[:, None])
-        covariance = covariance @ (G.T @ G * n_cluster / (n_cluster - len(x)) + prior) @ covariance
-    errors = np.sqrt(np.diag(covariance)) * (box.high - box.low)
+    errors = np.sqrt(np.diag(_covariance(J, r, clusters)) + moved)
+    at_bound, step = (x < AT_BOUND) | (x > 1 - AT_BOUND), _step_left(x, J, r)
+    far = np.where(np.abs(step) > FAR_IN_BOX, np.abs(step) / errors, 0)
+    reasons = _reasons(box, x, at_bound, far, misfits)
+    errors = np.sqrt(errors**2 + step**2) * (box.high - box.low)
     return Identifiability(
         noise=noise,
-        standard_errors=dict(zip(box.units, errors.tolist(), strict=True)),
+        standard_errors={
+            name: math.nan if name in reasons else float(error) for name, error in zip(box.units, errors, strict=True)
+        },
+        without_error=reasons,
         eigenvalues=eigenvalues,
         eigenvectors=vectors.T,
         direction_errors=1 / np.sqrt(np.maximum(eigenvalues, 0) + 12),
         undetermined=_name_directions(vectors[:, eigenvalues < 12], list(box.units)),
     )
+
+
+def unknown(box: Box, reason: str) -> Identifiability:
+    """What is said where there is no error analysis."""
+    k = len(box.low)
+    nothing, names = np.full(k, np.nan), list(box.units)
+    empty = dict.fromkeys(names, math.nan)
+    return Identifiability({}, empty, dict.fromkeys(names, reason), nothing, np.full((k, k), np.nan), nothing, [])
+
+
+def _covariance(J: np.ndarray, r: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:
+    """The covariance (k, k) of `identifiability`."""
+    k = J.shape[1]
+    prior = 12 * np.eye(k)
+    covariance = np.linalg.inv(J.T @ J + prior)
+    n_cluster = 0 if clusters is None else 1 + max(clusters)
+    if n_cluster > k:
+        G = np.zeros((n_cluster, k))
+        np.add.at(G, clusters, J * r[:, None])
+        covariance = covariance @ (G.T @ G * n_cluster / (n_cluster - k) + prior) @ covariance
+    return covariance
+
+
+def _solve(J: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """H^-1 J^T y."""
+    return np.linalg.solve(J.T @ J + 12 * np.eye(J.shape[1]), J.T @ y)
+
+
+def _step_left(x: np.ndarray, J: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """The Gauss-Newton step within the bounds, of the parameters that are not at theirs."""
+    step, free = np.zeros(len(x)), np.flatnonzero((x >= AT_BOUND) & (x <= 1 - AT_BOUND))
+    if len(free):
+        step[free] = np.clip(x[free] - _solve(J[:, free], r), 0, 1) - x[free]
+    return step
+
+
+def _reasons(box: Box, x: np.ndarray, at_bound: np.ndarray, far: np.ndarray, misfits: Sequence[str]) -> dict[str, str]:
+    """{parameter: why it has no standard error}; `far` is the step that is left in standard errors."""
+    names, ends = list(box.units), np.where(x < 0.5, box.low, box.high)
+    first = int(np.argmax(far))
+    if far[first] > FAR:
+        away = f"not at an optimum: the data move {names[first]} by {far[first]:.2g} standard errors"
+        misfits = [*misfits, away]
+    reasons = dict.fromkeys(names, misfits[0]) if misfits else {}
+    return reasons | {names[i]: f"at its bound, {ends[i]:g}" for i in np.flatnonzero(at_bound)}
 
 
 def _name_directions(vectors: np.ndarray, names: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-import utils
+import numerics
 from utils import EINetwork, Model, Weights, setting
 
 cross_entropy = optax.softmax_cross_entropy_with_integer_labels
@@ -120,7 +120,7 @@ def in_chunks(start: int, stop: int, chunk: int, fill_before: bool = False) -> j
 
 def filtered(trace: jax.Array, spikes: jax.Array, tau: Any) -> jax.Array:
     """`trace` after the steps of spikes (C, batch, n): in each it decays with time constant tau, and they are added."""
-    decay = utils.relax(1.0, 0.0, 1 / tau)
+    decay = numerics.relax(1.0, 0.0, 1 / tau)
     weights = decay ** jnp.arange(len(spikes) - 1, -1, -1, dtype=spikes.dtype)
     return decay ** len(spikes) * trace + jnp.tensordot(weights, spikes, 1)
 
@@ -225,7 +225,7 @@ def read_out(
 
     def step(q, now):
         spikes, counts = now
-        q = utils.relax(jax.lax.stop_gradient(q), 0.0, 1 / network.tau_out) + spikes
+        q = numerics.relax(jax.lax.stop_gradient(q), 0.0, 1 / network.tau_out) + spikes
         r = q @ w_out
         return q, (jnp.where(counts, cross_entropy(r, labels).sum(), 0.0), jnp.where(counts, r, 0.0))
 
@@ -384,8 +384,8 @@ def _expsm_diag(model: Model, keys: jax.Array, batch: Batch, etrace_decay: float
         (spikes, states), tangent = jax.linearize(
             lambda states, exc, inh: local_step(states, inputs, exc, inh), states, none, none
         )
-        r = utils.relax(r, 0.0, 1 / network.tau_out) + spikes @ synapses["out"]
-        f_out = etrace_decay * utils.relax(f_out, 0.0, 1 / network.tau_out) + 1 - etrace_decay
+        r = numerics.relax(r, 0.0, 1 / network.tau_out) + spikes @ synapses["out"]
+        f_out = etrace_decay * numerics.relax(f_out, 0.0, 1 / network.tau_out) + 1 - etrace_decay
         x["out"] = smooth(x["out"], spikes)
         if learns:
             loss, by_r = jax.value_and_grad(lambda r: cross_entropy(r, batch.labels).sum())(r)

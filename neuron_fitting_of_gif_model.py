@@ -3,12 +3,14 @@
 The neuron is that of Mihalas & Niebur (2009); by default the rates a, b of its threshold and k1, k2 of its
 spike-triggered currents are fitted (1/ms). The gradient of a simulation that spikes by itself is a surrogate, and a
 poor guide. With --objective likelihood the recorded spikes drive the reset instead, and the parameters are those that
-make these spikes the most likely: the gradient is true, and leads from any start to the parameters behind the data.
+make these spikes the most likely: the gradient is true, and leads from any start to the parameters behind the data. A
+recording of your own is read as it is (ABF, NWB, IBW, NPZ, CSV and others); a part of it is held out, and predicted.
 Without arguments the target is that of the paper's release, five currents of one second.
 """
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,10 +31,15 @@ from jax.typing import ArrayLike
 import comparing
 import fitting
 import recordings
+import reports
+import scoring
+import spike_trains
+import studies
 import utils
 from comparing import PaperResult
 from identifiability import Box, Parameters, Prediction, Predictions
-from recordings import Recording
+from recordings import Data, Recording
+from spike_trains import SpikeLevel
 
 SCRIPT = Path(__file__).stem
 
@@ -53,11 +60,12 @@ RANGES = {
     "V_reset": u.Quantity([-80.0, -60.0], unit=u.mV),
     "V_th_inf": u.Quantity([-60.0, -40.0], unit=u.mV),
     "V_th_reset": u.Quantity([-70.0, -50.0], unit=u.mV),
+    "R_s": u.Quantity([-20.0, 40.0], unit=u.Mohm),
 }
 FITTED = ["a", "b", "k1", "k2"]
 # The neuron behind a simulated target, and the constants of every fit.
 PAPER_PARAMETERS = {"a": 0.005, "b": 0.01, "k1": 0.2, "k2": 0.02, "A1": 0.0, "A2": 0.0, "R1": 0.0, "R2": 1.0, "R": 20.0}
-PAPER_PARAMETERS |= {"tau": 20.0, "V_rest": -70.0, "V_reset": -70.0, "V_th_inf": -50.0, "V_th_reset": -60.0}
+PAPER_PARAMETERS |= {"tau": 20.0, "V_rest": -70.0, "V_reset": -70.0, "V_th_inf": -50.0, "V_th_reset": -60.0, "R_s": 0.0}
 PROTOCOLS = {"paper": PAPER_PARAMETERS, "identifiable": PAPER_PARAMETERS | {"A1": 1.0, "A2": -0.1}}
 # Table S2 (loss in mV^2); 100 starts of L-BFGS-B.
 PAPER_STARTS = 100
@@ -78,6 +86,8 @@ PAPER_CURRENTS = [
 ]
 WIDTHS = (5.0, 2.0, 0.7, 0.2, 0.07, 0.02, 0.007, 0.002)  # mV
 RISE_FLOOR = 1e-3  # of (V - V_th) / width in a step with a spike, which stays possible where V falls
+DT = 0.1  # ms
+N_RUN = 200  # runs with escape noise, for the scores of repeats
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -90,13 +100,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     objective = (
         "likelihood: of the recorded spikes, which drive the reset, and with --fit_target potential of the potentials "
         "too; simulation: the loss of the model that runs freely, with its surrogate gradient, as in the paper; "
-        "without this argument, likelihood where the target has spikes"
+        "without this argument, likelihood, but for simulated targets without spikes"
     )
     add("--objective", choices=("simulation", "likelihood"), help=objective)
     protocol = (
         "simulated target: currents and neuron of the paper, in which A1 = A2 = 0 leaves k1 and k2 without effect, or "
         "five noisy currents and non-zero A1 and A2, so that every fitted parameter matters; for your own traces, the "
-        "values of the parameters that are not fitted"
+        "values of the parameters that are neither fitted nor given by --constants"
     )
     add("--protocol", choices=PROTOCOLS, default="paper", help=protocol)
     width = "narrowest width of the spike likelihood: L-BFGS-B fits it, from 5 mV downwards, others have this one (mV)"
@@ -107,12 +117,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     comparing.add_compare_arguments(parser)
     recordings.add_data_arguments(parser)
     runs.add_run_arguments(parser)
-    parser.set_defaults(dt=0.1, precision=64)  # in float32, one start in three ends early
+    parser.set_defaults(dt_sim=0.1, precision=64)  # in float32, one start in three ends early
     return fitting.parse_fit_arguments(parser, argv, shipped=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(fitting.FitSettings):
+class Settings(studies.FitSettings):
     """Besides, what only this neuron has; the arguments of the same names."""
 
     fit_parameters: Sequence[str] = tuple(FITTED)
@@ -129,41 +139,55 @@ Observer = Callable[[Any, jax.Array, jax.Array, Recording], tuple[Any, Any]]
 
 
 def teacher_forced(
-    constants: Parameters, observe: Observer, start: Callable[[jax.Array, jax.Array], Any] = lambda V, distance: None
+    constants: Parameters,
+    dt_sim: float,
+    observe: Observer,
+    start: Callable[[jax.Array, jax.Array], Any] = lambda V, distance: None,
 ) -> Callable[[Parameters, Recording], tuple[Any, Any]]:
     """The neuron whose reset the recorded spikes drive, as a function (parameters, recording) -> (carry, outputs).
 
+    A spike resets it in the first of the steps of the simulation between two samples.
+
     Args:
         constants: {name: value with unit} of the parameters that are not fitted.
-        observe: a step: V and V - V_th (mV) at its start, before a spike resets them, each (n_trace,).
+        dt_sim: longest step of the simulation (ms).
+        observe: a sample: V as an electrode records it, and V - V_th of the neuron (mV), both before a spike resets
+            them, each (n_trace,).
         start: (V, distance) -> carry, before the first step.
     """
 
     def run(parameters: Parameters, recording: Recording) -> tuple[Any, Any]:
-        cell = utils.GIF(recording.current.shape[1:], **constants | parameters)
+        parameters, electrode = studies.behind_electrode(constants | parameters, recording)
+        cell, n_substep = utils.GIF(recording.current.shape[1:], **parameters), studies.substeps(recording.dt, dt_sim)
 
-        def potentials():
-            return cell.V.value.to_decimal(u.mV), (cell.V.value - cell.V_th.value).to_decimal(u.mV)
+        def potentials(electrode):
+            V = cell.V.value.to_decimal(u.mV)
+            return V + electrode, (cell.V.value - cell.V_th.value).to_decimal(u.mV)
 
-        def step(carry, row):
-            carry, output = observe(carry, *potentials(), row)
+        def step(carry, rows):
+            row, electrode = rows
+            carry, output = observe(carry, *potentials(electrode), row)
             cell.update(row.current * u.nA, row.spikes)
+            for _ in range(n_substep - 1):
+                cell.update(row.current * u.nA, jnp.zeros_like(row.spikes))
             return carry, output
 
-        with brainstate.environ.context(dt=recording.dt * u.ms):
-            cell.init_state()
-            return brainstate.transform.scan(step, start(*potentials()), recording)
+        electrode = electrode + jnp.zeros_like(recording.current)
+        with brainstate.environ.context(dt=recording.dt / n_substep * u.ms):
+            utils.start_at(cell, studies.held_at(recording, electrode))
+            rows = dataclasses.replace(recording, V_start=None, V_start_error=None), electrode
+            return brainstate.transform.scan(step, start(*potentials(electrode[0])), rows)
 
     return run
 
 
-def make_trajectories(constants: Parameters) -> fitting.Model:
+def make_trajectories(constants: Parameters, dt_sim: float) -> studies.Model:
     """Teacher-forced potentials: (parameters, recording) -> V and V - V_th (mV), each (T, n_trace)."""
-    run = teacher_forced(constants, lambda _, V, distance, row: (None, dict(V=V, distance=distance)))
+    run = teacher_forced(constants, dt_sim, lambda _, V, distance, row: (None, dict(V=V, distance=distance)))
     return lambda parameters, recording, level=0.0: run(parameters, recording)[1]
 
 
-def make_costs(constants: Parameters) -> fitting.Model:
+def make_costs(constants: Parameters, dt_sim: float) -> studies.Model:
     """Costs of traces: (parameters, recording, width) -> `spike_cost` and squared errors, summed over time, (n_trace,).
 
     They are summed as the neuron runs: storing potentials and their derivatives would take three times as long.
@@ -172,16 +196,47 @@ def make_costs(constants: Parameters) -> fitting.Model:
     def model(parameters: Parameters, recording: Recording, width: ArrayLike) -> dict[str, jax.Array]:
         def observe(carry, V, distance, row):
             spike_costs, errors, before = carry
-            spike_costs += spike_cost(distance, before, row.spikes, width)
+            spike_costs += row.observed * spike_cost(distance, before, row.spikes, width)
             return (spike_costs, errors + row.mask * (V - row.V) ** 2, distance), None
 
         def start(V, distance):
             return 0 * V, 0 * V, distance
 
-        (spike_costs, errors, _), _ = teacher_forced(constants, observe, start)(parameters, recording)
+        (spike_costs, errors, _), _ = teacher_forced(constants, dt_sim, observe, start)(parameters, recording)
         return dict(spike_cost=spike_costs, error=errors)
 
     return model
+
+
+def with_escape_noise(
+    parameters: Parameters, recording: Recording, width: float, dt_sim: float, key: jax.Array
+) -> jax.Array:
+    """Spikes (T, n_trace) of the neuron that fires by chance, with the probability that `spike_cost` is the cost of.
+
+    Args:
+        width: of the escape noise (mV).
+        key: of the random numbers.
+    """
+    parameters, electrode = studies.behind_electrode(parameters, recording)
+    cell, n_substep = utils.GIF(recording.current.shape[1:], **parameters), studies.substeps(recording.dt, dt_sim)
+
+    def distance():
+        return (cell.V.value - cell.V_th.value).to_decimal(u.mV)
+
+    def step(before, row):
+        current, key = row
+        now = distance()
+        p = 1 - jnp.exp(-spike_cost(now, before, jnp.zeros_like(now), width))
+        spikes = (jax.random.uniform(key, now.shape) < p).astype(now.dtype)
+        cell.update(current * u.nA, spikes)
+        for _ in range(n_substep - 1):
+            cell.update(current * u.nA, jnp.zeros_like(spikes))
+        return now, spikes.astype(jnp.uint8)
+
+    with brainstate.environ.context(dt=recording.dt / n_substep * u.ms):
+        utils.start_at(cell, studies.held_at(recording, electrode))
+        rows = recording.current, jax.random.split(key, len(recording.current))
+        return brainstate.transform.scan(step, distance(), rows)[1]
 
 
 # ---- Losses ---------------------------------------------------------------------------------------------------------
@@ -211,7 +266,7 @@ def spike_cost(distance: ArrayLike, before: ArrayLike, spike: ArrayLike, width: 
     return jnp.where(spike > 0, fired, silent)
 
 
-def likelihood_loss(settings: Settings, trajectories: fitting.Model) -> fitting.Loss:
+def likelihood_loss(settings: Settings, trajectories: studies.Model) -> studies.Loss:
     """Negative log-likelihood of the spikes and, for --fit_target potential, of the potentials, from `make_costs`.
 
     That of n potentials is Gaussian, maximised over the noise level: n / 2 log(1 + mean squared error / s^2) with s the
@@ -222,33 +277,34 @@ def likelihood_loss(settings: Settings, trajectories: fitting.Model) -> fitting.
     def loss(costs: Mapping[str, jax.Array], recording: Recording) -> jax.Array:
         n = with_potentials * jnp.sum(recording.mask)
         mse = jnp.sum(costs["error"]) / jnp.maximum(n, 1)
-        return jnp.sum(costs["spike_cost"]) + n / 2 * jnp.log1p(mse / fitting.V_RESOLUTION**2)
+        return jnp.sum(costs["spike_cost"]) + n / 2 * jnp.log1p(mse / studies.V_RESOLUTION**2)
 
-    return fitting.Loss(loss, "negative log-likelihood", make_predictions(settings, trajectories))
+    return studies.Loss(loss, "negative log-likelihood", make_predictions(settings, trajectories))
 
 
-def simulation_loss(settings: Settings, trajectories: fitting.Model) -> fitting.Loss:
+def simulation_loss(settings: Settings, trajectories: studies.Model) -> studies.Loss:
     """The paper's loss of the model that runs freely: potentials as they are, spikes with their surrogate gradient."""
     tau, predictions = settings.tau_rossum * u.ms, make_predictions(settings, trajectories)
 
     def van_rossum(output: Mapping[str, jax.Array], recording: Recording) -> jax.Array:
-        return recordings.van_rossum_distance(output["spikes"], recording.spikes, recording.dt * u.ms, tau)
+        model, data = output["spikes"] * recording.observed, recording.spikes * recording.observed
+        return spike_trains.van_rossum_distance(model, data, recording.dt * u.ms, tau)
 
     if settings.fit_target == "potential":
-        return dataclasses.replace(fitting.SQUARED_ERROR, predictions=predictions)
-    return fitting.Loss(van_rossum, "van Rossum distance of the spikes", predictions)
+        return dataclasses.replace(studies.SQUARED_ERROR, predictions=predictions)
+    return studies.Loss(van_rossum, "van Rossum distance of the spikes", predictions)
 
 
-def make_predictions(settings: Settings, trajectories: fitting.Model) -> Callable[..., Predictions]:
+def make_predictions(settings: Settings, trajectories: studies.Model) -> Callable[..., Predictions]:
     """What `identifiability` asks how well it is determined, and the clusters of these numbers.
 
     They are the teacher-forced potentials, and V - V_th half a step before each recorded spike, where it should be 0. A
     cluster is the time between two spikes: a spike recorded late is one for all potentials that follow.
     """
 
-    def predictions(study: fitting.Study, box: Box, x: np.ndarray) -> Predictions:
+    def predictions(study: studies.Study, box: Box, x: np.ndarray) -> Predictions:
         recording = study.recordings["fit"]
-        spikes = recording.spikes > 0
+        spikes = recording.spikes * recording.observed > 0
         interval = np.cumsum(spikes, axis=0) - spikes
         interval += np.concatenate([[0], np.cumsum(interval.max(0) + 1)[:-1]])
         counts = recording.mask > 0 if settings.fit_target == "potential" else np.zeros_like(spikes)
@@ -260,8 +316,9 @@ def make_predictions(settings: Settings, trajectories: fitting.Model) -> Callabl
             distance = output(x)["distance"]
             return ((distance + jnp.concatenate([distance[:1], distance[:-1]])) / 2)[spikes]
 
-        potentials = Prediction(lambda x: output(x)["V"][counts], recording.V[counts], fitting.V_RESOLUTION)
-        distances = Prediction(at_spikes, np.zeros(spikes.sum()), fitting.V_RESOLUTION)
+        noise = studies.V_RESOLUTION, studies.largest_error(recording)
+        potentials = Prediction(lambda x: output(x)["V"][counts], recording.V[counts], *noise)
+        distances = Prediction(at_spikes, np.zeros(spikes.sum()), studies.V_RESOLUTION)
         clusters = np.concatenate([interval[counts], interval[spikes]]).astype(int)
         return {"V_mV": potentials, "distance_at_spikes_mV": distances}, clusters
 
@@ -269,29 +326,39 @@ def make_predictions(settings: Settings, trajectories: fitting.Model) -> Callabl
 
 
 def study_of(
-    settings: Settings, targets: Mapping[str, Recording], known: Mapping[str, float] | None = None
-) -> fitting.Study:
-    """The study of the neuron on targets that have potentials and spikes.
+    settings: Settings,
+    targets: Mapping[str, Recording],
+    source: recordings.Source,
+    known: Mapping[str, float] | None = None,
+    spike_level: SpikeLevel | None = None,
+) -> studies.Study:
+    """The study of the neuron on targets that have potentials or spikes.
 
     Args:
         targets: {"fit" or "validation": recording}.
+        source: of the targets.
         known: {name: value} of the neuron behind the targets, where there is one.
+        spike_level: of the targets.
     """
-    constants = constants_of(settings)
-    model, trajectories = fitting.simulation(utils.GIF, constants), make_trajectories(constants)
+    values = values_of(settings)
+    constants, dt_sim = with_units(values), source.dt_sim
+    model, trajectories = studies.simulation(utils.GIF, constants, dt_sim), make_trajectories(constants, dt_sim)
     target = recordings.every(targets["fit"], settings.n_point)
     if settings.fit_target == "spike":
-        recordings.require_spikes(target, settings.spike_level)
-    study = fitting.Study(
+        recordings.require_spikes(target, spike_level or SpikeLevel())
+    else:
+        recordings.require_potentials(target)
+    study = studies.Study(
         model=model,
         loss=simulation_loss(settings, trajectories),
-        bounds=fitting.select_bounds(settings.fit_parameters, RANGES, settings.bounds),
+        bounds=studies.select_bounds(settings.fit_parameters, RANGES, settings.bounds),
         recordings={**targets, "fit": target},
-        free_run=fitting.free_run_of(model, target.dt),
+        free_run=studies.free_run_of(model),
+        constants={name: value for name, value in values.items() if name not in settings.fit_parameters},
         known=known,
         delta=settings.delta,
     )
-    if (settings.objective or ("likelihood" if target.spikes.any() else "simulation")) == "simulation":
+    if (settings.objective or ("likelihood" if target.spikes.any() or source.own else "simulation")) == "simulation":
         return study
     target = recordings.without_spikes(target, settings.t_blank)
     if settings.fit_target == "potential" and not target.mask.any():
@@ -300,34 +367,63 @@ def study_of(
     widths = (*(width for width in WIDTHS if width > settings.width_floor), settings.width_floor)
     return dataclasses.replace(
         study,
-        model=make_costs(constants),
+        model=make_costs(constants, dt_sim),
         loss=likelihood_loss(settings, trajectories),
         recordings={**targets, "fit": target},
-        annealing=fitting.Annealing("width", "mV", widths),
+        annealing=studies.Annealing("width", "mV", widths),
         trajectories=trajectories,
+        more=make_more(constants, trajectories, dt_sim),
     )
 
 
-def constants_of(settings: Settings) -> Parameters:
-    """The parameters of the protocol's neuron, with units: those that are not fitted have these values."""
-    return {name: value * RANGES[name].unit for name, value in PROTOCOLS[settings.protocol].items()}
+def make_more(constants: Parameters, trajectories: studies.Model, dt_sim: float) -> Callable[..., scoring.Prediction]:
+    """What the neuron predicts besides: potentials with its spikes forced, and its spikes with escape noise.
+
+    The latter are N_RUN runs, or a few more, for every current that comes more than once.
+    """
+    forced = jax.jit(lambda parameters, recording: trajectories(parameters, recording)["V"])
+    noisy = jax.jit(with_escape_noise, static_argnums=3)
+
+    def more(parameters: Parameters, recording: Recording, width: float, seed: int) -> scoring.Prediction:
+        V_forced = np.asarray(forced(parameters, recording), np.float64)
+        groups = recordings.repeats_of(recording)
+        if not groups:
+            return scoring.Prediction(V_forced, recording.spikes, V_forced=V_forced)
+        n_run = -(-N_RUN // min(map(len, groups)))
+        traces = np.repeat(np.concatenate(groups), n_run)
+        V_start = None if recording.V_start is None else recording.V_start[traces]
+        driven = Recording(recording.current[:, traces], V_start=V_start, dt=recording.dt)
+        spikes = np.asarray(noisy(constants | parameters, driven, width, dt_sim, jax.random.key(seed)))
+        stochastic = np.zeros((*recording.current.shape, n_run), np.uint8)
+        stochastic[:, np.concatenate(groups)] = spikes.reshape(len(spikes), -1, n_run)
+        return scoring.Prediction(V_forced, recording.spikes, stochastic, V_forced)
+
+    return more
 
 
-def make_study(
-    settings: Settings, traces: Mapping[str, Recording], source: recordings.Source, seed: int = 0
-) -> fitting.Study:
-    """The study of the neuron on traces.
+def values_of(settings: Settings) -> dict[str, float]:
+    """{name: value} of the protocol's neuron, where --constants has no others: those not fitted keep these."""
+    return studies.select_constants(PROTOCOLS[settings.protocol], settings.constants, settings.fit_parameters)
+
+
+def with_units(values: Mapping[str, float]) -> Parameters:
+    """{name: value with unit}."""
+    return {name: value * RANGES[name].unit for name, value in values.items()}
+
+
+def make_study(settings: Settings, data: Data, source: recordings.Source, seed: int = 0) -> studies.Study:
+    """The study of the neuron on data.
 
     Args:
-        traces: {"fit" or "validation": recording}; potentials that are missing are simulated by the neuron of the
-            protocol.
-        source: of the traces, with what is added to them.
+        data: recordings; potentials that are missing are simulated by the neuron of the protocol.
+        source: of the data, with what is added to them.
         seed: of noise that is added.
     """
-    constants = constants_of(settings)
-    free_run = fitting.free_run_of(fitting.simulation(utils.GIF, constants), source.dt)
-    targets = recordings.make_targets(source, traces, free_run, constants, seed)
-    return study_of(settings, targets, PROTOCOLS[settings.protocol] if source.target == "simulated" else None)
+    truth = with_units(PROTOCOLS[settings.protocol])
+    free_run = studies.free_run_of(studies.simulation(utils.GIF, truth, source.dt_sim))
+    targets = recordings.make_targets(source, data, free_run, {}, seed)
+    known = PROTOCOLS[settings.protocol] if source.target == "simulated" else None
+    return study_of(settings, targets, source, known, data.spike_level)
 
 
 # ---- Data -----------------------------------------------------------------------------------------------------------
@@ -352,13 +448,14 @@ def protocol_currents(protocol: str, dt: float) -> dict[str, np.ndarray]:
     return {"fit": steps, "validation": noisy[:, 5:]}
 
 
-def read_traces(source: recordings.Source, protocol: str) -> dict[str, Recording]:
+def read_data(source: recordings.Source, protocol: str) -> Data:
     """The user's recordings, or else the currents of the protocol, whose potentials are still to be simulated."""
-    traces = recordings.read_recordings(source, {})
-    if "fit" in traces:
-        return traces
-    currents = protocol_currents(protocol, source.dt)
-    return {name: Recording(current, dt=source.dt) for name, current in currents.items()} | traces
+    data = recordings.read_data(source, {})
+    if "fit" in data.recordings:
+        return data
+    dt = source.files.dt or DT
+    currents = {name: Recording(current, dt=dt) for name, current in protocol_currents(protocol, dt).items()}
+    return Data(currents | data.recordings)
 
 
 # ---- Figure S4 ------------------------------------------------------------------------------------------------------
@@ -390,21 +487,35 @@ def plot_surrogates() -> plt.Figure:
 # ---- Main -----------------------------------------------------------------------------------------------------------
 
 
-def random_search(study: fitting.Study, fit: fitting.Fit, seed: int, devices: Sequence[jax.Device]) -> fitting.Minimum:
+def random_search(study: studies.Study, fit: fitting.Fit, seed: int, devices: Sequence[jax.Device]) -> fitting.Minimum:
     """Random parameter sets, as many as a fit has simulated: what gradients have to beat."""
     n_sample = len(fit.minimum.starts)
     search = fitting.Search("random", n_sample, n_iter=-(-fit.n_simulations // n_sample), seed=seed)
     return fitting.minimise(fitting.FitProblem(study, n_sample, devices), search)
 
 
-def make_plan(args: argparse.Namespace, study: fitting.Study) -> comparing.Plan:
+def make_plan(args: argparse.Namespace, study: studies.Study) -> comparing.Plan:
     """The comparison that the arguments ask for."""
     without_currents = args.protocol == "paper" and not {"A1", "A2"} & set(study.bounds)
     names = [name for name in study.bounds if not (without_currents and name in ("k1", "k2", "R1", "R2"))]
-    own = study.annealing or args.current or args.noise_std or args.fit_target != "potential"
+    own = study.annealing or args.current or args.noise_std or args.constants or args.fit_target != "potential"
     paper = PAPER_RESULTS if args.protocol == "paper" and not own else {}
     n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
     return runs.pick(comparing.Plan, args, n_start=n_start, names=names, paper=paper)
+
+
+def predict(args: argparse.Namespace, argv: Sequence[str], devices: Sequence[jax.Device]) -> runs.RunFolder:
+    """The response of a fitted neuron to other currents (--load)."""
+    result = reports.load_fit(args.load, SCRIPT)
+    source = recordings.source_of(args)
+    run = runs.RunFolder(args, SCRIPT, f"predict_{args.load.name}")
+    recording = recordings.read_to_predict(source, SpikeLevel(**result["spike_level"]))
+    model = studies.simulation(utils.GIF, with_units(result["constants"] | result["parameters"]), source.dt_sim)
+    response = reports.respond(functools.partial(studies.free_run_of(model), {}), recording)
+    reports.print_response(*response[1:])
+    run.save_config(argv, devices)
+    reports.save_response(run, *response)
+    return run
 
 
 @runs.command_line
@@ -412,14 +523,19 @@ def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     runs.use_plot_style()
     devices = runs.setup_jax(args.precision, args.devices)
+    if args.load:
+        print(predict(args, argv, devices).path)
+        return 0
     seeds = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(args.seed).spawn(3))
     noise_seed, fit_seed, random_seed = seeds
-    source, settings = runs.pick(recordings.Source, args), runs.pick(Settings, args)
-    study = make_study(settings, read_traces(source, args.protocol), source, noise_seed)
+    source, settings = recordings.source_of(args), runs.pick(Settings, args)
+    data = read_data(source, args.protocol)
+    study = make_study(settings, data, source, noise_seed)
     objective = "likelihood" if study.annealing else "simulation"
     budget = args.protocol_budget if args.mode == "compare" else args.method
     name = f"{args.mode}_{args.protocol}_{objective}_{args.fit_target}_{budget}_seed{args.seed}"
     run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats", "gradient_cost"})
+    print(*data.report, sep="\n", end="\n" * bool(data.report))
     search, interrupted = runs.pick(fitting.Search, args, seed=fit_seed), False
     if args.mode == "compare":
         plan = make_plan(args, study)
@@ -427,16 +543,17 @@ def main(argv: Sequence[str]) -> int:
         comparison = comparing.compare(study, plan, devices, run)
         interrupted = comparison.interrupted
         if not interrupted:
-            comparing.save_comparison(run, study, plan, comparison)
             print(comparing.markdown_of(study, plan, comparison), end="")
+            comparing.save_comparison(run, study, plan, comparison)
     elif args.mode == "visualize":
-        preview = fitting.visualize(study, search, devices)
+        preview = reports.visualize(study, search, devices)
+        reports.print_preview(study, preview)
         run.save_config(argv, devices)
-        fitting.save_preview(run, study, preview)
+        reports.save_preview(run, study, data, preview)
         run.save("surrogates.png", plot_surrogates())
-        fitting.print_preview(study, preview)
     else:
-        fit, extra = fitting.fit(study, search, devices), {}
+        journal = fitting.Journal(run, functools.partial(run.save_config, argv, devices))
+        fit, extra = fitting.fit(study, search, devices, journal), dict(script=SCRIPT, objective=objective)
         interrupted = fit.minimum.interrupted
         if study.annealing:
             extra[f"{study.annealing.name}_{study.annealing.unit}"] = fit.minimum.level
@@ -445,9 +562,11 @@ def main(argv: Sequence[str]) -> int:
             interrupted = random.interrupted
             fit = dataclasses.replace(fit, minimum=dataclasses.replace(fit.minimum, interrupted=interrupted))
             extra |= {} if interrupted else {"random_search_loss": random.best.loss}
+        reports.print_fit(study, fit, extra)
         run.save_config(argv, devices)
-        fitting.save_fit(run, study, fit, args.seed, extra)
-        fitting.print_fit(study, fit, extra)
+        reports.save_fit(run, study, data, fit, extra)
+        if not interrupted:
+            journal.discard()
     print(run.path)
     return 130 if interrupted else 0
 

@@ -2,10 +2,12 @@
 
 Four parameters of a Traub-type cell are fitted: the leak, sodium and potassium conductances gL, gNa, gK (uS) and the
 shift V_T of the rates (mV), by gradients of the simulation (multi-start L-BFGS-B) or by derivative-free methods.
-Without arguments the cell is fitted to the traces in data/ and checked on other currents.
+Without arguments the cell is fitted to the traces in data/ and checked on other currents. A recording of your own is
+read as it is (ABF, NWB, IBW, NPZ, CSV and others); the model starts where it starts, and a part of it is held out.
 """
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +25,15 @@ from jax.typing import ArrayLike
 import comparing
 import fitting
 import recordings
+import reports
+import spike_trains
+import studies
 import utils
 from comparing import PaperResult
-from identifiability import Box, Parameters, Prediction, Predictions
-from recordings import Recording
+from identifiability import Box, Prediction, Predictions, Undetermined
+from reading import Files
+from recordings import Data, Recording
+from spike_trains import SpikeLevel
 
 SCRIPT = Path(__file__).stem
 DATA = Path(__file__).resolve().parent / "data"
@@ -41,6 +48,7 @@ RANGES = {
     "ENa": u.Quantity([40.0, 60.0], unit=u.mV),
     "EK": u.Quantity([-100.0, -80.0], unit=u.mV),
     "C": u.Quantity([0.05, 0.5], unit=u.nF),
+    "R_s": u.Quantity([-20.0, 40.0], unit=u.Mohm),
 }
 FITTED = ["gL", "gNa", "gK", "V_T"]
 # Table S3 (loss in mV^2); 20 starts of L-BFGS-B.
@@ -52,37 +60,36 @@ PAPER_RESULTS = {
     "TwoPointsDE": PaperResult(32.31, 22.60, 0.658, 0.175),
     "bayesian": PaperResult(27.95, 25.76, 55.26, 12.39),
 }
-CONSTANTS = {"EL": -65.0, "ENa": 50.0, "EK": -90.0, "C": 0.2}
+CONSTANTS = {"EL": -65.0, "ENa": 50.0, "EK": -90.0, "C": 0.2, "R_s": 0.0}
+# Those of `utils.HH`: of your recordings, unless they are fitted or given.
+DEFAULTS = {"gL": 0.01, "gNa": 20.0, "gK": 6.0, "V_T": -60.0, **CONSTANTS}
 PAPER_PARAMETERS = {"gL": 0.0083637, "gNa": 24.6977, "gK": 5.8149, "V_T": -55.3109}
 SHIPPED = {
-    "fit": (DATA / "input_traces_hh.csv", DATA / "output_traces_hh.csv"),
-    "validation": (DATA / "input_traces_hh_validation.csv", DATA / "output_traces_hh_validation.csv"),
+    name: Files(
+        current=[DATA / f"input_traces_hh{suffix}.csv"], voltage=[DATA / f"output_traces_hh{suffix}.csv"], dt=0.01
+    )
+    for name, suffix in (("fit", ""), ("validation", "_validation"))
 }
+SCHEMES = ("exponential_euler", "staggered")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    examples = ("--noise_std 1 --seed 3", "--current currents.csv --voltage potentials.csv --current_unit nA --dt 0.02")
+    examples = ("--noise_std 1 --seed 3", "--recording data/recording.nwb --sweeps 5:14 --fit_parameters gL C EL R_s")
     parser = runs.Parser(SCRIPT, __doc__, examples)
+    scheme = (
+        "scheme of the simulation: of first order, as in the paper, or of second; without this argument, staggered for "
+        "your files and exponential_euler for all others"
+    )
+    parser.add_argument_group("spiking model").add_argument("--scheme", choices=SCHEMES, help=scheme)
     fitting.add_fit_arguments(parser, RANGES, FITTED, list(LOSSES))
     comparing.add_compare_arguments(parser)
     recordings.add_data_arguments(parser)
     runs.add_run_arguments(parser)
-    parser.set_defaults(dt=0.01)
+    parser.set_defaults(dt_sim=0.01)
     return fitting.parse_fit_arguments(parser, argv, shipped=True)
 
 
 # ---- Model and loss -------------------------------------------------------------------------------------------------
-
-
-def make_free_run(model: fitting.Model, dt: float, spike_level: float) -> recordings.FreeRun:
-    """(parameters, current) -> V (mV), and as spikes its crossings of the level, as in a recording."""
-    simulate = fitting.free_run_of(model, dt)
-
-    def free_run(parameters: Parameters, current: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        V, _ = simulate(parameters, current)
-        return V, recordings.detect_spikes(V, spike_level)
-
-    return free_run
 
 
 def soft_spikes(V: ArrayLike, level: float, width: float = 2.0) -> jax.Array:
@@ -99,73 +106,103 @@ def soft_spikes(V: ArrayLike, level: float, width: float = 2.0) -> jax.Array:
     return jnp.maximum(jnp.diff(logistic, axis=0, append=logistic[-1:]), 0)
 
 
-def potential_loss(settings: fitting.FitSettings) -> fitting.Loss:
+def potential_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studies.Loss:
     """The paper's: the mean squared error of the potentials."""
-    return fitting.SQUARED_ERROR
+    return studies.SQUARED_ERROR
 
 
-def spike_loss(settings: fitting.FitSettings) -> fitting.Loss:
+def spike_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studies.Loss:
     """The van Rossum distance of soft spikes; the times of the model's spikes tell what is determined.
 
     A spike's time is that at which V, linear within the step of the crossing, is at the level: its derivative is
-    -dV / (dV/dt). Its noise is at least that of rounding to a step, and the lag behind the recorded spikes if there are
-    as many of them.
+    -dV / (dV/dt). Its noise is at least that of rounding to a step, and the lag behind the recorded spikes. Where there
+    are not as many of them, nothing is said of the parameters.
     """
-    level, tau = settings.spike_level, settings.tau_rossum * u.ms
+    level, tau = spike_level.level, settings.tau_rossum * u.ms
 
     def distance(output: Mapping[str, jax.Array], recording: Recording) -> jax.Array:
-        return recordings.van_rossum_distance(
-            soft_spikes(output["V"], level), recording.spikes, recording.dt * u.ms, tau
-        )
+        model = soft_spikes(output["V"], level) * recording.observed
+        return spike_trains.van_rossum_distance(model, recording.spikes * recording.observed, recording.dt * u.ms, tau)
 
-    def spike_times(study: fitting.Study, box: Box, x: np.ndarray) -> Predictions:
+    def spike_times(study: studies.Study, box: Box, x: np.ndarray) -> Predictions:
         recording = study.recordings["fit"]
-        _, spikes = study.free_run(box.parameters(x), recording.current)
-        trace, step = np.nonzero(spikes.T)
-        trace_data, step_data = np.nonzero(recording.spikes.T)
+        _, spikes = study.free_run(box.parameters(x), recording)
+        observed = np.asarray(recording.observed)
+        trace, step = np.nonzero((spikes * observed).T)
+        trace_data, step_data = np.nonzero((recording.spikes * observed).T)
+        if not np.array_equal(trace, trace_data):
+            counts = f"{len(step)} spikes of the model, {len(step_data)} of the recording"
+            raise Undetermined(f"this model does not describe these data: {counts}")
 
         def times(x):
             V = study.model(box.parameters(x), recording, 0.0)["V"]
             before, after = V[step, trace], V[step + 1, trace]
             return recording.dt * (step + (level - before) / jax.lax.stop_gradient(after - before))
 
-        same = np.array_equal(trace, trace_data)
-        target = recording.dt * (step_data + 0.5) if same else np.asarray(times(jnp.asarray(x)))
+        target = recording.dt * (step_data + 0.5)
         return {"spike_times_ms": Prediction(times, target, recording.dt / 12**0.5)}, None
 
-    return fitting.Loss(distance, "van Rossum distance of the spikes", spike_times)
+    return studies.Loss(distance, "van Rossum distance of the spikes", spike_times)
 
 
 # Another loss is a function of the settings here.
-LOSSES: dict[str, Callable[[fitting.FitSettings], fitting.Loss]] = {"potential": potential_loss, "spike": spike_loss}
+LOSSES: dict[str, Callable[[studies.FitSettings, SpikeLevel], studies.Loss]] = {
+    "potential": potential_loss,
+    "spike": spike_loss,
+}
 
 
 def make_study(
-    settings: fitting.FitSettings,
-    traces: Mapping[str, Recording],
+    settings: studies.FitSettings,
+    data: Data,
     source: recordings.Source,
     known: Mapping[str, float] | None = None,
+    scheme: str = "exponential_euler",
     seed: int = 0,
-) -> fitting.Study:
+) -> studies.Study:
     """The study of the cell.
 
     Args:
-        traces: {"fit" or "validation": recording}; potentials that are missing are simulated at `known`.
-        source: of the traces, with what is added to them.
+        data: recordings; potentials that are missing are simulated at `known`.
+        source: of the data, with what is added to them.
         known: {name: value} of the cell behind the traces, and of the parameters that are not fitted; without it,
-            these have the values of `utils.HH`.
+            these are DEFAULTS.
+        scheme: as in `utils.HH`.
         seed: of noise that is added.
     """
-    constants = {name: value * RANGES[name].unit for name, value in (known or {}).items()}
-    model = fitting.simulation(utils.HH, constants)
-    free_run = make_free_run(model, source.dt, settings.spike_level)
-    targets = recordings.make_targets(source, traces, free_run, constants, seed)
+    values = studies.select_constants(known or DEFAULTS, settings.constants, settings.fit_parameters)
+    cell, dt = functools.partial(utils.HH, scheme=scheme), data.recordings["fit"].dt
+    free_run = make_free_run(cell, known or values, source.dt_sim, data.spike_level)
+    targets = recordings.make_targets(source, data, free_run, {}, seed)
+    half = dt / studies.substeps(dt, source.dt_sim) / 2
     targets["fit"] = recordings.every(targets["fit"], settings.n_point)
     if settings.fit_target == "spike":
-        recordings.require_spikes(targets["fit"], settings.spike_level)
-    bounds = fitting.select_bounds(settings.fit_parameters, RANGES, settings.bounds)
-    loss = LOSSES[settings.fit_target](settings)
-    return fitting.Study(model, loss, bounds, targets, free_run, known, settings.delta)
+        recordings.require_spikes(targets["fit"], data.spike_level)
+    else:
+        recordings.require_potentials(targets["fit"])
+    return studies.Study(
+        model=studies.simulation(cell, with_units(values), source.dt_sim),
+        loss=LOSSES[settings.fit_target](settings, data.spike_level),
+        bounds=studies.select_bounds(settings.fit_parameters, RANGES, settings.bounds),
+        recordings=targets,
+        free_run=make_free_run(cell, values, source.dt_sim, data.spike_level),
+        constants={name: value for name, value in values.items() if name not in settings.fit_parameters},
+        known=known,
+        delta=settings.delta,
+        finer=studies.simulation(cell, with_units(values), half) if source.own and scheme == "staggered" else None,
+    )
+
+
+def make_free_run(
+    cell: Callable[..., utils.HH], values: Mapping[str, float], dt_sim: float, level: SpikeLevel
+) -> recordings.FreeRun:
+    """(parameters, recording) -> V (mV) and spikes; those that are not among the parameters have these values."""
+    return studies.free_run_of(studies.simulation(cell, with_units(values), dt_sim), level)
+
+
+def with_units(values: Mapping[str, float]) -> dict[str, u.Quantity]:
+    """{name: value with unit}."""
+    return {name: value * RANGES[name].unit for name, value in values.items()}
 
 
 # ---- Main -----------------------------------------------------------------------------------------------------------
@@ -182,13 +219,14 @@ def known_parameters(source: recordings.Source) -> dict[str, float] | None:
 
 def make_plan(args: argparse.Namespace) -> comparing.Plan:
     """The comparison that the arguments ask for."""
-    as_paper = args.target == "simulated" and args.fit_target == "potential" and not (args.current or args.noise_std)
+    own = args.current or args.recording or args.noise_std or args.constants
+    as_paper = args.target == "simulated" and args.fit_target == "potential" and not own
     n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
     paper = PAPER_RESULTS if as_paper else {}
     return runs.pick(comparing.Plan, args, n_start=n_start, names=args.fit_parameters, paper=paper)
 
 
-def figure_2(study: fitting.Study, comparison: comparing.Comparison) -> plt.Figure:
+def figure_2(study: studies.Study, comparison: comparing.Comparison) -> plt.Figure:
     """Responses of the best fits by the paper's methods, under the currents at which the target spikes."""
     recording = study.recordings["fit"]
     responses = {method: V for method, V in comparison.V.items() if method in PAPER_RESULTS}
@@ -196,18 +234,40 @@ def figure_2(study: fitting.Study, comparison: comparing.Comparison) -> plt.Figu
     return comparing.plot_methods(recording, responses, spiking[:5])
 
 
+def predict(args: argparse.Namespace, argv: Sequence[str], devices: Sequence[jax.Device]) -> runs.RunFolder:
+    """The response of a fitted cell to other currents (--load)."""
+    result = reports.load_fit(args.load, SCRIPT)
+    source = recordings.source_of(args)
+    run = runs.RunFolder(args, SCRIPT, f"predict_{args.load.name}")
+    recording = recordings.read_to_predict(source, SpikeLevel(**result["spike_level"]))
+    cell = functools.partial(utils.HH, scheme=result["scheme"])
+    values = result["constants"] | result["parameters"]
+    free_run = make_free_run(cell, values, source.dt_sim, SpikeLevel(**result["spike_level"]))
+    response = reports.respond(functools.partial(free_run, {}), recording)
+    reports.print_response(*response[1:])
+    run.save_config(argv, devices)
+    reports.save_response(run, *response)
+    return run
+
+
 @runs.command_line
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     runs.use_plot_style()
     devices = runs.setup_jax(args.precision, args.devices)
+    if args.load:
+        print(predict(args, argv, devices).path)
+        return 0
     budget = args.protocol_budget if args.mode == "compare" else args.method
     name = f"{args.mode}_{args.target}_{args.fit_target}_{budget}_seed{args.seed}"
     run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats", "gradient_cost"})
     noise_seed, fit_seed = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(args.seed).spawn(2))
-    source = runs.pick(recordings.Source, args)
-    traces = recordings.read_recordings(source, SHIPPED)
-    study = make_study(runs.pick(fitting.FitSettings, args), traces, source, known_parameters(source), noise_seed)
+    source = recordings.source_of(args)
+    data = recordings.read_data(source, SHIPPED)
+    scheme = args.scheme or ("staggered" if source.own else "exponential_euler")
+    settings = runs.pick(studies.FitSettings, args)
+    study = make_study(settings, data, source, known_parameters(source), scheme, noise_seed)
+    print(*data.report, sep="\n", end="\n" * bool(data.report))
     search, interrupted = runs.pick(fitting.Search, args, seed=fit_seed), False
     if args.mode == "compare":
         plan = make_plan(args)
@@ -215,19 +275,23 @@ def main(argv: Sequence[str]) -> int:
         comparison = comparing.compare(study, plan, devices, run)
         interrupted = comparison.interrupted
         if not interrupted:
+            print(comparing.markdown_of(study, plan, comparison), end="")
             comparing.save_comparison(run, study, plan, comparison)
             run.save("figure_2.png", figure_2(study, comparison))
-            print(comparing.markdown_of(study, plan, comparison), end="")
     elif args.mode == "visualize":
-        preview = fitting.visualize(study, search, devices)
+        preview = reports.visualize(study, search, devices)
+        reports.print_preview(study, preview)
         run.save_config(argv, devices)
-        fitting.save_preview(run, study, preview)
-        fitting.print_preview(study, preview)
+        reports.save_preview(run, study, data, preview)
     else:
-        fit = fitting.fit(study, search, devices)
+        journal = fitting.Journal(run, functools.partial(run.save_config, argv, devices))
+        fit = fitting.fit(study, search, devices, journal)
+        extra = dict(script=SCRIPT, scheme=scheme)
+        reports.print_fit(study, fit, extra)
         run.save_config(argv, devices)
-        fitting.save_fit(run, study, fit, args.seed)
-        fitting.print_fit(study, fit)
+        reports.save_fit(run, study, data, fit, extra)
+        if not fit.minimum.interrupted:
+            journal.discard()
         interrupted = fit.minimum.interrupted
     print(run.path)
     return 130 if interrupted else 0

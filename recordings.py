@@ -1,13 +1,13 @@
-"""Recordings as files have them, the spikes in them, and how well a model predicts both.
+"""Recordings as models see them: which part is fitted and which held out, the spikes in them, and their noise.
 
 Currents are in nA, potentials in mV and times in ms; arrays have the shape (T, n_trace). Sample k is at time k dt:
 potentials are those before the current of the same sample acts.
 """
 
-import csv
+import argparse
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import runs
@@ -15,25 +15,33 @@ from runs import BadInput, number
 
 import brainunit as u
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from jax.typing import ArrayLike
 
-CURRENT_UNITS = {"A": 1e9, "uA": 1e3, "nA": 1.0, "pA": 1e-3}  # in nA
-VOLTAGE_UNITS = {"V": 1e3, "mV": 1.0}  # in mV
+import reading
+from file_formats import CURRENT_UNITS, VOLTAGE_UNITS
+from reading import Files, Sweeps
+from spike_trains import SpikeLevel, away_from_spikes, detect_spikes, find_level, sample_noise
+
+T_START = 256.0  # ms, the most from which the potential at the start is taken
+HOLD_OUT = 1000.0  # ms; of longer recordings a part is held out
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """Traces of a neuron, or of a model, under currents; as a pytree, all but dt are arrays.
+    """Traces of a neuron, or of a model, under currents; as a pytree, all but dt are arrays (T, n_trace).
 
     Args:
         current: (nA).
-        V: potentials (mV), unless they are still to be simulated.
+        V: potentials (mV), unless they are still to be simulated; finite, also where nothing was recorded.
         spikes: 1 in the step in which a spike begins, else 0.
         mask: 1 where the error of the potentials counts, else 0.
+        observed: 1 where it is known whether there is a spike, else 0.
+        V_start: (n_trace,) potentials at which the cell has been held before (mV); without them models start as they
+            do in the paper.
+        V_start_error: (n_trace,) their standard errors (mV).
         dt: time between samples (ms).
     """
 
@@ -41,261 +49,583 @@ class Recording:
     V: ArrayLike | None = None
     spikes: ArrayLike | None = None
     mask: ArrayLike | None = None
+    observed: ArrayLike | None = None
+    V_start: ArrayLike | None = None
+    V_start_error: ArrayLike | None = None
     dt: float = dataclasses.field(default=0.1, metadata=dict(static=True))
 
 
-FreeRun = Callable[[dict[str, u.Quantity], ArrayLike], tuple[np.ndarray, np.ndarray]]
+# (parameters, recording) -> V (mV) and spikes of a model that runs freely, each (T, n_trace).
+FreeRun = Callable[[dict[str, u.Quantity], Recording], tuple[np.ndarray, np.ndarray]]
 
 
-# ---- Spike trains ---------------------------------------------------------------------------------------------------
+# ---- Noise, repeats and steps ---------------------------------------------------------------------------------------
 
 
-def detect_spikes(V: np.ndarray, level: float, rearm: float = 10.0) -> np.ndarray:
-    """Upward crossings of a level by recorded potentials.
-
-    The next one counts once V has been `rearm` below the level: noise does not make one spike several.
-
-    Args:
-        V: shape (T, n_trace) (mV).
-        level, rearm: (mV).
-
-    Returns:
-        Array (T, n_trace) of 0 and 1; as in `utils.simulate`, entry k is for a crossing between samples k and k + 1.
-    """
-    sample = np.arange(len(V))[:, None]
-    last_above = np.maximum.accumulate(np.where(level <= V, sample, -1))
-    last_below = np.maximum.accumulate(np.where(level - rearm > V, sample, -1))
-    armed = (last_below > last_above) | (last_above < 0)
-    return np.append(armed[:-1] & (level <= V[1:]), np.zeros_like(armed[:1]), axis=0).astype(float)
+def groups_of(currents: Sequence[np.ndarray]) -> list[list[int]]:
+    """Indices of the sweeps under the same current (to a thousandth of its range), group by group."""
+    groups: list[list[int]] = []
+    for i, current in enumerate(currents):
+        for group in groups:
+            other = currents[group[0]]
+            if len(other) == len(current) and np.abs(other - current).max() <= 1e-3 * np.ptp(current) + 1e-9:
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups
 
 
-def van_rossum_distance(model: ArrayLike, data: ArrayLike, dt: u.Quantity, tau: u.Quantity) -> jax.Array:
-    """Squared distance of spike trains (van Rossum 2001), the mean over traces of (1 / tau) sum_t (f - g)^2 dt.
-
-    f and g are the trains filtered with exp(-t / tau). A spike against none costs 1/2, less what the end cuts off.
-
-    Args:
-        model, data: spike trains, shape (T, n_trace); those of the model may be soft.
-        dt, tau: time step and time constant (ms).
-
-    Returns:
-        A scalar, differentiable in both trains.
-    """
-    ratio = dt.to_decimal(u.ms) / tau.to_decimal(u.ms)
-    decay = math.exp(-ratio)
-
-    def step(filtered, x):
-        filtered = decay * filtered + x
-        return filtered, filtered
-
-    _, filtered = jax.lax.scan(step, jnp.zeros_like(model[0] - data[0]), model - data)
-    return ratio * jnp.mean(jnp.sum(filtered**2, axis=0))
+def repeats_of(recording: Recording) -> list[list[int]]:
+    """Indices of the traces under the same current, for each current that comes more than once."""
+    return [group for group in groups_of(np.asarray(recording.current).T) if len(group) > 1]
 
 
-def coincidence_factor(model: np.ndarray, data: np.ndarray, dt: u.Quantity, delta: u.Quantity = 4.0 * u.ms) -> float:
-    """Coincidence factor Gamma of Jolivet et al. (2008) between two spike trains.
-
-    Gamma = (N_coinc - 2 r_model delta N_data) / (N_data + N_model) * 2 / (1 - 2 r_model delta)
-
-    is 1 for trains that agree within delta, 0 for what a Poisson train of the model's rate r_model would reach by
-    chance, and negative below. A spike takes part in at most one coincidence.
+def repeat_noise(recording: Recording, t_around: tuple[float, float] = (5.0, 20.0)) -> float | None:
+    """Root mean square of what repeats of a current differ from their mean (mV), away from spikes; None without.
 
     Args:
-        model, data: spike trains, shape (T,), 0 or 1.
-        dt, delta: time step and one side of the coincidence window (ms).
-
-    Returns:
-        A float; NaN where Gamma is undefined: no spike in either train, or 2 r_model delta >= 1.
+        t_around: time before and after a spike of any repeat that is left out (ms).
     """
-    window = delta.to_decimal(u.ms) / dt.to_decimal(u.ms)
-    t_model, t_data = np.flatnonzero(model), np.flatnonzero(data)
-    chance = 2 * window * len(t_model) / len(model)
-    if len(t_model) + len(t_data) == 0 or chance >= 1:
-        return math.nan
-    n_coinc = i = j = 0
-    while i < len(t_model) and j < len(t_data):
-        lag = t_model[i] - t_data[j]
-        match = abs(lag) <= window + 1e-6
-        n_coinc, i, j = n_coinc + match, i + (match or lag < 0), j + (match or lag > 0)
-    return float((n_coinc - chance * len(t_data)) / (len(t_model) + len(t_data)) * 2 / (1 - chance))
+    squares = []
+    for group in repeats_of(recording):
+        quiet = away_from_spikes(recording.spikes[:, group].max(1, keepdims=True), recording.dt, t_around)
+        use = (quiet[:, 0] > 0) & (recording.mask[:, group] > 0).all(1)
+        squares.append(np.var(recording.V[use][:, group], axis=1, ddof=1))
+    squares = np.concatenate(squares) if squares else np.zeros(0)
+    return float(np.sqrt(squares.mean())) if len(squares) else None
+
+
+def noise_of(recording: Recording) -> float:
+    """The noise that no model of the recording can predict (mV): of repeats, or where there are none of samples."""
+    noise = repeat_noise(recording)
+    return sample_noise(np.asarray(recording.V)) if noise is None else noise
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
-    """How well a model that runs freely predicts a recording; lists have a number a trace.
+class Step:
+    """A step of current: its height above what was before (nA), and the samples from `first` to before `last`."""
 
-    Args:
-        rmse: root mean square error of the potentials (mV).
-        gamma: coincidence factors.
-        n_spikes, n_spikes_model, n_spikes_same_step: spikes of the recording, of the model, and of both in one step.
+    height: float
+    first: int
+    last: int
+
+
+def step_of(current: np.ndarray, scale: float | None = None) -> Step | None:
+    """The one step of a current (T,), or None where it is something else.
+
+    Nine in ten of the samples that differ from the first ones do so by nearly the same: to a tenth of the scale (nA),
+    which is that of the whole family.
     """
-
-    rmse: float
-    gamma: list[float]
-    n_spikes: list[int]
-    n_spikes_model: list[int]
-    n_spikes_same_step: list[int]
-
-
-def score(recording: Recording, V: np.ndarray, spikes: np.ndarray, delta: u.Quantity = 4.0 * u.ms) -> Score:
-    """The score of potentials V (mV) and spikes of a model, with a coincidence window of delta (ms) to either side."""
-    trains = zip(spikes.T, recording.spikes.T, strict=True)
-    return Score(
-        rmse=float(np.sqrt(np.mean((V - recording.V) ** 2))),
-        gamma=[coincidence_factor(*pair, recording.dt * u.ms, delta) for pair in trains],
-        n_spikes=recording.spikes.sum(0).astype(int).tolist(),
-        n_spikes_model=spikes.sum(0).astype(int).tolist(),
-        n_spikes_same_step=(spikes * recording.spikes).sum(0).astype(int).tolist(),
-    )
+    scale = float(np.ptp(current)) if scale is None else scale
+    base = np.median(current[: max(len(current) // 20, 1)])
+    changed = np.flatnonzero(np.abs(current - base) > 0.1 * scale)
+    if not len(changed):
+        middle = len(current) // 2  # of a family, the step of height 0
+        return Step(float(np.median(current) - base), middle // 2, middle + middle // 2)
+    plateau = np.median(current[changed])
+    same = np.abs(current[changed] - plateau) <= 0.1 * scale
+    whole = len(changed) > 0.9 * (changed[-1] + 1 - changed[0])
+    if same.mean() < 0.9 or not whole:
+        return None
+    return Step(float(plateau - base), int(changed[0]), int(changed[-1]) + 1)
 
 
-# ---- Files ----------------------------------------------------------------------------------------------------------
+def steps_of(recording: Recording) -> list[Step] | None:
+    """The step of every trace, where these are at least three of different heights; else None."""
+    return family_of(list(np.asarray(recording.current).T))
+
+
+def family_of(currents: Sequence[np.ndarray]) -> list[Step] | None:
+    """The steps of a step family, or None where the currents are none."""
+    scale = max((float(np.ptp(current)) for current in currents), default=0.0)
+    steps = [step_of(current, scale) for current in currents]
+    heights = {round(step.height / scale, 2) for step in steps if step} if scale else set()
+    return None if any(step is None for step in steps) or len(heights) < 3 else [step for step in steps if step]
+
+
+# ---- Files, and which part of them ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Which sweeps (as 0:16:2 or 0,3,5), and which part of each (ms from its start); None is all."""
+
+    sweeps: str | None = None
+    t_start: float | None = None
+    t_stop: float | None = None
+
+    @property
+    def given(self) -> bool:
+        return self != Part()
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where the traces come from: the arguments of `add_data_arguments`."""
+    """Where the traces come from, and what is made of them: the arguments of `add_data_arguments`.
 
-    target: str
-    dt: float
-    current: Path | None = None
-    voltage: Path | None = None
-    validation_current: Path | None = None
-    validation_voltage: Path | None = None
-    current_unit: str = "A"
-    voltage_unit: str = "mV"
+    Args:
+        target: 'recorded' or 'simulated'.
+        files, part: what is fitted.
+        validation_files, validation_part: what is held out; `hold_out`: whether anything may be.
+        exclude: windows that are left out (ms from the start of a sweep).
+        spike_level: (mV), or None where it is found.
+        initial: 'recorded' or 'paper': how models start.
+        dt_sim: the longest step of a simulation (ms).
+        noise_std, spike_jitter: what is added to the traces that are fitted (mV, ms).
+    """
+
+    target: str = "recorded"
+    files: Files = dataclasses.field(default_factory=Files)
+    part: Part = dataclasses.field(default_factory=Part)
+    validation_files: Files = dataclasses.field(default_factory=Files)
+    validation_part: Part = dataclasses.field(default_factory=Part)
+    hold_out: bool = True
+    exclude: Sequence[tuple[float, float]] = ()
+    spike_level: float | None = None
+    initial: str = "recorded"
+    dt_sim: float = 0.1
     noise_std: float = 0.0
     spike_jitter: float = 0.0
-    spike_level: float = 0.0
 
     @property
     def own(self) -> bool:
         """Whether there are files of the user's to fit."""
-        return bool(self.current or self.voltage)
+        return given(self.files)
+
+
+def given(files: Files) -> bool:
+    """Whether any file is named."""
+    return bool(files.recording or files.current or files.voltage or files.spike_times)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """{"fit" or "validation": recording}, the level of their spikes, and what to say of them, line by line."""
+
+    recordings: dict[str, Recording]
+    spike_level: SpikeLevel = dataclasses.field(default_factory=SpikeLevel)
+    report: tuple[str, ...] = ()
+
+
+def window(text: str) -> tuple[float, float]:
+    """argparse type: T0:T1 as two times (ms)."""
+    ends = [runs.to_number(end) for end in text.split(":")]
+    if len(ends) != 2 or not 0 <= ends[0] < ends[1] < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected T0:T1 with times 0 <= T0 < T1 (ms)")
+    return ends[0], ends[1]
+
+
+def sweeps_named(text: str) -> str:
+    """argparse type: which sweeps, from 0: indices and FIRST:END:STEP, joined by commas."""
+    slices(text)
+    return text
+
+
+def slices(text: str) -> tuple[slice, ...]:
+    """Which sweeps `sweeps_named` names."""
+    chosen = []
+    for piece in text.split(","):
+        numbers = [
+            int(x) if x.strip().lstrip("-").isdigit() else None if not x.strip() else x for x in piece.split(":")
+        ]
+        if not piece.strip() or len(numbers) > 3 or any(isinstance(x, str) for x in numbers) or numbers[2:] == [0]:
+            expected = "expected sweeps from 0, as 0:16:2 or 0,3,5"
+            raise argparse.ArgumentTypeError(f"found {text!r}, {expected}")
+        first = numbers[0]
+        chosen.append(slice(*numbers) if len(numbers) > 1 else slice(first, first + 1 or None))
+    return tuple(chosen)
 
 
 def add_data_arguments(parser: runs.Parser) -> None:
-    """Arguments that say what is fitted: files, their units, and what is added to a simulated target."""
+    """Arguments that say what is fitted: files, their units and parts, and what is added to a simulated target."""
     add = parser.add_argument_group("data").add_argument
-    target = "fit recorded traces (so if --voltage is given), or the model's own response to the currents at the "
-    target += "paper's parameters"
+    target = "fit recorded traces (so if --recording or --voltage is given), or the model's own response to the "
+    target += "currents at the paper's parameters"
     add("--target", choices=("recorded", "simulated"), help=target)
-    add("--current", type=Path, metavar="CSV", help="currents: a header of sample numbers, an index and a trace a line")
-    add("--voltage", type=Path, metavar="CSV", help="recorded potentials, in the same layout")
+    for prefix, what in (("", ""), ("validation_", ", held out")):
+        files = dict(type=Path, nargs="+", metavar="FILE", default=())
+        recording = (
+            "files that have both currents and potentials (ABF, NWB, what neo reads, NPZ, CSV); each adds sweeps"
+        )
+        add(f"--{prefix}recording", help=recording + what, **files)
+        add(f"--{prefix}current", help=f"files of currents alone{what}; one sweep serves all potentials", **files)
+        add(f"--{prefix}voltage", help=f"files of the potentials that belong to --{prefix}current{what}", **files)
+        spike_times = "text file of the spike times where they are known: a line a sweep (ms)"
+        add(f"--{prefix}spike_times", type=Path, metavar="FILE", help=spike_times + what)
+        sweeps = f"sweeps to use{what}, from 0, as 0:16:2 or 0,3,5; all without this argument"
+        add(f"--{prefix}sweeps", type=sweeps_named, metavar="SWEEPS", help=sweeps)
+        for end in ("start", "stop"):
+            help = f"{end} of the part of each sweep to use{what}, from its beginning (ms); all without this argument"
+            add(f"--{prefix}t_{end}", type=number(float, low=0), metavar="MS", help=help)
+    validation = (
+        "auto: without any --validation_ argument, hold out a part of your recordings if they are longer than a "
+        "second, every third sweep of a step family and the last third of the time of others; none: fit all"
+    )
+    add("--validation", choices=("auto", "none"), default="auto", help=validation)
+    exclude = "windows to leave out of every sweep, such as artefacts (ms)"
+    add("--exclude", type=window, nargs="+", metavar="T0:T1", default=(), help=exclude)
+    add("--dt", type=number(float, above=0), metavar="MS", help="time between samples, of files that do not say (ms)")
+    unit = "unit of {}, of files that do not say; {} without this argument"
+    add("--current_unit", choices=CURRENT_UNITS, help=unit.format("currents", "A"))
+    add("--voltage_unit", choices=VOLTAGE_UNITS, help=unit.format("potentials", "mV"))
     for kind in ("current", "voltage"):
-        help = f"{kind} traces for validation only; without this argument, those that belong to the default target"
-        add(f"--validation_{kind}", type=Path, metavar="CSV", help=help)
-    add("--dt", type=number(float, above=0), help="time between samples, and step of the simulation (ms)")
-    add("--current_unit", choices=CURRENT_UNITS, default="A", help="unit of the current files")
-    add("--voltage_unit", choices=VOLTAGE_UNITS, default="mV", help="unit of the voltage files")
+        add(f"--{kind}_channel", metavar="NAME", help=f"channel of the {kind}, where a file has several of them")
+    level = "a spike of recorded potentials is an upward crossing of it (mV); found from them without this argument"
+    add("--spike_level", type=number(float), metavar="MV", help=level)
+    initial = (
+        "how the model starts: held at the recorded potential, with all else at its steady state there, or as in the "
+        "paper; without this argument, recorded for your files and paper for all others"
+    )
+    add("--initial", choices=("recorded", "paper"), help=initial)
     add("--noise_std", type=number(float, low=0), default=0.0, help="s.d. of white noise added to the target (mV)")
     jitter = "s.d. of a normal jitter added to the spike times of the target, rounded to steps (ms)"
     add("--spike_jitter", type=number(float, low=0), default=0.0, help=jitter)
-    spike_level = "a spike of recorded potentials is an upward crossing of it (mV)"
-    add("--spike_level", type=number(float), default=0.0, help=spike_level)
 
 
-def read_csv(path: Path) -> np.ndarray:
-    """Numbers (T, n_trace) of a CSV file: a header of sample numbers, then a line a trace behind an index column."""
-    try:
-        with open(path, newline="") as file:
-            header, *rows = [row for row in csv.reader(file) if row] or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{path}: {getattr(error, 'strerror', 'not CSV')}; expected a CSV file of traces") from None
-    if not rows or len(header) < 2 or header[1:] != [str(k) for k in range(len(header) - 1)]:
-        raise BadInput(f"{path}: expected a header of sample numbers (,0,1,2,...) and then an index and a trace a line")
-    for i, row in enumerate(rows):
-        if len(row) != len(header):
-            expected = f"expected {len(header) - 1} as in the header"
-            raise BadInput(f"{path}: found {len(row) - 1} samples in trace {i}, {expected}")
-    values = np.array([[runs.to_number(text) for text in row[1:]] for row in rows]).T
-    for sample, trace in np.argwhere(~np.isfinite(values)):
-        text = rows[trace][sample + 1]
-        raise BadInput(f"{path}: found {text!r} at sample {sample} of trace {trace}, expected a finite number")
-    return values
+def source_of(args: argparse.Namespace) -> Source:
+    """The source that the arguments of `add_data_arguments` name."""
+
+    def files(prefix):
+        named = {name: [Path(p) for p in getattr(args, prefix + name)] for name in ("recording", "current", "voltage")}
+        times = getattr(args, f"{prefix}spike_times")
+        return runs.pick(Files, args, **named, spike_times=times and Path(times), prefix=prefix)
+
+    def part(prefix):
+        return Part(*(getattr(args, prefix + name) for name in ("sweeps", "t_start", "t_stop")))
+
+    source = runs.pick(
+        Source,
+        args,
+        files=files(""),
+        part=part(""),
+        validation_files=files("validation_"),
+        validation_part=part("validation_"),
+        hold_out=args.validation == "auto",
+        initial=args.initial,
+    )
+    if args.validation == "none" and (given(source.validation_files) or source.validation_part.given):
+        raise BadInput("argument --validation: found none with other arguments of what is held out, expected either")
+    return dataclasses.replace(source, initial=args.initial or ("recorded" if source.own else "paper"))
 
 
-# {ending: path -> numbers (T, n_trace)}: a file format is one function here. Other endings are read as CSV.
-READERS: dict[str, Callable[[Path], np.ndarray]] = {".csv": read_csv}
-
-
-def read_traces(path: Path) -> np.ndarray:
-    """Numbers (T, n_trace) of a file of traces, by the reader of its ending."""
-    return READERS.get(Path(path).suffix.lower(), read_csv)(path)
-
-
-def read_recording(source: Source, current_path: Path, voltage_path: Path | None = None) -> Recording:
-    """The recording of one file of currents and one of potentials, in the units of the source; V may be missing."""
-    current = read_traces(current_path) * CURRENT_UNITS[source.current_unit]
-    if voltage_path is None:
-        return Recording(current, dt=source.dt)
-    V = read_traces(voltage_path) * VOLTAGE_UNITS[source.voltage_unit]
-    if current.shape != V.shape:
-        ours, expected = (f"{x.shape[1]} traces of {x.shape[0]} samples" for x in (V, current))
-        raise BadInput(f"{voltage_path}: found {ours}, expected {expected} as in {current_path}")
-    if not 1 < np.abs(V).max() < 500:
-        raise BadInput(
-            f"{voltage_path}: found potentials up to {np.abs(V).max():.3g} mV, read in {source.voltage_unit}; expected "
-            "1 to 500 mV, as neurons have (is --voltage_unit right?)"
-        )
-    return Recording(current, V, dt=source.dt)
-
-
-def read_recordings(source: Source, shipped: Mapping[str, tuple[Path, Path]]) -> dict[str, Recording]:
-    """{"fit" or "validation": recording} of the files that the source names, or else of those in `shipped`.
+def read_data(source: Source, shipped: Mapping[str, Files]) -> Data:
+    """The recordings of the files that the source names, or else of those in `shipped`.
 
     Where a target is simulated, currents are enough and potentials are not read.
     """
-    own = {"fit": (source.current, source.voltage)}
-    own["validation"] = (source.validation_current, source.validation_voltage)
-    paths = own if source.own else {**shipped, **{name: pair for name, pair in own.items() if any(pair)}}
-    for name, (current, voltage) in paths.items():
-        prefix = "validation_" * (name == "validation")
-        if (voltage and not current) or (current and not voltage and source.target == "recorded"):
-            given = "voltage" if voltage else "current"
-            raise BadInput(
-                f"argument --{prefix}{given}: found it alone, expected --{prefix}current and --{prefix}voltage"
-            )
-    if source.target == "recorded" and "fit" not in paths:
-        raise BadInput("argument --target: found recorded without a recording, expected --current and --voltage")
+    own = {"fit": source.files, "validation": source.validation_files}
+    files = own if source.own else {**shipped, **{name: f for name, f in own.items() if given(f)}}
+    if source.target == "recorded" and not given(files.get("fit", Files())):
+        raise BadInput(
+            "argument --target: found recorded without a recording, expected --recording, or --current and --voltage"
+        )
+    sweeps = {}
+    for name, chosen in files.items():
+        if given(chosen):
+            chosen = dataclasses.replace(chosen, voltage=()) if source.target == "simulated" else chosen
+            sweeps[name] = read_sweeps(chosen, source)
+    if "fit" not in sweeps:
+        return Data({name: simulated(s, source) for name, s in sweeps.items()})
     if source.target == "simulated":
-        paths = {name: (current, None) for name, (current, _) in paths.items()}
-    return {name: read_recording(source, *pair) for name, pair in paths.items() if any(pair)}
+        return Data({name: simulated(s, source) for name, s in sweeps.items()}, report=tuple(sweeps["fit"].said))
+    return recordings_of(sweeps, source, hold_out=source.own and source.hold_out)
 
 
-def recorded(current: np.ndarray, V: np.ndarray, dt: float, spike_level: float = 0.0) -> Recording:
+def read_to_predict(source: Source, level: SpikeLevel) -> Recording:
+    """Currents to which a fitted model is to respond, and where there are any the potentials recorded under them."""
+    sweeps = reading.read(source.files)
+    if sweeps.V is not None:
+        sweeps = dataclasses.replace(sweeps, V=[without_windows(V, source.exclude, sweeps.dt) for V in sweeps.V])
+        reading.check(sweeps)
+    recording = assemble(sweeps, pieces_of(sweeps, source.part), level)
+    return recording if sweeps.V is None else with_start(recording)
+
+
+def read_sweeps(files: Files, source: Source) -> Sweeps:
+    """The sweeps of files, without what is excluded, and plausible."""
+    prefix = f"--{files.prefix}"
+    if files.current and not (files.voltage or files.spike_times) and source.target == "recorded":
+        expected = f"expected {prefix}current and {prefix}voltage, or {prefix}spike_times"
+        raise BadInput(f"argument {prefix}current: found it alone, {expected}")
+    sweeps = reading.read(files)
+    if sweeps.V is not None:
+        V = [without_windows(trace, source.exclude, sweeps.dt) for trace in sweeps.V]
+        sweeps = dataclasses.replace(sweeps, V=V)
+        reading.check(sweeps)
+    return sweeps
+
+
+def without_windows(V: np.ndarray, exclude: Sequence[tuple[float, float]], dt: float) -> np.ndarray:
+    """Potentials (T,) with NaN from each T0 to T1 (ms)."""
+    V = V.copy()
+    for start, stop in exclude:
+        V[round(start / dt) : round(stop / dt)] = np.nan
+    return V
+
+
+def simulated(sweeps: Sweeps, source: Source) -> Recording:
+    """Currents alone."""
+    return assemble(dataclasses.replace(sweeps, V=None, spike_times=None), pieces_of(sweeps, source.part), SpikeLevel())
+
+
+# ---- Sweeps to recordings -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A piece of a sweep: simulated from sample `begin`, and counted from `first` to before `last`."""
+
+    sweep: int
+    begin: int
+    first: int
+    last: int
+
+
+def pieces_of(sweeps: Sweeps, part: Part, prefix: str = "") -> list[Piece]:
+    """The pieces that a part takes of the sweeps, each simulated from where it begins."""
+    chosen = range(len(sweeps.current))
+    if part.sweeps is not None:
+        chosen = [i for piece in slices(part.sweeps) for i in range(*piece.indices(len(sweeps.current)))]
+    if not chosen:
+        expected = f"expected some of the {len(sweeps.current)} sweeps, from 0"
+        raise BadInput(f"argument --{prefix}sweeps: found none of the sweeps of {sweeps.names[0]}, {expected}")
+    pieces = []
+    for i in chosen:
+        first = round((part.t_start or 0) / sweeps.dt)
+        last = min(len(sweeps.current[i]), round((part.t_stop or math.inf) / sweeps.dt) if part.t_stop else 10**12)
+        if last - first < 2:
+            duration = len(sweeps.current[i]) * sweeps.dt
+            end = "t_start" if part.t_start else "t_stop"
+            expected = f"expected a part of its {duration:g} ms"
+            raise BadInput(f"argument --{prefix}{end}: found nothing left of {sweeps.names[i]}, {expected}")
+        pieces.append(Piece(i, first, first, last))
+    return pieces
+
+
+def from_the_start(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces, simulated from the start of their sweeps: the state of a cell that is not at rest is unknown."""
+    return [dataclasses.replace(piece, begin=0) for piece in pieces]
+
+
+def held_out(sweeps: Sweeps, pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece], list[str]]:
+    """Pieces to fit, pieces to hold out, and what to say: a third of recordings that are longer than HOLD_OUT.
+
+    Of a step family every third sweep; of others, and of repeats of one current, the last third of the time.
+    """
+    if sum(piece.last - piece.first for piece in pieces) * sweeps.dt <= HOLD_OUT:
+        return list(pieces), [], []
+    currents = [sweeps.current[piece.sweep][piece.first : piece.last] for piece in pieces]
+    groups = groups_of(currents)
+    single = [group[0] for group in groups if len(group) == 1]
+    family = single if family_of([currents[i] for i in single]) else []
+    out = family[2::3]
+    fit, validation = (
+        [piece for i, piece in enumerate(pieces) if i in family and i not in out],
+        [pieces[i] for i in out],
+    )
+    split = [i for i in range(len(pieces)) if i not in family]
+    for i in split:
+        piece = pieces[i]
+        border = piece.last - (piece.last - piece.first) // 3
+        fit.append(dataclasses.replace(piece, last=border))
+        validation.append(dataclasses.replace(piece, begin=piece.begin, first=border))
+    names = ["the last third of the time of " + listed([pieces[i].sweep for i in split])] if split else []
+    names += [f"{listed([pieces[i].sweep for i in out])} of the step family"] if out else []
+    return sorted(fit, key=sweep_of), sorted(validation, key=sweep_of), [f"held out: {'; '.join(names)}"]
+
+
+def sweep_of(piece: Piece) -> int:
+    return piece.sweep
+
+
+def listed(sweeps: Sequence[int]) -> str:
+    """Sweep numbers as text, ranges as 0-4."""
+    pieces, numbers = [], sorted(sweeps)
+    for i in numbers:
+        if pieces and pieces[-1][1] == i - 1:
+            pieces[-1][1] = i
+        else:
+            pieces.append([i, i])
+    text = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in pieces)
+    return f"sweep{'s' * (len(numbers) > 1)} {text}"
+
+
+def recordings_of(sweeps: Mapping[str, Sweeps], source: Source, hold_out: bool) -> Data:
+    """The recordings to fit and to hold out, with their spikes, from the sweeps of "fit" and "validation"."""
+    fitted, report = sweeps["fit"], list(sweeps["fit"].said)
+    pieces = {"fit": pieces_of(fitted, source.part)}
+    from_files = {"fit": fitted, "validation": sweeps.get("validation", fitted)}
+    if "validation" in sweeps or source.validation_part.given:
+        chosen = pieces_of(from_files["validation"], source.validation_part, "validation_")
+        pieces["validation"] = from_the_start(chosen)
+        report += overlap(pieces) if "validation" not in sweeps else []
+    elif hold_out:
+        fit, validation, said = held_out(fitted, pieces["fit"])
+        pieces |= {"fit": fit} | ({"validation": validation} if validation else {})
+        report += said
+    level = SpikeLevel(source.spike_level or 0.0)
+    if fitted.V is not None and fitted.spike_times is None:
+        level = find_level([filled(V) for V in fitted.V], fitted.dt, source.spike_level)
+    recordings = {}
+    for name, chosen in pieces.items():
+        recordings[name] = assemble(from_files[name], chosen, level)
+        if source.initial == "recorded" and from_files[name].V is not None:
+            recordings[name] = with_start(recordings[name])
+    return Data(recordings, level, (*report, *describe(recordings, fitted, level)))
+
+
+def overlap(pieces: Mapping[str, Sequence[Piece]]) -> list[str]:
+    """A line where what is held out is fitted too."""
+    for fit in pieces["fit"]:
+        for held in pieces["validation"]:
+            if fit.sweep == held.sweep and max(fit.first, held.first) < min(fit.last, held.last):
+                return [f"WARNING: sweep {fit.sweep} is fitted where it is held out: these scores are not of new data"]
+    return []
+
+
+def assemble(sweeps: Sweeps, pieces: Sequence[Piece], level: SpikeLevel) -> Recording:
+    """The recording of pieces of sweeps, which end where they end: what is beyond does not count."""
+    n_step = max(piece.last - piece.begin for piece in pieces)
+    shape = (n_step, len(pieces))
+    current, V, spikes, mask, observed = (np.zeros(shape) for _ in range(5))
+    for trace, piece in enumerate(pieces):
+        n, first = piece.last - piece.begin, piece.first - piece.begin
+        inside = slice(piece.begin, piece.last)
+        current[:n, trace] = sweeps.current[piece.sweep][inside]
+        observed[first:n, trace] = 1
+        if sweeps.V is not None:
+            recorded = sweeps.V[piece.sweep][inside]
+            V[:n, trace] = filled(recorded)
+            V[n:, trace] = V[n - 1, trace]
+            mask[first:n, trace] = np.isfinite(recorded[first:])
+            spikes[:n, trace] = detect_spikes(filled(recorded)[:, None], level.level, level.rearm)[:, 0]
+            observed[:n, trace] *= np.isfinite(recorded)
+        if sweeps.spike_times is not None:
+            step = np.floor(np.asarray(sweeps.spike_times[piece.sweep]) / sweeps.dt + 1e-6).astype(int) - piece.begin
+            spikes[:, trace] = 0
+            spikes[step[(step >= 0) & (step < n)], trace] = 1
+            observed[first:n, trace] = 1
+    if sweeps.V is None and sweeps.spike_times is None:
+        return Recording(current, dt=sweeps.dt)
+    # Before the part that counts, spikes are kept where they are known: they drive a model that is told of them.
+    return Recording(current, V, spikes, mask, observed, dt=sweeps.dt)
+
+
+def filled(V: np.ndarray) -> np.ndarray:
+    """Potentials (T,) with the last number before each gap, or the first one of all, in place of NaN."""
+    known = np.isfinite(V)
+    if known.all():
+        return V
+    last = np.maximum.accumulate(np.where(known, np.arange(len(V)), -1))
+    return np.where(last >= 0, V[last], V[np.argmax(known)])
+
+
+def with_start(recording: Recording) -> Recording:
+    """The recording with the potentials at which its traces start, each by `start_of`."""
+    traces = range(recording.V.shape[1])
+    starts = [start_of(recording.V[:, i], recording.current[:, i], recording.dt) for i in traces]
+    V_start, error = np.array(starts).T
+    return dataclasses.replace(recording, V_start=V_start, V_start_error=error)
+
+
+def start_of(V: np.ndarray, current: np.ndarray, dt: float) -> tuple[float, float]:
+    """The potential at which a trace starts, and its standard error (mV): the first sample, freed of noise if possible.
+
+    It is the mean of the longest of the first 0.5, 1, 2, ... ms, at most T_START, in which the current is constant, V
+    has no slope, and deviates from its mean by no more than noise from sample to sample. Where there is none, the error
+    is that of the first sample.
+
+    Args:
+        V, current: (T,) (mV, nA).
+        dt: (ms).
+    """
+    noise = sample_noise(V[:, None])
+    start, error = float(V[0]), noise
+    same = np.abs(current - current[0]) <= 1e-3 * np.ptp(current)
+    n_same = len(same) if same.all() else int(np.argmin(same))
+    t = 0.5
+    while t <= T_START and round(t / dt) <= n_same:
+        n = max(4, round(t / dt))
+        first = V[:n]
+        slope = np.polyfit(np.arange(n), first, 1)[0] * n
+        if np.std(first) > 1.3 * noise + 1e-3 or abs(slope) > 3 * noise * math.sqrt(12 / n) + 1e-3:
+            break
+        start, error, t = float(first.mean()), noise / math.sqrt(n), 2 * t
+    return start, error
+
+
+def describe(recordings: Mapping[str, Recording], sweeps: Sweeps, level: SpikeLevel) -> list[str]:
+    """Lines on what there is: sweeps, sampling, rest, noise, spikes and the level of which they are crossings."""
+    lines = []
+    for name, recording in recordings.items():
+        counted = recording.observed.sum() * recording.dt / 1000
+        line = f"{name}: {recording.current.shape[1]} sweeps, {counted:.4g} s"
+        line += f", {int((recording.spikes * recording.observed).sum())} spikes"
+        repeats = [len(group) for group in repeats_of(recording)]
+        lines.append(line + (f", {' + '.join(map(str, repeats))} of them repeats of one current" if repeats else ""))
+    fit = recordings["fit"]
+    if sweeps.V is None:
+        return lines
+    known = fit.V[fit.mask > 0]
+    span = f"potentials from {known.min():.1f} to {known.max():.1f} mV, median {np.median(known):.1f} mV"
+    if fit.V_start is not None:
+        span += f"; sweeps begin at {np.mean(fit.V_start):.1f} mV (s.d. {np.std(fit.V_start):.2g} mV)"
+    noise, between = f"noise from sample to sample {sample_noise(fit.V):.2g} mV", repeat_noise(fit)
+    lines += [span, noise + ("" if between is None else f", of repeats {between:.2g} mV")]
+    if sweeps.spike_times is not None:
+        return lines
+    if fit.spikes.any():
+        lines.append(f"spikes are crossings of {level.level:.4g} mV (again after a fall by {level.rearm:.3g} mV)")
+    else:
+        hint = "if there are spikes, --spike_level or --spike_times says where"
+        lines.append(f"WARNING: no spike found: V goes up to {known.max():.4g} mV ({hint})")
+    return lines
+
+
+def recorded(current: np.ndarray, V: np.ndarray, dt: float, spike_level: float | None = None) -> Recording:
     """The recording of currents (nA) and potentials (mV), each (T, n_trace), every dt (ms), all of which count.
 
-    Spikes are upward crossings of spike_level (mV).
+    Spikes are upward crossings of spike_level (mV), or of the level that `find_level` finds.
     """
-    return Recording(current, V, detect_spikes(V, spike_level), np.ones_like(V), dt=dt)
+    level = find_level(list(V.T), dt, spike_level)
+    spikes, ones = detect_spikes(V, level.level, level.rearm), np.ones_like(V)
+    return with_start(Recording(current, V, spikes, ones, ones, dt=dt))
 
 
 # ---- Targets --------------------------------------------------------------------------------------------------------
 
 
 def make_targets(
-    source: Source, traces: Mapping[str, Recording], free_run: FreeRun, known: dict[str, u.Quantity], seed: int
+    source: Source, data: Data, free_run: FreeRun, known: dict[str, u.Quantity], seed: int
 ) -> dict[str, Recording]:
     """{"fit" or "validation": recording with potentials and spikes}.
 
     Args:
-        traces: those that are read; where V is None, it and the spikes are those of free_run(known, current).
-        free_run: (parameters, current) -> V (mV) and spikes.
+        data: what is read; where V is None, it and the spikes are those of free_run(known, recording).
+        free_run: (parameters, recording) -> V (mV) and spikes.
         seed: of the noise and the spike jitter, which the traces of the fit get.
     """
     targets, rng = {}, np.random.default_rng(seed)
-    for name, recording in traces.items():
-        V, spikes = (recording.V, None) if recording.V is not None else free_run(known, recording.current)
-        if name == "fit":
-            V = V + source.noise_std * rng.standard_normal(V.shape)
-        spikes = detect_spikes(V, source.spike_level) if spikes is None else spikes
+    for name, recording in data.recordings.items():
+        if recording.V is None:
+            V, spikes = free_run(known, recording)
+            recording = dataclasses.replace(
+                recording, V=V, spikes=spikes, mask=np.ones_like(V), observed=np.ones_like(V)
+            )
+        if name == "fit" and source.noise_std:
+            V = recording.V + source.noise_std * rng.standard_normal(recording.V.shape)
+            spikes = recording.spikes
+            if data.recordings[name].V is not None:
+                spikes = detect_spikes(V, data.spike_level.level, data.spike_level.rearm)
+            recording = dataclasses.replace(recording, V=V, spikes=spikes)
         if name == "fit" and source.spike_jitter:
-            step, trace = np.nonzero(spikes)
+            step, trace = np.nonzero(recording.spikes)
             shift = np.rint(rng.normal(0, source.spike_jitter / recording.dt, len(step))).astype(int)
-            spikes = np.zeros_like(spikes)
+            spikes = np.zeros_like(recording.spikes)
             spikes[np.clip(step + shift, 0, len(spikes) - 1), trace] = 1
-        targets[name] = dataclasses.replace(recording, V=V, spikes=spikes, mask=np.ones_like(V))
+            recording = dataclasses.replace(recording, spikes=spikes)
+        targets[name] = recording
     return targets
 
 
@@ -311,17 +641,21 @@ def every(recording: Recording, n_point: int | None) -> Recording:
 
 def without_spikes(recording: Recording, t_blank: float) -> Recording:
     """The recording with no sample left to count within t_blank (ms) of a spike."""
-    n_blank, mask = round(t_blank / recording.dt), recording.mask.copy()
-    for step, trace in np.argwhere(recording.spikes):
-        mask[max(step - n_blank, 0) : step + n_blank + 2, trace] = 0
-    return dataclasses.replace(recording, mask=mask)
+    quiet = away_from_spikes(np.asarray(recording.spikes), recording.dt, (t_blank, t_blank))
+    return dataclasses.replace(recording, mask=recording.mask * quiet)
 
 
-def require_spikes(recording: Recording, spike_level: float) -> None:
+def require_spikes(recording: Recording, level: SpikeLevel) -> None:
     """Raise `BadInput` where there are none, for a fit of spikes."""
     if not recording.spikes.any():
-        highest = f"spike and potentials up to {recording.V.max():.3g} mV, spikes being crossings of {spike_level:g} mV"
-        raise BadInput(f"argument --fit_target: found {highest} (--spike_level), expected spikes")
+        highest = f"no spike: potentials go up to {recording.V.max():.3g} mV, and spikes cross {level.level:g} mV"
+        raise BadInput(f"argument --fit_target: found {highest}, expected spikes (--spike_level, --spike_times)")
+
+
+def require_potentials(recording: Recording) -> None:
+    """Raise `BadInput` where there are none, for a fit of potentials."""
+    if not np.any(recording.mask):
+        raise BadInput("argument --fit_target: found potential without potentials, expected spike, or --voltage")
 
 
 # ---- Figures --------------------------------------------------------------------------------------------------------

@@ -1,19 +1,26 @@
-"""What every run needs: command line, run folder, devices, plot style, and bad input told in one line."""
+"""What every run needs: command line, run folder, devices, plot style, and what goes wrong told in one line."""
 
 import argparse
+import contextlib
+import contextvars
 import csv
 import dataclasses
 import datetime
+import errno
 import functools
 import importlib.metadata
 import inspect
+import io
 import json
 import math
 import os
 import platform
+import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+import tempfile
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -26,6 +33,7 @@ import jax
 import jax.extend
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import threadpoolctl
 from tqdm import tqdm
 
@@ -36,6 +44,8 @@ PROGRESS_SECONDS = 30.0  # between lines of progress where there is no terminal
 PACKAGES = """brainevent brainpy brainscale brainstate braintools braintrace brainunit jax jaxlib nevergrad numba numpy
     optax orbax-checkpoint scikit-optimize scipy""".split()  # noqa: SIM905 (a list of literals takes a line each)
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE)  # full, or read by nobody
+
 Settings = TypeVar("Settings")
 
 
@@ -43,23 +53,57 @@ class BadInput(ValueError):
     """Input that cannot be used. The message names the argument or file, what was found and what was expected."""
 
 
+class CannotSave(Exception):
+    """A file or folder that cannot be written, as on a full disk. The message names it and says why."""
+
+
+# The run of the command in progress, which tells what is kept when the disk is full or Ctrl-C comes.
+_run: contextvars.ContextVar["RunFolder | None"] = contextvars.ContextVar("run", default=None)
+
+
 # ---- Command line ---------------------------------------------------------------------------------------------------
 
 
 def command_line(main: Callable[[list[str]], int]) -> Callable[..., int]:
-    """Make of main(argv) a main(argv=None): the exit status, with bad input and Ctrl-C told in one line on stderr."""
+    """Make of main(argv) a main(argv=None): the exit status, with what went wrong told in one line on stderr.
+
+    Bad input has status 2, what cannot be saved 1, and Ctrl-C 130. Of the last two the line says what is kept, and the
+    run folder is the last line of stdout as ever.
+    """
     script = Path(inspect.getfile(main)).name
 
     @functools.wraps(main)
     def run(argv: Sequence[Any] | None = None) -> int:
+        _run.set(None)
+        told = False  # whether the script itself has printed the folder
         try:
-            return main(sys.argv[1:] if argv is None else list(map(str, argv)))
+            status = main(sys.argv[1:] if argv is None else list(map(str, argv)))
+            sys.stdout.flush()
+            if status != 130:
+                return status
+            what, told = "interrupted", True
         except BadInput as error:
             sys.stderr.write(f"{script}: error: {error}\n")
             return 2
+        except CannotSave as error:
+            status, what = 1, f"error: {error}"
         except KeyboardInterrupt:
-            sys.stderr.write(f"{script}: interrupted before there was anything to keep\n")
-            return 130
+            status, what = 130, "interrupted"
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            status, what = 1, f"error: {error.filename or 'standard output'}: {reason_of(error)}"
+            if not error.filename:  # Python would try to write the rest of the buffer at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        folder = _run.get()
+        if kept := folder.kept() if folder else []:
+            what += f"; kept in {folder.path}: {', '.join(kept)}"
+            if not told:
+                print(folder.path)
+        else:
+            what += " before there was anything to keep" if status == 130 else "; nothing of this run is kept"
+        sys.stderr.write(f"{script}: {what}\n")
+        return status
 
     return run
 
@@ -155,7 +199,8 @@ class _Lines:
     def write(self, text: str) -> None:
         text = text.replace("\x1b[A", "").strip("\r\n ")  # a bar below another one moves up a line
         if text:
-            print(text, flush=True)
+            with contextlib.suppress(OSError):  # as in tell
+                print(text, flush=True)
 
     def flush(self) -> None:
         sys.stdout.flush()
@@ -166,6 +211,12 @@ def progress(iterable: Iterable | None = None, **options: Any) -> tqdm:
     if not sys.stderr.isatty():
         options |= dict(file=_Lines(), delay=PROGRESS_SECONDS, mininterval=PROGRESS_SECONDS, miniters=1, ncols=100)
     return tqdm(iterable, leave=False, **options)
+
+
+def tell(text: str) -> None:
+    """Print a line above the progress bar. A full disk with the log on it is no reason to stop."""
+    with contextlib.suppress(OSError):
+        tqdm.write(text)
 
 
 # ---- Devices and plot style -----------------------------------------------------------------------------------------
@@ -187,6 +238,8 @@ def setup_jax(precision: int, devices: str = "all") -> list[jax.Device]:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "differentiable-brain-modeling")
     jax.config.update("jax_compilation_cache_dir", jax.config.jax_compilation_cache_dir or str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # A cache that cannot be written, as on a full disk, costs time and no numbers.
+    warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry")
     existing = jax.devices()
     indices = range(len(existing)) if devices == "all" else [to_number(i, int) for i in devices.split(",")]
     if len(set(indices)) < len(indices) or not set(indices) <= set(range(len(existing))):
@@ -220,14 +273,17 @@ class RunFolder:
         resume = getattr(args, "resume", None)
         self.args, self.script, self.made = args, script, bool(resume)
         self.path: Path = resume or args.output or Path("results", script, name)
+        _run.set(self)
         if resume:
             self._check_arguments({"resume", "output", "figure_format", *may_change})
-            return
-        if args.output and args.output.exists() and (args.output.is_file() or any(args.output.iterdir())):
-            raise BadInput(f"argument --output: {args.output} holds another run, expected a new or empty folder")
-        parent = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise BadInput(f"argument --output: {parent} is not a folder that can be written, expected one")
+        try:
+            if args.output and not resume and holds_files(args.output):
+                raise BadInput(f"argument --output: {args.output} holds another run, expected a new or empty folder")
+            # Another run may have the name in results/, but not the folder around it.
+            try_folder(self.path if resume or args.output else self.path.parent)
+        except OSError as error:
+            found = f"found that nothing can be saved in {self.path} ({reason_of(error)})"
+            raise BadInput(f"argument --{'resume' if resume else 'output'}: {found}, expected another place") from None
 
     def _check_arguments(self, may_change: set[str]) -> None:
         ours, earlier = to_json(vars(self.args)), saved_arguments(self.path, "resume")
@@ -246,9 +302,15 @@ class RunFolder:
                 copy += 1
                 self.path = first.with_name(f"{first.name}-{copy}")
 
+    def kept(self) -> list[str]:
+        """Names of what has been saved of this run so far, but for its configuration and folders that are empty."""
+        paths = self.path.iterdir() if self.made and self.path.is_dir() else ()
+        return sorted(path.name for path in paths if path.name != "config.json" and holds_files(path))
+
     def save(self, name: str, content: Any) -> None:
         """Save content in a file of this run, as `save` does."""
-        self._make()
+        with saving(self.path):
+            self._make()
         save(self.path / name, content, self.args.figure_format)
 
     def load(self, name: str) -> Any:
@@ -291,24 +353,93 @@ def version_of(package: str) -> str | None:
         return None
 
 
+def reason_of(error: Exception) -> str:
+    """Why something failed, in a line: the words of the system, or else the beginning of the message."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # as tensorstore has it
+        return os.strerror(int(code[1]))
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
+def holds_files(path: Path) -> bool:
+    """Whether the path is a file or a folder that is not empty."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+
+
+def try_folder(path: Path) -> None:
+    """Make the folder, as far as it is missing, and a file in it, all of it elsewhere in the folder that exists.
+
+    Nothing of it stays, and other runs that make the same folder at this moment are not disturbed.
+
+    Raises:
+        OSError: the folder cannot be made, or nothing can be written in it.
+    """
+    for folder in (path.absolute(), *path.absolute().parents):
+        if folder.is_symlink() and not folder.exists():
+            raise FileNotFoundError(errno.ENOENT, f"{folder} links to nothing")
+    path = path.resolve()
+    parent = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{parent} is not a folder that can be written")
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".", ignore_cleanup_errors=True) as trial:
+        folder = Path(trial, path.relative_to(parent))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_bytes(b"{}")
+
+
+@contextlib.contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """What the system refuses while a path is written, as `CannotSave`."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotSave(f"{path}: {reason_of(error)}") from None
+
+
 def save(path: Path, content: Any, figure_format: str = "png") -> None:
-    """Save a figure as PNG (and PDF), a list of dicts as CSV, text as it is, or anything else as JSON; whole or not."""
-    path.parent.mkdir(exist_ok=True)
+    """Save content in a file, whole or not at all.
+
+    A figure is saved as PNG (and PDF), a list of dicts as .csv, a dict of arrays as .npz, text as it is, and anything
+    else as JSON.
+
+    Raises:
+        CannotSave: the disk is full, or another reason of the system.
+    """
+    figure = isinstance(content, plt.Figure)
+    suffixes = sorted({".png", f".{figure_format}"}, reverse=True) if figure else [path.suffix]
     temporary = path.with_name(f".{path.name}")
+    try:
+        for suffix in suffixes:
+            data = to_bytes(content, suffix)
+            with saving(path.with_suffix(suffix)):
+                path.parent.mkdir(exist_ok=True)
+                temporary.write_bytes(data)
+                temporary.replace(path.with_suffix(suffix))
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if figure:
+            plt.close(content)
+
+
+def to_bytes(content: Any, suffix: str) -> bytes:
+    """What a file with this suffix holds of the content, as `save` says."""
+    if isinstance(content, str):
+        return content.encode()
+    buffer = io.BytesIO()
     if isinstance(content, plt.Figure):
-        for suffix in {".png", f".{figure_format}"}:
-            content.savefig(temporary, format=suffix[1:])
-            temporary.replace(path.with_suffix(suffix))
-        plt.close(content)
-        return
-    if path.suffix == ".csv":
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, content[0])
-            writer.writeheader()
-            writer.writerows(content)
+        content.savefig(buffer, format=suffix[1:])
+    elif suffix == ".npz":
+        np.savez(buffer, **content)
+    elif suffix == ".csv":
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, content[0])
+        writer.writeheader()
+        writer.writerows(content)
+        return text.getvalue().encode()
     else:
-        temporary.write_text(content if isinstance(content, str) else json.dumps(to_json(content), indent=2) + "\n")
-    temporary.replace(path)
+        return (json.dumps(to_json(content), indent=2) + "\n").encode()
+    return buffer.getvalue()
 
 
 def to_json(content: Any) -> Any:

@@ -6,12 +6,19 @@ simulation: those of backpropagation through time, or of one of two online rules
 trial. `--mode train` leaves checkpoints, a learning curve and pictures of what the network does; `--mode sim`
 makes the pictures alone, of an untrained network or of that of an earlier run, and of the latter also what it has
 learned.
+
+A training has its best network also for NumPy, in weights.npz: the strengths abs(in) (n_in, n_rec), abs(exc) (n_exc,
+n_rec) and abs(inh) (n_inh, n_rec) of connections from rows to columns, excitatory neurons first; out (n_rec, 2); tau_a
+(n_rec,) in ms; and "update", after which these were. Of sparse connections, those of excitatory neuron i are
+exc[exc_indptr[i] : exc_indptr[i + 1]], to the neurons exc_indices[...] of the same range; inh likewise.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import logging
 import math
+import shutil
 import signal
 import sys
 import time
@@ -24,6 +31,7 @@ from runs import BadInput
 
 import absl.logging
 import brainstate
+import brainunit as u
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -35,7 +43,6 @@ import scipy.special
 import scipy.stats
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
-from tqdm import tqdm
 
 import learning_rules
 import utils
@@ -360,7 +367,14 @@ class Checkpoints:
     def save(self, update: int, state: Any, history: list[dict], heldout_accuracy: float | None) -> None:
         content = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
         metrics = None if heldout_accuracy is None else dict(heldout_accuracy=heldout_accuracy)
-        self.manager.save(update, args=content, metrics=metrics)
+        with contextlib.redirect_stderr(None):  # where threads of tensorstore report that another has failed
+            try:
+                self.manager.save(update, args=content, metrics=metrics)
+            except Exception as error:  # of which orbax and tensorstore raise many kinds
+                time.sleep(0.5)  # while these threads end
+                for path in self.folder.glob(f"{update}.*"):
+                    shutil.rmtree(path, ignore_errors=True)
+                raise runs.CannotSave(f"{self.folder / str(update)}: {runs.reason_of(error)}") from None
 
     def restore(self, update: int, like: Any = None) -> tuple[Any, list[dict]]:
         """State, as the pytree `like`, or else of dicts and lists on the first device; and history."""
@@ -382,8 +396,8 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise BadInput(f"{path}: found a checkpoint that cannot be read ({first}), expected a whole one") from None
+        found = f"found a checkpoint that cannot be read ({runs.reason_of(error)})"
+        raise BadInput(f"{path}: {found}, expected a whole one") from None
 
 
 def listed(connections: utils.Connections) -> utils.Connections:
@@ -439,9 +453,8 @@ def diagnose(model: Model, rate_exc: float, rate_inh: float) -> str | None:
     """What is wrong with the activity of a batch (Hz), and the argument to change; None if nothing is."""
     if rate_exc == 0:
         no_input = not (model.task.rate_cue or model.task.rate_recall or model.task.rate_noise)
-        argument = (
-            "E_exc above 1, the threshold" if model.network.E_exc <= 1 else "rate_cue" if no_input else "ff_scale"
-        )
+        argument = "rate_cue" if no_input else "ff_scale"
+        argument = "E_exc above 1, the threshold" if model.network.E_exc <= 1 else argument
         return f"the network is silent: no excitatory neuron fires; raise --{argument}"
     for name, rate, argument in (("excitatory", rate_exc, "rec_scale"), ("inhibitory", rate_inh, "ff_scale")):
         if rate > SATURATED:
@@ -496,7 +509,7 @@ class Training:
         start = model, optimiser.init(model.weights), key, model.weights
         self.model, self.optimiser_state, self.key, self.initial = jax.device_put(start, copied)
         self.history: list[Row] = []
-        self.stopped, self.warnings = "epochs", []
+        self.stopped, self.warnings, self.exported = "epochs", [], None
         self.checkpoints = self._restored(mesh.size) if run.made else None
         start = time.perf_counter()
         compiled = dict(in_shardings=copied, out_shardings=copied)
@@ -530,7 +543,7 @@ class Training:
     def _warn(self, warning: str | None) -> None:
         if warning and warning not in self.warnings:
             self.warnings.append(warning)
-            tqdm.write(f"update {len(self.history)}: {warning}")
+            runs.tell(f"update {len(self.history)}: {warning}")
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -544,6 +557,14 @@ class Training:
         if self.checkpoints.last != last.update:
             self.checkpoints.save(last.update, self.state, self.rows, last.heldout_accuracy)
         self.run.save("metrics.csv", self.rows)
+        best = self.checkpoints.best
+        if best != self.exported:
+            state = self.state if best == last.update else self.checkpoints.restore(best)[0]
+            arrays = dict(state["weights"], tau_a=(1 / self.model.network.neurons.k2).to_decimal(u.ms), update=best)
+            for name, (indptr, indices) in state["connections"].items():
+                arrays |= {f"{name}_indptr": indptr, f"{name}_indices": indices}
+            self.run.save("weights.npz", arrays)
+            self.exported = best
 
     def step(self) -> bool:
         """One update with, when it is due, the evaluation; False, and nothing changed, where it is not finite."""
@@ -558,7 +579,7 @@ class Training:
             correct = jax.device_get(self.evaluate(model).correct)
             heldout_accuracy = float(correct.mean())
             low, high = wilson_interval(correct.sum(), len(correct))
-            tqdm.write(f"update {n}: held-out accuracy {heldout_accuracy:.4f} (95 %: {low:.4f} to {high:.4f})")
+            runs.tell(f"update {n}: held-out accuracy {heldout_accuracy:.4f} (95 %: {low:.4f} to {high:.4f})")
         self.seconds["run"] += time.perf_counter() - start
         self.model, self.optimiser_state = model, optimiser_state
         loss, accuracy = float(metrics["loss"]), float(metrics["accuracy"])
@@ -572,7 +593,7 @@ class Training:
         epochs, save_every = self.settings.epochs, self.settings.save_every
         self.checkpoints = self.checkpoints or Checkpoints(self.run.path)
         bar = runs.progress(total=epochs, initial=len(self.history), unit=" updates")
-        with deferred_ctrl_c() as pressed:
+        with deferred_ctrl_c() as pressed, contextlib.closing(self.checkpoints), contextlib.closing(bar):
             while len(self.history) < epochs and not self.reached():
                 if pressed:
                     self.stopped = "interrupted"
@@ -586,12 +607,10 @@ class Training:
                 shown = dict(loss=f"{row.loss:.3f}", accuracy=f"{row.accuracy:.2f}")
                 bar.set_postfix(shown | dict(exc=f"{row.rate_exc:.1f} Hz", inh=f"{row.rate_inh:.1f} Hz"), refresh=False)
                 bar.update()
-            bar.close()
             if self.history:
                 self.save()
             elif self.stopped == "interrupted":
                 raise KeyboardInterrupt
-            self.checkpoints.close()
         self.stopped = "threshold" if self.reached() else self.stopped
 
     def result(self) -> dict[str, Any]:
@@ -600,6 +619,7 @@ class Training:
         evaluated = [row for row in self.history if row.heldout_accuracy is not None]
         # Of equal ones the latest, as in the checkpoints.
         best = max(reversed(evaluated), key=lambda row: row.heldout_accuracy, default=None)
+        first_at = {f"{x:g}": next((row for row in evaluated if row.heldout_accuracy >= x), None) for x in LEVELS}
         seconds = np.diff([0.0] + [row.seconds for row in self.history])
         return dict(
             mode="train",
@@ -610,10 +630,7 @@ class Training:
             heldout_interval=wilson_interval(correct.sum(), len(correct)),
             n_heldout=len(correct),
             best=best and dict(update=best.update, heldout_accuracy=best.heldout_accuracy),
-            first_at={
-                f"{level:g}": next((row for row in evaluated if row.heldout_accuracy >= level), None)
-                for level in LEVELS
-            },
+            first_at=first_at,
             heldout_rates_Hz=period_rates(self.model.task, rates),
             warnings=self.warnings,
             seconds=self.seconds,
@@ -709,20 +726,10 @@ def weight_statistics(w: ArrayLike) -> dict[str, Any]:
     return statistics
 
 
-def report_activity(run: runs.RunFolder, model: Model, initial: Weights | None, activity: Activity) -> dict[str, Any]:
-    """Save the figures of activity and weights, and return what result.json says of them.
-
-    Args:
-        initial: weights before training, where there was one.
-    """
-    task, correct = model.task, activity.correct
-    stages = {"before": model.weights} if initial is None else {"before": initial, "after": model.weights}
-    statistics = {
-        stage: {name: weight_statistics(w[name]) for name in ("in", "exc", "inh")} for stage, w in stages.items()
-    }
-    run.save("activity.png", plot_activity(model, activity))
-    run.save("weight_matrix.png", plot_matrix(model))
-    run.save("weights.png", plot_weights(stages, statistics))
+def result_of(model: Model, stages: Mapping[str, Weights], activity: Activity) -> dict[str, Any]:
+    """What result.json says of activity and of the weights at the stages {"before": ..., "after" training: ...}."""
+    task, correct, names = model.task, activity.correct, ("in", "exc", "inh")
+    statistics = {stage: {name: weight_statistics(w[name]) for name in names} for stage, w in stages.items()}
     accuracy, interval = accuracy_of(correct).values()
     result = dict(n_trials=len(correct), accuracy=accuracy, accuracy_interval=interval)
     result |= dict(rates_Hz=period_rates(task, activity.rates), weights=statistics)
@@ -1015,46 +1022,63 @@ def print_behaviour(decisions: Mapping[str, Any]) -> None:
 
 def setup(args: argparse.Namespace) -> Mesh:
     """Set plot style, precision and devices; the mesh of those over which a batch is split."""
-    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of checkpoints without metrics, which are intended
+    # orbax warns of checkpoints without metrics, which are intended, and logs what it raises, as does asyncio.
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     runs.use_plot_style()
     devices = runs.setup_jax(args.precision, args.devices)
     return Mesh(np.array(split_devices(args.batch_size, devices, named=args.devices != "all")), ("batch",))
 
 
 def train(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, mesh: Mesh) -> int:
-    """Train, and save and print what came of it."""
+    """Train, and print and save what came of it."""
     seeds, settings, model = split_seed(args.seed), runs.pick(TrainingSettings, args), make_model(args)
     if args.load and not args.resume:
         model, _ = load_network(args.load, model)
     training = Training(model, settings, make_rule(args), run, mesh, seeds.train)
     run.save_config(argv, list(mesh.devices))
-    training.go_on()
+    failure = None
+    try:
+        training.go_on()
+    except runs.CannotSave as error:
+        failure, training.stopped = error, str(error)
     result = training.result()
+    print_training(result)  # before anything is saved, which a full disk may prevent
+    if failure:
+        raise failure
     run.save("result.json", result)  # before the figures, which may be interrupted
     if training.history:
         run.save("learning_curve.png", plot_learning(training.history, settings))
     activity = simulate(training.model, jax.random.split(jax.random.key(seeds.sim), args.batch_size), mesh)
-    simulation = report_activity(run, training.model, training.initial, activity)
+    stages = {"before": training.initial, "after": training.model.weights}
+    simulation = result_of(training.model, stages, activity)
     run.save("result.json", result | dict(simulation=simulation))
-    print_training(result)
+    run.save("activity.png", plot_activity(training.model, activity))
+    run.save("weight_matrix.png", plot_matrix(training.model))
+    run.save("weights.png", plot_weights(stages, simulation["weights"]))
     return {"interrupted": 130, "epochs": 0, "threshold": 0}.get(training.stopped, 1)
 
 
 def sim(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, mesh: Mesh) -> int:
-    """Simulate, and where a network is loaded test what it has learned; save and print what came of it."""
-    model, initial = make_model(args), None
+    """Simulate, and where a network is loaded test what it has learned; print and save what came of it."""
+    model = make_model(args)
+    stages = {"before": model.weights}
     if args.load:
         model, initial = load_network(args.load, model)
+        stages = {"before": initial, "after": model.weights}
     run.save_config(argv, list(mesh.devices))
     activity = simulate(model, jax.random.split(jax.random.key(split_seed(args.seed).sim), args.batch_size), mesh)
-    result = dict(mode="sim") | report_activity(run, model, initial, activity)
+    result = dict(mode="sim") | result_of(model, stages, activity)
     print_simulation(result)
     run.save("result.json", result)  # before what takes longer, and may be interrupted
+    run.save("activity.png", plot_activity(model, activity))
+    run.save("weight_matrix.png", plot_matrix(model))
+    run.save("weights.png", plot_weights(stages, result["weights"]))
     if args.load:
         decisions = behaviour(model, runs.pick(NetworkSettings, args), runs.pick(TrainingSettings, args), mesh)
-        run.save("behaviour.png", plot_behaviour(model.task, decisions))
-        run.save("result.json", result | dict(behaviour=decisions))
         print_behaviour(decisions)
+        run.save("result.json", result | dict(behaviour=decisions))
+        run.save("behaviour.png", plot_behaviour(model.task, decisions))
     return 0
 
 

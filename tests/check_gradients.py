@@ -31,7 +31,7 @@ import scripts
 from jax.sharding import Mesh, NamedSharding
 
 import learning_rules
-import utils
+import numerics
 from learning_rules import RULES, BatchGradient
 from utils import Model
 
@@ -90,7 +90,7 @@ def oracle_rule(method: str, arguments: Mapping[str, Any]) -> task_script.Rule:
         trials = task.inputs(keys, evidence, steps), labels, (steps >= recall.start) & (steps < recall.stop)
         full = network.full_matrices(model.weights, model.connections)
         with model.clock():
-            decay_out = utils.relax(1.0, 0.0, 1 / network.tau_out)
+            decay_out = numerics.relax(1.0, 0.0, 1 / network.tau_out)
             gradient = oracle(neurons_of(model), full, trials, decay_out, **own)
         ends = network.pairs(model.connections)
         return {name: g if ends.get(name) is None else g[ends[name]] for name, g in gradient.items()}

@@ -1,10 +1,12 @@
 """Running a script as a user does, for the tests of all of them."""
 
+import csv
 import importlib
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import fitting
@@ -38,13 +40,13 @@ def exit_status(script, monkeypatch, folder, arguments):
     return script.main(arguments)
 
 
-def interrupt(monkeypatch, when):
-    """Ctrl-C before the evaluation where when(level, number of evaluations before it); returns what undoes it."""
+def interrupt(monkeypatch, when, error=KeyboardInterrupt):
+    """Ctrl-C, or another error, before the evaluation where when(level, number before it); returns what undoes it."""
     evaluate, n_before = fitting.FitProblem.evaluate, [0]
 
     def interrupted(self, X, gradient=False, level=0.0):
         if when(level, n_before[0]):
-            raise KeyboardInterrupt
+            raise error
         n_before[0] += 1
         return evaluate(self, X, gradient, level)
 
@@ -74,6 +76,12 @@ def write_traces(path, values):
     lines += [",".join([str(i), *(str(x) for x in row)]) for i, row in enumerate(values)]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def read_traces(path):
+    """Numbers (n_trace, T) of a file in that layout."""
+    with open(path) as file:
+        return np.array([[float(x) for x in row[1:]] for row in list(csv.reader(file))[1:]])
 
 
 def check_help(script, capsys):

@@ -61,7 +61,8 @@ def trained(tmp_path_factory):
 def test_training_writes_all_that_it_promises(trained):
     result, folder = trained
     names = {path.name for path in folder.iterdir()}
-    assert names == FIGURES | {"config.json", "result.json", "metrics.csv", "learning_curve.png", "checkpoints"}
+    files = {"config.json", "result.json", "metrics.csv", "learning_curve.png", "checkpoints", "weights.npz"}
+    assert names == FIGURES | files
     rows = metrics_of(folder)
     columns = ["update", "loss", "accuracy", "heldout_accuracy", "rate_exc", "rate_inh"]
     assert [list(row) for row in rows] == [columns] * 8
@@ -89,6 +90,59 @@ def test_the_last_and_the_best_checkpoint_are_kept(trained):
     assert not np.array_equal(weights_of(folder)["in"], weights_of(folder, "best")["in"])
 
 
+PLAIN = """
+import sys
+import numpy as np
+
+weights, given = np.load(sys.argv[1]), np.load("given.npz")
+
+def strengths(name):
+    w = abs(weights[name])
+    if name + "_indptr" not in weights:
+        return w
+    matrix = np.zeros((len(weights[name + "_indptr"]) - 1, len(weights["tau_a"])))
+    for i, row in enumerate(matrix):
+        of_neuron = slice(*weights[name + "_indptr"][i : i + 2])
+        row[weights[name + "_indices"][of_neuron]] = w[of_neuron]
+    return matrix
+
+n_exc = len(strengths("exc"))
+exc = given["x"] @ strengths("in") + given["spikes"][:, :n_exc] @ strengths("exc")
+inh = given["spikes"][:, n_exc:] @ strengths("inh")
+assert "jax" not in sys.modules
+np.savez("found.npz", exc=exc, inh=inh, out=given["spikes"] @ weights["out"])
+"""
+
+
+def check_plain_weights(folder, cwd):
+    """weights.npz has the arrays of the best checkpoint, which NumPy alone uses as the network does."""
+    with np.load(folder / "weights.npz") as file:
+        arrays = dict(file)
+    assert arrays.pop("update") == script.Checkpoints.of(folder, "load").best
+    model, _ = script.load_network(folder, script.make_model(script.parse_args(["--load", str(folder)])))
+    tau_a = (1 / np.asarray(model.network.neurons.k2.mantissa)).astype(np.float32)
+    np.testing.assert_allclose(arrays.pop("tau_a"), tau_a, rtol=1e-6)
+    theirs = weights_of(folder, "best")
+    assert arrays.keys() == {name.replace(" 0", "_indptr").replace(" 1", "_indices") for name in theirs}
+    for name, w in theirs.items():
+        np.testing.assert_array_equal(arrays[name.replace(" 0", "_indptr").replace(" 1", "_indices")], w)
+
+    rng, n = np.random.default_rng(0), model.network.n_rec
+    x, spikes = ((rng.random((3, size)) < 0.5).astype(np.float32) for size in (model.network.n_in, n))
+    np.savez(cwd / "given.npz", x=x, spikes=spikes)
+    subprocess.run([sys.executable, "-c", PLAIN, folder / "weights.npz"], cwd=cwd, check=True)
+    found = np.load(cwd / "found.npz")
+    exc, inh = model.network.receive(model.synapses(), x, spikes)
+    assert found["exc"].shape == found["inh"].shape == (3, n)
+    np.testing.assert_allclose(found["exc"], exc, rtol=1e-5)
+    np.testing.assert_allclose(found["inh"], inh, rtol=1e-5)
+    np.testing.assert_allclose(found["out"], spikes @ model.synapses()["out"], rtol=1e-4, atol=1e-6)
+
+
+def test_the_best_weights_are_there_for_numpy(trained, tmp_path):
+    check_plain_weights(trained[1], tmp_path)
+
+
 def test_same_seed_same_numbers_and_other_seed_others(trained, monkeypatch, tmp_path, capsys):
     _, folder = trained
     assert scripts.exit_status(script, monkeypatch, tmp_path, [*TINY, "--output", "same"]) == 0
@@ -104,6 +158,7 @@ def test_sparse_networks_train_and_simulate(conn_method, tmp_path):
     listed = result["simulation"]["weights"]["after"]
     assert listed["inh"]["n"] == 8 * 4
     assert listed["exc"]["n"] < 32 * 39
+    check_plain_weights(folder, tmp_path)
     arguments = ["--mode", "sim", "--load", folder, "--batch_size", 4, "--figure_format", "pdf"]
     result, loaded = result_of(run(*arguments, cwd=tmp_path), tmp_path)
     figures = FIGURES | {"behaviour.png"}
@@ -233,6 +288,59 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(patch, trained, mo
         np.testing.assert_array_equal(w, ours[name])
     if patch == MIDDLE_OF_SAVE:
         assert all(path.name.isdigit() for path in (tmp_path / "run" / "checkpoints").iterdir())
+
+
+# Files get no larger than {limit} bytes from the second checkpoint, or from the {call}-th other file on.
+FULL_DISK = """
+import resource
+import runs
+def limited(function, call, calls):
+    def run(*arguments):
+        calls.append(0)
+        if len(calls) == call:
+            resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+        return function(*arguments)
+    return run
+if {call}:
+    runs.save = limited(runs.save, {call}, [])
+else:
+    script.Checkpoints.save = limited(script.Checkpoints.save, 2, [])
+"""
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(
+    ("call", "limit", "what"),
+    [(0, 10, "checkpoints/"), (0, 1000, "checkpoints/"), (5, 1000, "weights.npz"), (1, 20_000, "learning_curve.png")],
+)
+def test_a_training_whose_disk_fills_up_resumes_to_the_same_numbers(
+    call, limit, what, trained, monkeypatch, tmp_path, capsys
+):
+    """It tells its numbers all the same, and leaves nothing that is not whole."""
+    _, folder = trained
+    root = script.Path(script.__file__).parent
+    code = KILLED.format(root=str(root), patch=FULL_DISK.format(call=call, limit=limit))
+    environment = dict(os.environ, XDG_CACHE_HOME=str(tmp_path / "cache"))  # whose files would have the limit too
+    command = [sys.executable, "-c", code, *TINY, "--output", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        f"task-coba-ei-rsnn.py: error: run/{what}" if call else f"task-coba-ei-rsnn.py: error: {tmp_path}"
+    )
+    assert f"run/{what}" in line
+    assert ": File too large; kept in run: checkpoints, " in line
+    assert "held-out accuracy" in done.stdout
+    assert done.stdout.splitlines()[-1] == "run"
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+    assert all(path.name.isdigit() for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert np.load(tmp_path / "run" / "weights.npz")["in"].shape == (12, 20)
+
+    assert scripts.exit_status(script, monkeypatch, tmp_path, ["--resume", "run"]) == 0
+    assert metrics_of(tmp_path / "run") == metrics_of(folder)
+    for name, w in weights_of(folder).items():
+        np.testing.assert_array_equal(w, weights_of(tmp_path / "run")[name])
+    check_plain_weights(tmp_path / "run", tmp_path)
 
 
 def test_ctrl_c_saves_and_the_run_goes_on(trained, tmp_path, monkeypatch, capsys):

@@ -11,10 +11,12 @@ import scipy.optimize
 
 import fitting
 import neuron_fitting_of_hh_model as hh
+import studies
 import utils
-from fitting import FitProblem, Loss, Search, Study
+from fitting import FitProblem, Search
 from identifiability import Box, Prediction, identifiability
 from recordings import Recording
+from studies import Loss, Study
 
 HH_BOUNDS = {name: hh.RANGES[name] for name in hh.FITTED}
 BOUNDS = {"a": u.Quantity([-2.0, 2.0], unit=u.mV), "b": u.Quantity([0.0, 3.0], unit=u.mV)}
@@ -33,7 +35,8 @@ def line_problem(n_sample=4, model=None, devices=None, annealing=None):
 
     t = np.tile(np.linspace(0, 1, 4)[:, None], (1, 2))
     data = {"t": t, "V": 0.5 + 1.5 * t + np.array([0.1, -0.1])}
-    study = Study(model or line, Loss(squared_error, "squared error", None), BOUNDS, {"fit": data}, annealing=annealing)
+    loss = Loss(squared_error, "squared error", None)
+    study = Study(model or line, loss, BOUNDS, {"fit": data}, free_run=None, annealing=annealing)
     return FitProblem(study, n_sample, devices or jax.devices())
 
 
@@ -41,10 +44,10 @@ def hh_problem(n_sample):
     current = np.zeros((600, 2))
     current[100:] = [2.0, 0.3]
     truth = {n: x * b.unit for (n, b), x in zip(HH_BOUNDS.items(), (0.01, 25, 6, -58), strict=True)}
-    V = np.asarray(fitting.simulation(utils.HH)(truth, Recording(current, dt=0.01))["V"])
+    V = np.asarray(studies.simulation(utils.HH)(truth, Recording(current, dt=0.01))["V"])
     assert V.max() > 20
     target = Recording(current, V, mask=np.ones_like(V), dt=0.01)
-    return FitProblem(fitting.simulation_study(utils.HH, HH_BOUNDS, {"fit": target}), n_sample, jax.devices())
+    return FitProblem(studies.simulation_study(utils.HH, HH_BOUNDS, {"fit": target}), n_sample, jax.devices())
 
 
 class Rosenbrock:
@@ -253,19 +256,56 @@ def test_clusters_allow_for_residuals_that_depend_on_each_other(x64):
 
 
 def test_directions_without_effect_are_named(x64):
-    t, centre, target = np.linspace(0, 1, 50), np.array([0.5, 0.5]), np.zeros(50)
+    t, centre = np.linspace(0, 1, 50), np.array([0.5, 0.5])
     for design, names in ((np.stack([t, 0 * t], axis=1), ["b"]), (np.stack([0 * t, 0 * t], axis=1), ["a", "b"])):
         box, predict = linear(design)
-        report = identifiability(box, centre, {"y": Prediction(predict, target, 1e-3)})
+        report = identifiability(box, centre, {"y": Prediction(predict, np.asarray(predict(centre)), 1e-3)})
         assert sorted(report.undetermined) == names
         for name, (low, high) in {name: BOUNDS[name].mantissa for name in names}.items():
             assert report.standard_errors[name] == pytest.approx((high - low) / 12**0.5)
     box, predict = linear(np.stack([t, 4 / 3 * t], axis=1))  # 4 (a + b) in the box
-    (direction,) = identifiability(box, centre, {"y": Prediction(predict, target, 1e-3)}).undetermined
+    prediction = Prediction(predict, np.asarray(predict(centre)), 1e-3)
+    (direction,) = identifiability(box, centre, {"y": prediction}).undetermined
     assert direction in (
         "+0.71 a -0.71 b (each in units of its bounds)",
         "-0.71 a +0.71 b (each in units of its bounds)",
     )
+
+
+def test_a_parameter_at_its_bound_has_no_standard_error(x64):
+    design = np.random.default_rng(0).standard_normal((100, 2))
+    box, predict = linear(design)
+    target = np.asarray(predict(np.array([1.1, 0.6])))
+    at = np.array([1.0, 0.6])
+    at[1] += np.linalg.lstsq(design[:, 1:] * 3.0, target - np.asarray(predict(at)), rcond=None)[0][0]
+    report = identifiability(box, at, {"y": Prediction(predict, target, 1e-3)})
+    assert report.without_error == {"a": "at its bound, 2"}
+    assert math.isnan(report.standard_errors["a"])
+    assert report.standard_errors["b"] > 0
+
+
+def test_no_standard_error_away_from_an_optimum_or_of_a_model_that_does_not_describe_the_data(x64):
+    rng = np.random.default_rng(0)
+    box, predict = linear(rng.standard_normal((400, 2)))
+    target = np.asarray(predict(np.array([0.4, 0.6]))) + 0.01 * rng.standard_normal(400)
+    report = identifiability(box, np.array([0.5, 0.6]), {"y": Prediction(predict, target, 1e-3)})
+    assert all(reason.startswith("not at an optimum: the data move a by") for reason in report.without_error.values())
+    report = identifiability(box, np.array([0.4, 0.6]), {"y": Prediction(predict, target, 1e-3, 0.002)})
+    assert report.without_error["b"].startswith("this model does not describe these data: y off by 0.009")
+    assert all(math.isnan(error) for error in report.standard_errors.values())
+    report = identifiability(box, np.array([0.4, 0.6]), {"y": Prediction(predict, target, 1e-3, 0.02)})
+    assert report.without_error == {}
+
+
+def test_what_the_integration_moves_is_part_of_the_standard_error(x64):
+    """An exact model would be off by as much as parameters 0.01 and -0.02 (of the box) away."""
+    design = np.random.default_rng(0).standard_normal((400, 2))
+    box, predict = linear(design)
+    at, moved = np.array([0.4, 0.6]), np.array([0.01, -0.02])
+    nuisances = lambda x: jnp.stack([predict(x + moved) - predict(x), 0 * predict(x)], axis=1)  # noqa: E731
+    prediction = Prediction(predict, np.asarray(predict(at)), 1e-6, nuisances=nuisances)
+    errors = identifiability(box, at, {"y": prediction}).standard_errors
+    np.testing.assert_allclose(list(errors.values()), np.abs(moved) * (box.high - box.low), rtol=1e-3)
 
 
 # ---- Annealing ------------------------------------------------------------------------------------------------------
@@ -294,7 +334,7 @@ def test_a_level_neither_compiles_again_nor_forgets_the_best_point():
 
 def test_annealing_ends_at_the_level_of_the_lowest_loss():
     """Raised by 5, the line cannot be reached from inside the box; lowered by nothing it is a fit of the line."""
-    annealing = fitting.Annealing("offset", "mV", (5.0, 3.0, 0.0, 4.0))
+    annealing = studies.Annealing("offset", "mV", (5.0, 3.0, 0.0, 4.0))
     problem = line_problem(model=raised, annealing=annealing)
     minimum = fitting.minimise(problem, Search())
     assert minimum.level == 0.0
@@ -306,7 +346,7 @@ def test_annealing_ends_at_the_level_of_the_lowest_loss():
 
 
 def test_methods_without_gradients_have_the_last_level_or_that_of_the_search():
-    problem = line_problem(model=raised, annealing=fitting.Annealing("offset", "mV", (5.0, 1.0)))
+    problem = line_problem(model=raised, annealing=studies.Annealing("offset", "mV", (5.0, 1.0)))
     assert fitting.minimise(problem, Search("random", n_iter=2)).level == 1.0
     assert fitting.minimise(problem, Search("random", n_iter=2, level=0.5)).level == 0.5
     assert {row.level for row in problem.history} == {1.0, 0.5}

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scripts
 
-import recordings
 import utils
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -28,11 +28,25 @@ def parameters_of(neuron):
 def test_agrees_with_brian2(trace, x64):
     assert FACTS["dt_ms"] == 0.1
     neuron = FACTS["neurons"][trace]
-    current, V_brian = (recordings.read_traces(DATA / f"{kind}_traces_gif.csv") for kind in ("input", "output"))
+    current, V_brian = (scripts.read_traces(DATA / f"{kind}_traces_gif.csv").T for kind in ("input", "output"))
     V, spikes = utils.simulate(utils.GIF, parameters_of(neuron), current[:, [trace]] * 1e9 * u.nA, DT)
     assert len(neuron["spike_steps"]) > 10
     assert np.flatnonzero(spikes).tolist() == neuron["spike_steps"]
     np.testing.assert_allclose(V.to_decimal(u.mV)[:, 0], V_brian[:, trace], atol=0.1)
+
+
+def test_a_settled_neuron_stays_where_it_is(x64):
+    """Held at -58 mV by 0.6 nA: the threshold is V_th_inf + a / b (V - V_rest), and nothing moves."""
+    current = np.full((500, 2), 0.6)
+    V, spikes = utils.simulate(utils.GIF, {}, current * u.nA, DT, V_start=np.full(2, -58.0) * u.mV)
+    np.testing.assert_allclose(V.to_decimal(u.mV), -58.0, atol=1e-9)
+    assert spikes.sum() == 0
+    cell = utils.GIF(1)
+    with brainstate.environ.context(dt=DT):
+        utils.start_at(cell, np.array([-58.0]) * u.mV)
+        for _ in range(200):
+            cell.update(0.6 * u.nA)
+    np.testing.assert_allclose(cell.V_th.value.to_decimal(u.mV), -50 + 0.5 * 12, atol=1e-9)
 
 
 def test_the_patterns_are_those_of_mihalas_and_niebur():

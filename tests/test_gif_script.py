@@ -14,8 +14,9 @@ from scripts import result_of, write_traces
 
 import fitting
 import neuron_fitting_of_gif_model as gif
+import studies
 import utils
-from recordings import Recording
+from recordings import Recording, Source
 
 DT = 0.1
 CONSTANTS = {name: value * gif.RANGES[name].unit for name, value in gif.PROTOCOLS["identifiable"].items()}
@@ -29,16 +30,17 @@ def run(*arguments, cwd):
 def target(n_step=1200):
     """Two traces of the identifiable protocol, with spikes, and noise so that no residual is 0."""
     current = gif.protocol_currents("identifiable", DT)["fit"][:n_step, :2]
-    out = fitting.simulation(utils.GIF, CONSTANTS)({}, Recording(current, dt=DT))
+    out = studies.simulation(utils.GIF, CONSTANTS)({}, Recording(current, dt=DT))
     V = np.asarray(out["V"]) + 0.1 * np.random.default_rng(0).standard_normal(current.shape)
     assert (out["spikes"].sum(0) >= 2).all()
-    return Recording(current, V, np.asarray(out["spikes"]), np.ones_like(V), dt=DT)
+    ones = np.ones_like(V)
+    return Recording(current, V, np.asarray(out["spikes"]), ones, ones, dt=DT)
 
 
 def problem_of(objective, n_sample=4, **settings):
     """A problem with that target. Its spikes are those of the recording, not the crossings of a level."""
     settings = gif.Settings(protocol="identifiable", objective=objective, **settings)
-    study = gif.study_of(settings, {"fit": target()})
+    study = gif.study_of(settings, {"fit": target()}, Source(dt_sim=DT))
     return fitting.FitProblem(study, n_sample, jax.devices())
 
 
@@ -59,8 +61,8 @@ def test_the_spike_on_a_rising_potential_is_logistic(x64):
 
 def test_teacher_forcing_by_its_own_spikes_is_the_simulation(x64):
     current = gif.protocol_currents("identifiable", DT)["fit"]
-    free = fitting.simulation(utils.GIF, CONSTANTS)({}, Recording(current, dt=DT))
-    forced = gif.make_trajectories(CONSTANTS)({}, Recording(current, spikes=free["spikes"], dt=DT))
+    free = studies.simulation(utils.GIF, CONSTANTS)({}, Recording(current, dt=DT))
+    forced = gif.make_trajectories(CONSTANTS, DT)({}, Recording(current, spikes=free["spikes"], dt=DT))
     np.testing.assert_allclose(forced["V"], free["V"], rtol=1e-12)
     np.testing.assert_array_equal(forced["distance"] >= 0, free["spikes"])
     assert free["spikes"].sum() > 50
@@ -88,7 +90,7 @@ def test_the_loss_is_the_likelihood_of_the_trajectories(fit_target, x64):
         assert not counts[1::4].any()
         assert not counts[data.spikes > 0].any()
         mse = np.mean((out["V"] - data.V)[counts] ** 2)
-        expected += counts.sum() / 2 * math.log1p(mse / fitting.V_RESOLUTION**2)
+        expected += counts.sum() / 2 * math.log1p(mse / studies.V_RESOLUTION**2)
     assert problem.evaluate(x[None], level=0.5)[0] == pytest.approx(expected, rel=1e-9)
 
 
@@ -101,6 +103,44 @@ def test_the_gradient_of_the_likelihood_is_that_of_finite_differences(fit_target
         losses = [problem.evaluate((x + step * np.eye(4)[i])[None], level=0.5)[0] for step in (1e-6, -1e-6)]
         assert abs(gradient[i]) > 1e-2
         assert gradient[i] == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-4)
+
+
+def test_escape_noise_has_the_law_of_its_cost(x64):
+    """Under a ramp the first spikes of many runs have the probabilities that `spike_cost` gives."""
+    n_run, width = 4000, 1.0
+    current = np.linspace(0.5, 3.0, 400)[:, None]
+    constants = gif.with_units(gif.PROTOCOLS["paper"])
+    silent = Recording(current, spikes=np.zeros_like(current), dt=DT)
+    distance = np.asarray(gif.make_trajectories(constants, DT)({}, silent)["distance"])[:, 0]
+    before = np.concatenate([distance[:1], distance[:-1]])
+    survival = np.exp(-np.cumsum(np.asarray(gif.spike_cost(distance, before, 0.0, width))))
+    many = Recording(np.repeat(current, n_run, axis=1), dt=DT)
+    spikes = np.asarray(gif.with_escape_noise(constants, many, width, DT, jax.random.key(0)))
+    first = np.where(spikes.any(0), spikes.argmax(0), len(spikes))
+    assert 0.05 < survival[-1] < 0.95 or survival[-1] < 0.05
+    for step in range(50, 400, 50):
+        expected = survival[step]
+        assert np.mean(first > step) == pytest.approx(expected, abs=4 * (0.25 / n_run) ** 0.5)
+    assert (np.diff(np.quantile(first, [0.1, 0.5, 0.9])) > 0).all()
+
+
+def test_the_electrode_and_steps_between_samples_are_those_of_the_simulation(x64):
+    """With R_s and a sampling coarser than the steps, teacher forcing by its own spikes is the simulation."""
+    current = gif.protocol_currents("identifiable", 0.3)["fit"]
+    parameters = CONSTANTS | {"R_s": 5.0 * u.Mohm}
+    recording = Recording(current, V_start=np.full(5, -60.0), dt=0.3)
+    free = studies.simulation(utils.GIF, parameters, DT)({}, recording)
+    without = studies.simulation(utils.GIF, CONSTANTS, DT)({}, recording)
+    assert free["V"][0] == pytest.approx(-60)
+    assert (without["V"][0] == -60).all()
+    held = studies.simulation(utils.GIF, CONSTANTS, DT)({}, Recording(current, V_start=-60 - 5 * current[0], dt=0.3))
+    np.testing.assert_allclose(free["V"], held["V"] + 5 * current, rtol=1e-12)
+    # The neuron fires in any of the three steps of a sample; told of its spikes, it fires in the first.
+    late = np.asarray(free["spikes"]) > 0
+    assert late.sum() > 20
+    once = Recording(current[:1], spikes=0 * current[:1], V_start=np.full(5, -60.0), dt=0.3)
+    forced = gif.make_trajectories(parameters, DT)({}, once)
+    np.testing.assert_allclose(forced["V"], free["V"][:1])
 
 
 # ---- The simulation -------------------------------------------------------------------------------------------------
@@ -168,6 +208,7 @@ def test_default_fit_finds_the_papers_neuron_from_any_start(tmp_path):
     assert set(result["identifiability"]["standard_errors"]) == set("ab") | {"k1", "k2"}
     assert result["width_mV"] == pytest.approx(gif.WIDTHS[-1])
     figures = {"traces_fit.png", "traces_validation.png", "losses.png", "identifiability.png"}
+    figures |= {"window_fit.png", "window_validation.png"}
     assert {path.name for path in folder.iterdir()} == figures | {"config.json", "result.json", "history.csv"}
     with open(folder / "history.csv") as file:
         widths = [float(row["width"]) for row in csv.DictReader(file)]
@@ -224,12 +265,13 @@ def test_a_recording_with_action_potentials(tmp_path):
     """Potentials of a GIF neuron with an action potential after every spike; the neuron's R and tau are to be found."""
     truth = CONSTANTS | {"R": 30.0 * u.Mohm, "tau": 15.0 * u.ms}
     current = gif.protocol_currents("identifiable", DT)["fit"][:4000, :2] * 0.7
-    out = fitting.simulation(utils.GIF, truth)({}, Recording(current, dt=DT))
+    out = studies.simulation(utils.GIF, truth)({}, Recording(current, dt=DT))
     V, spikes = np.array(out["V"]), np.asarray(out["spikes"])
     assert spikes.sum() > 5
     V[1:][spikes[:-1] > 0] = 25.0
     files = write_traces(tmp_path / "I.csv", current.T), write_traces(tmp_path / "V.csv", V.T)
-    recording = ["--current", files[0], "--voltage", files[1], "--current_unit", "nA", "--protocol", "identifiable"]
+    recording = ["--current", files[0], "--voltage", files[1], "--current_unit", "nA", "--dt", DT]
+    recording += ["--protocol", "identifiable"]
     result, folder = result_of(run(*recording, "--fit_parameters", "R", "tau", "--n_sample", 4, cwd=tmp_path), tmp_path)
     assert result["n_spikes"] == spikes.sum(0).tolist()
     assert result["parameters"]["R"] == pytest.approx(30, rel=1e-3)
@@ -278,7 +320,7 @@ BAD_ARGUMENTS = {
     "--fit_parameters a gNa": "argument --fit_parameters: invalid choice: 'gNa'",
     "--bounds tau=10:20": "argument --bounds: found 'tau', expected one of a, b, k1, k2",
     "--bounds a=1:0": "argument --bounds: found 'a=1:0', expected NAME=LOW:HIGH",
-    "--target recorded": "argument --target: found recorded without a recording, expected --current and --voltage",
+    "--target recorded": "argument --target: found recorded without a recording, expected --recording, or",
     "--voltage V.csv": "argument --voltage: found it alone, expected --current and --voltage",
     "--current nowhere.csv": "nowhere.csv: No such file",
     "--n_point 10001": "argument --n_point: found 10001, expected at most the 10000 samples",

@@ -1,19 +1,23 @@
 """The HH neuron against Brian2, its own limit dt -> 0, finite differences, and numbers that break naive rates."""
 
 import csv
+import functools
 import json
 from pathlib import Path
 
 import brainunit as u
+import cells
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import numerics
 import utils
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 PARAMETERS = {"gL": 0.012 * u.uS, "gNa": 22.0 * u.uS, "gK": 5.2 * u.uS, "V_T": -56.0 * u.mV}
+CONSTANTS = {"EL": -65.0 * u.mV, "ENa": 50.0 * u.mV, "EK": -90.0 * u.mV, "C": 0.2 * u.nF}
 DT = 0.01 * u.ms
 
 
@@ -62,6 +66,43 @@ def test_error_is_first_order_in_dt(x64):
     assert ((ratios > 1.7) & (ratios < 2.5)).all(), ratios
 
 
+def test_the_staggered_scheme_is_of_second_order(x64):
+    """Against the cell by Runge-Kutta in steps of 0.001 ms, from rest."""
+    current = cells.steps((-0.1, 0.6, 1.5), 0.04, 5, 15, 20)
+    exact = cells.hh(current, 0.04)
+    assert exact.max() > 30
+    cell = functools.partial(utils.HH, scheme="staggered")
+
+    def error(n_substep):
+        start = current * u.nA, 0.04 * u.ms, n_substep, exact[0] * u.mV
+        return np.abs(utils.simulate(cell, PARAMETERS | CONSTANTS, *start)[0].to_decimal(u.mV) - exact).mean()
+
+    errors = [error(n) for n in (2, 4, 8, 16)]
+    ratios = np.divide(errors[:-1], errors[1:])
+    assert ((ratios > 3.7) & (ratios < 4.3)).all(), ratios
+    assert errors[1] < 0.05
+
+
+def test_a_settled_cell_stays_where_it_is(x64):
+    """At V_inf, where all currents and 0.1 nA cancel, nothing moves in either scheme."""
+    current = np.full((400, 1), 0.1)
+    rest = cells.hh(current, 0.05, t_before=1000.0)[:1, 0]
+    for scheme in ("exponential_euler", "staggered"):
+        cell = functools.partial(utils.HH, scheme=scheme)
+        V, spikes = utils.simulate(cell, PARAMETERS | CONSTANTS, current * u.nA, 0.05 * u.ms, 5, rest * u.mV)
+        np.testing.assert_allclose(V.to_decimal(u.mV), rest[0], atol=1e-6)
+        assert spikes.sum() == 0
+
+
+def test_steps_between_samples_are_those_of_finer_samples(x64):
+    current = pulse(350, dt=0.04)
+    V, spikes = utils.simulate(utils.HH, PARAMETERS, current * u.nA, 0.04 * u.ms, 4)
+    fine, fine_spikes = utils.simulate(utils.HH, PARAMETERS, current.repeat(4, axis=0) * u.nA, DT)
+    np.testing.assert_allclose(V.to_decimal(u.mV), fine.to_decimal(u.mV)[::4], rtol=1e-12)
+    np.testing.assert_array_equal(spikes, np.reshape(fine_spikes, (350, 4, 2)).sum(1))
+    assert spikes[:, 1].sum() == 0 < spikes[:, 0].sum()
+
+
 @pytest.mark.parametrize("shift", [13.0, 40.0, 15.0])
 def test_rates_are_smooth_where_exprel_meets_zero(shift, x64):
     cell = utils.HH(1, V_T=0.0 * u.mV)
@@ -79,7 +120,7 @@ def test_rates_are_smooth_where_exprel_meets_zero(shift, x64):
 def test_exprel_value_and_slope(dtype, tolerance, x64):
     magnitudes = np.concatenate([[0.0], np.logspace(-12, 1.5, 200), [0.4999, 0.5, 0.5001]])
     x = np.concatenate([-magnitudes, magnitudes]).astype(dtype)
-    value, slope = jax.jvp(utils.exprel, (x,), (np.ones_like(x),))
+    value, slope = jax.jvp(numerics.exprel, (x,), (np.ones_like(x),))
     assert value.dtype == slope.dtype == dtype
     exact = x.astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -88,7 +129,7 @@ def test_exprel_value_and_slope(dtype, tolerance, x64):
     node, weight = np.polynomial.legendre.leggauss(60)
     s = (node + 1) / 2
     np.testing.assert_allclose(slope, np.exp(np.outer(exact, s)) @ (s * weight / 2), rtol=40 * tolerance)
-    np.testing.assert_allclose(utils.exprel(x), value, rtol=tolerance)
+    np.testing.assert_allclose(numerics.exprel(x), value, rtol=tolerance)
 
 
 def test_vmap_over_parameters_is_a_loop_over_simulations():

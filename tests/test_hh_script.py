@@ -13,9 +13,8 @@ import pytest
 import scripts
 from scripts import result_of, write_traces
 
-import fitting
 import neuron_fitting_of_hh_model as hh
-import recordings
+import studies
 import utils
 from recordings import Recording
 
@@ -33,10 +32,10 @@ def tiny(tmp_path):
     current = np.zeros((2, 600))
     current[:, 200:] = [[3.0], [0.3]]
     truth = {n: x * b.unit for (n, b), x in zip(hh.RANGES.items(), GOAL.values(), strict=False)}
-    V = fitting.simulation(utils.HH)(truth, Recording(current.T, dt=0.01))["V"]
+    V = studies.simulation(utils.HH)(truth, Recording(current.T, dt=0.01))["V"]
     assert np.max(V) > 20
     files = write_traces(tmp_path / "I.csv", current * 1e-9), write_traces(tmp_path / "V.csv", np.asarray(V).T)
-    return ["--current", files[0], "--voltage", files[1], "--n_sample", 3]
+    return ["--current", files[0], "--voltage", files[1], "--dt", 0.01, "--initial", "paper", "--n_sample", 3]
 
 
 # ---- What it finds --------------------------------------------------------------------------------------------------
@@ -55,6 +54,7 @@ def test_default_fit_recovers_the_parameters(arguments, tolerance, tmp_path):
     assert result["gamma"] == [None, 1.0, 1.0, None, 1.0]
     names = {path.name for path in folder.iterdir()}
     figures = {"traces_fit.png", "traces_validation.png", "losses.png", "identifiability.png"}
+    figures |= {"window_fit.png", "window_validation.png", "f_I_fit.png"}
     assert names == figures | {"config.json", "result.json", "history.csv"}
 
 
@@ -117,7 +117,7 @@ def test_a_second_run_has_a_folder_of_its_own_and_the_same_numbers(tiny, tmp_pat
 @pytest.mark.parametrize("method", ["DE", "bayesian"])
 def test_derivative_free_methods_and_units(method, tiny, tmp_path):
     for name, factor in (("I.csv", 1e12), ("V.csv", 1e-3)):  # now in pA and V
-        write_traces(tmp_path / name, recordings.read_traces(tmp_path / name).T * factor)
+        write_traces(tmp_path / name, scripts.read_traces(tmp_path / name) * factor)
     units = ["--current_unit", "pA", "--voltage_unit", "V"]
     result, _ = result_of(run(*tiny, *units, "--method", method, "--n_iter", 4, cwd=tmp_path), tmp_path)
     assert (result["n_simulations"], result["n_gradients"]) == (12, 0)
@@ -195,7 +195,7 @@ def test_an_interrupted_comparison_resumes_to_the_same_numbers(n_round, tiny, tm
     assert in_process(monkeypatch, tmp_path, other) == 2
     assert "argument --seed: found 1 here and 0 in part, expected the same to resume" in capsys.readouterr().err
     assert in_process(monkeypatch, tmp_path, ["--resume", "part", "--mode", "fit"]) == 2
-    assert "argument --resume: found without --mode compare" in capsys.readouterr().err
+    assert "argument --mode: found fit here and compare in part, expected the same to resume" in capsys.readouterr().err
     same = [*tiny, *COMPARE, "--methods", "random", "L-BFGS-B", "DE", "--gradient_cost", 9]
     again = ["--resume", "part", *(same if n_round == 1 else [])]  # the arguments need not be repeated
     assert in_process(monkeypatch, tmp_path, again) == 0
@@ -270,11 +270,11 @@ def damage(change):
 
 
 def in_volt(folder):
-    write_traces(folder / "V.csv", recordings.read_traces(folder / "V.csv").T * 1e-3)
+    write_traces(folder / "V.csv", scripts.read_traces(folder / "V.csv") * 1e-3)
 
 
 def without_a_trace(folder):
-    write_traces(folder / "V.csv", recordings.read_traces(folder / "V.csv").T[:1])
+    write_traces(folder / "V.csv", scripts.read_traces(folder / "V.csv")[:1])
 
 
 def other_run(folder):
@@ -294,9 +294,9 @@ BAD_FILES = {
     "no header": (damage(lambda lines: lines[1:]), "V.csv: expected a header"),
     "ragged": (damage(lambda lines: [*lines[:2], lines[2].rsplit(",", 1)[0]]), "found 599 samples in trace 1"),
     "not numeric": (damage(lambda lines: replaced(lines, "spike")), "found 'spike' at sample 4 of trace 1"),
-    "NaN": (damage(lambda lines: replaced(lines, "nan")), "found 'nan' at sample 4 of trace 1"),
-    "unequal shape": (without_a_trace, "found 1 traces of 600 samples, expected 2 traces of 600 samples"),
-    "in V": (in_volt, "mV, read in mV; expected 1 to 500 mV"),
+    "infinite": (damage(lambda lines: replaced(lines, "inf")), "found 'inf' at sample 4 of trace 1"),
+    "unequal shape": (without_a_trace, "V.csv: found 1 sweep, expected 2 as in"),
+    "in V": (in_volt, "mV, expected 1 to 300 mV, as neurons have (is --voltage_unit right?)"),
     "a binary file": (lambda folder: (folder / "V.csv").write_bytes(bytes(range(128, 256))), "V.csv: not CSV"),
 }
 BAD_ARGUMENTS = {
@@ -312,7 +312,7 @@ BAD_ARGUMENTS = {
     "--devices 99": "argument --devices: found '99', expected different indices from 0 to",
     "--devices 0,0": "argument --devices: found '0,0'",
     "--devices gpu": "argument --devices: found 'gpu'",
-    "--fit_target spike --spike_level 90": "argument --fit_target: found spike and potentials up to ",
+    "--fit_target spike --spike_level 90": "argument --fit_target: found no spike: potentials go up to ",
     "--validation_current I.csv": "argument --validation_current: found it alone",
     "--voltage nowhere.csv": "nowhere.csv: No such file",
     "--output I.csv": "argument --output: I.csv holds another run",
@@ -356,10 +356,13 @@ def test_a_folder_that_holds_another_run_is_left_alone(tiny, tmp_path, monkeypat
 
 
 def test_a_simulation_that_ends_in_nan_everywhere_is_named(tiny, tmp_path, monkeypatch, capsys):
-    write_traces(tmp_path / "I.csv", np.full((2, 600), -1e-3))
-    errors = refused(monkeypatch, capsys, tmp_path, tiny)
+    negative = [*tiny, "--fit_parameters", "C", "--bounds", "C=-0.02:-0.01"]
+    assert in_process(monkeypatch, tmp_path, negative) == 2
+    errors = capsys.readouterr().err
+    assert len(errors.splitlines()) == 1
     assert "no start has a finite loss; start 0: NaN at time step" in errors
-    assert "gNa = " in errors
+    assert "C = -0.01" in errors
+    assert not (tmp_path / "results").exists()
 
 
 def test_bad_input_of_the_command_line():

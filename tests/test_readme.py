@@ -28,7 +28,7 @@ def test_a_new_neuron_is_fitted(names):
     fit = names["fit"]
     assert fit.parameters == pytest.approx({"R": 30.0, "tau": 12.0}, rel=1e-3)
     assert fit.identifiability.undetermined == []
-    V, _ = fit.predict(np.full((500, 1), 0.5))
+    V, _ = fit.predict(names["recordings"].Recording(np.full((500, 1), 0.5), dt=0.1))
     assert V[-1, 0] == pytest.approx(-70 + 30 * 0.5 * (1 - np.exp(-499 * 0.1 / 12)), abs=0.01)
 
 

@@ -11,12 +11,19 @@ ROOT = Path(__file__).resolve().parents[1]
 # {file: the files of ours that it may import}
 ARROWS = {
     "runs": set(),
-    "utils": set(),
-    "recordings": {"runs"},
+    "numerics": set(),
+    "spike_trains": set(),
+    "utils": {"numerics"},
+    "file_formats": {"runs"},
+    "reading": {"runs", "file_formats"},
+    "recordings": {"runs", "file_formats", "reading", "spike_trains"},
+    "scoring": {"runs", "recordings", "spike_trains"},
     "identifiability": {"runs"},
-    "learning_rules": {"utils"},
-    "fitting": {"runs", "utils", "recordings", "identifiability"},
-    "comparing": {"runs", "recordings", "fitting"},
+    "learning_rules": {"utils", "numerics"},
+    "studies": {"runs", "utils", "recordings", "scoring", "spike_trains", "identifiability"},
+    "fitting": {"runs", "recordings", "scoring", "identifiability", "studies"},
+    "reports": {"runs", "recordings", "scoring", "identifiability", "studies", "fitting"},
+    "comparing": {"runs", "recordings", "studies", "fitting"},
 }
 SCRIPTS = ("neuron_fitting_of_gif_model", "neuron_fitting_of_hh_model", "task-coba-ei-rsnn")
 FILES = (*ARROWS, *SCRIPTS)

@@ -1,9 +1,29 @@
-"""What every run needs: progress where there is no terminal."""
+"""What every run needs: progress without a terminal, and what is kept where a disk is full, Ctrl-C comes or a kill."""
 
+import argparse
+import csv
+import errno
+import json
+import os
 import re
+import resource
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import runs
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import scripts
+
+import comparing
+
+hh = scripts.import_script("neuron_fitting_of_hh_model")
+ONE_PARAMETER = ["--fit_parameters", "V_T", "--bounds", "V_T=-58:-54", "--output", "out"]
+COMPARE = [*ONE_PARAMETER, "--mode", "compare", "--methods", "L-BFGS-B", "random", "--repeats", 2, "--n_sample", 2]
 
 
 def test_progress_without_a_terminal_is_lines(monkeypatch, capsys):
@@ -31,3 +51,255 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
     output, errors = capsys.readouterr()
     assert output == ""
     assert "fast:" in errors
+
+
+# ---- Files ----------------------------------------------------------------------------------------------------------
+
+
+def some_figure():
+    return plt.subplots()[0]
+
+
+CONTENTS = {
+    "figure.png": some_figure,
+    "table.csv": lambda: [{"x": 1, "y": None}],
+    "text.md": lambda: "±",
+    "result.json": lambda: dict(x=np.nan),
+    "arrays.npz": lambda: dict(x=np.arange(3), y=2.5),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_a_file_is_saved_whole_or_not_at_all(name, tmp_path, monkeypatch):
+    """What was there before stays, with no trace of the attempt."""
+    write = Path.write_bytes
+
+    def full_disk(self, data):
+        write(self, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    path = tmp_path / "run" / name
+    runs.save(path, CONTENTS[name]())
+    before = scripts.contents(tmp_path)
+    assert list(before) == [path.parent, path]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full_disk)
+        with pytest.raises(runs.CannotSave, match=f"^{re.escape(str(path))}: No space left on device$"):
+            runs.save(path, CONTENTS[name]())
+    assert scripts.contents(tmp_path) == before
+    assert not plt.get_fignums()
+
+
+def test_arrays_are_saved_for_numpy(tmp_path):
+    runs.save(tmp_path / "x.npz", CONTENTS["arrays.npz"]())
+    with np.load(tmp_path / "x.npz") as file:
+        assert set(file) == {"x", "y"}
+        np.testing.assert_array_equal(file["x"], [0, 1, 2])
+        assert file["y"] == 2.5
+
+
+def folder_of(output):
+    return runs.RunFolder(argparse.Namespace(output=Path(output), figure_format="png"), "script", "name")
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("x" * 300, "File name too long"),
+        ("new/" + "x" * 300, "File name too long"),
+        ("/proc/run", "No such file or directory"),
+        ("dangling", "dangling links to nothing"),
+        ("dangling/run", "dangling links to nothing"),
+        ("loop/run", "loop links to nothing"),
+        ("file/run", "file is not a folder that can be written"),
+        ("/dev/null/run", "null is not a folder that can be written"),
+        ("full/run", "No space left on device"),
+    ],
+)
+def test_an_output_where_nothing_can_be_saved_is_refused_at_once(output, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("full").mkdir()
+    Path("dangling").symlink_to("nowhere")
+    Path("loop").symlink_to("loop")
+    if output.startswith("full"):
+
+        def full_disk(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(Path, "write_bytes", full_disk)
+    before = scripts.contents(tmp_path)
+    with pytest.raises(runs.BadInput) as refusal:
+        folder_of(output)
+    assert str(refusal.value).startswith(f"argument --output: found that nothing can be saved in {output} (")
+    assert f"{reason})" in str(refusal.value)
+    assert scripts.contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("output", ["new", "new/er", "empty", "link/run", "a/../b", "a/../../b"])
+def test_trying_an_output_leaves_nothing_behind(output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("link").symlink_to("empty")
+    before, siblings = scripts.contents(tmp_path), sorted(tmp_path.parent.iterdir())
+    run = folder_of(output)
+    assert scripts.contents(tmp_path) == before
+    assert sorted(tmp_path.parent.iterdir()) == siblings
+    if ".." not in output:
+        run.save("text.md", "saved")
+        assert Path(output, "text.md").read_text() == "saved"
+
+
+@pytest.mark.parametrize("output", ["x" * 300, "/proc/run"])
+def test_a_script_refuses_such_an_output_before_it_fits(output, tmp_path, monkeypatch, capsys):
+    errors = scripts.refused(hh, monkeypatch, capsys, tmp_path, ["--output", output])
+    assert errors.startswith("neuron_fitting_of_hh_model.py: error: argument --output: found that nothing can be saved")
+
+
+# ---- What is kept ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "full"), runs.CannotSave("x.png: full")])
+@pytest.mark.parametrize("n_file", [0, 1])
+def test_a_run_that_breaks_off_says_what_is_kept(n_file, error, tmp_path, monkeypatch, capsys):
+    @runs.command_line
+    def main(argv):
+        run = folder_of("out")
+        run.save_config(argv, [])
+        if n_file:
+            run.save("text.md", "saved")
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    # An error of standard output, which is that of the tests.
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    monkeypatch.setattr(sys.stdout, "fileno", lambda: -1)
+    status = main([])
+    output, errors = capsys.readouterr()
+    assert status == (130 if error is KeyboardInterrupt else 1)
+    what = {KeyboardInterrupt: "interrupted"}.get(error, f"error: {error}")
+    what = what.replace("[Errno 28] full", "standard output: full")
+    if n_file:
+        assert (output, errors) == ("out\n", f"test_runs.py: {what}; kept in out: text.md\n")
+    else:
+        nothing = " before there was anything to keep" if status == 130 else "; nothing of this run is kept"
+        assert (output, errors) == ("", f"test_runs.py: {what}{nothing}\n")
+
+
+def limited(module, call, limit):
+    """Code that runs a script whose files get no larger than `limit` bytes from the `call`-th file on."""
+    return f"""
+import importlib, resource, sys
+sys.path.insert(0, {str(Path(runs.__file__).parent)!r})
+import runs
+script, save, calls = importlib.import_module({module.SCRIPT!r}), runs.save, []
+def limited(*arguments):
+    calls.append(0)
+    if len(calls) == {call}:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {resource.RLIM_INFINITY}))
+    save(*arguments)
+runs.save = limited
+sys.exit(script.main())
+"""
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(10, False), (20_000, True)])
+def test_a_fit_whose_disk_fills_up(limit, kept, tmp_path):
+    arguments = [*ONE_PARAMETER, "--method", "random", "--n_iter", "1", "--n_sample", "3"]
+    command = [sys.executable, "-c", limited(hh, 1, limit), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert re.match(r"neuron_fitting_of_hh_model.py: error: out/\S+: File too large; ", line)
+    assert ("; kept in out: " in line) == kept
+    paths = list((tmp_path / "out").rglob("*"))
+    assert not [path for path in paths if path.name.startswith(".") or path.stat().st_size == limit]
+    if kept:
+        assert "result.json" in line
+        assert json.loads((tmp_path / "out" / "result.json").read_text())["parameters"]
+        assert done.stdout.splitlines()[-1] == "out"
+
+
+# ---- Comparisons that break off -------------------------------------------------------------------------------------
+
+
+def in_process(monkeypatch, folder, arguments):
+    return scripts.exit_status(hh, monkeypatch, folder, arguments)
+
+
+def losses_of(folder):
+    with open(folder / "out" / "repeats.csv") as file:
+        return [(row["method"], row["loss"], row["n_simulations"], row["V_T"]) for row in csv.DictReader(file)]
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import comparing, {module} as script
+run_repeat, calls = comparing.run_repeat, []
+def killed(*arguments):
+    calls.append(0)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run_repeat(*arguments)
+comparing.run_repeat = killed
+sys.exit(script.main())
+"""
+
+
+def test_a_killed_comparison_resumes_to_the_same_numbers(tmp_path, monkeypatch, capsys):
+    (tmp_path / "whole").mkdir()
+    arguments = [*COMPARE, "--gradient_cost", 3]
+    assert in_process(monkeypatch, tmp_path / "whole", arguments) == 0
+    code = KILLED.format(root=str(Path(hh.__file__).parent), module=hh.SCRIPT)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list((tmp_path / "out" / "repeats").iterdir())) == 2
+    assert in_process(monkeypatch, tmp_path, ["--resume", "out"]) == 0
+    assert losses_of(tmp_path) == losses_of(tmp_path / "whole")
+
+
+def test_ctrl_c_outside_the_repeats_of_a_comparison(tmp_path, monkeypatch, capsys):
+    """While the cost of a gradient is measured, and while results are drawn."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparing, "measured_gradient_cost", interrupted)
+        assert in_process(monkeypatch, tmp_path, COMPARE) == 130
+        assert capsys.readouterr().err.endswith("interrupted before there was anything to keep\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(comparing, "plot_comparison", interrupted)
+        assert in_process(monkeypatch, tmp_path, ["--resume", "out"]) == 130
+        output, errors = capsys.readouterr()
+        kept = "budget.json, comparison.csv, comparison.md, repeats, repeats.csv"
+        assert errors.endswith(f"interrupted; kept in out: {kept}\n")
+        assert output.splitlines()[-1] == "out"
+    losses = losses_of(tmp_path)
+    (tmp_path / "out" / "budget.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(comparing, "measured_gradient_cost", interrupted)
+        assert in_process(monkeypatch, tmp_path, ["--resume", "out"]) == 130
+        output, errors = capsys.readouterr()
+        assert errors.endswith(f"interrupted; kept in out: {kept.replace('budget.json, ', '')}\n")
+        assert output.splitlines()[-1] == "out"
+    assert in_process(monkeypatch, tmp_path, ["--resume", "out"]) == 0
+    assert losses_of(tmp_path) == losses
+    assert (tmp_path / "out" / "comparison.png").exists()
+
+
+@pytest.mark.parametrize(("method", "paper"), [("random", False), ("DE", True)])
+def test_the_papers_columns_are_there_where_it_has_a_compared_method(method, paper):
+    plan = comparing.Plan(methods=(method, "PSO"), paper={"DE": comparing.PaperResult(1.0, 2.0, 3.0, 4.0)})
+    numbers = dict(
+        loss=1.0, loss_equal_time=1.0, free_running_mse=1.0, recovered=None, seconds=1.0, seconds_compile=1.0
+    )
+    numbers |= dict(repeat=0, seed=0, n_start=1, n_simulations=1, n_gradients=0, level=0.0, parameters={}, curve=[])
+    repeats = [comparing.Repeat(method=name, **numbers) for name in plan.methods]
+    table = comparing.table_of(plan, comparing.Comparison(repeats, {}, 1.0))
+    assert [row["method"] for row in table] == list(plan.methods)
+    assert table[0].keys() == table[1].keys()
+    assert [row.get("paper_loss") for row in table] == ([1.0, None] if paper else [None, None])
+    assert ("paper_seconds_sd" in table[0]) == paper

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 import fitting
 import neuron_fitting_of_hh_model as hh
 import recordings
+import studies
 import utils
 
 task_script = importlib.import_module("task-coba-ei-rsnn")
@@ -40,9 +41,9 @@ def hh_problem(n_sample: int) -> fitting.FitProblem:
     """The HH fit to the traces in data/, with programs for n_sample parameter sets."""
     args = hh.parse_args([])
     devices = runs.setup_jax(args.precision, args.devices)
-    source = runs.pick(recordings.Source, args)
-    traces = recordings.read_recordings(source, hh.SHIPPED)
-    study = hh.make_study(runs.pick(fitting.FitSettings, args), traces, source, hh.known_parameters(source))
+    source = recordings.source_of(args)
+    data = recordings.read_data(source, hh.SHIPPED)
+    study = hh.make_study(runs.pick(studies.FitSettings, args), data, source, hh.known_parameters(source))
     return fitting.FitProblem(study, n_sample, devices)
 
 

@@ -1,0 +1,273 @@
+"""What is saved, printed and drawn of a fit, of a look before it, and of a prediction after it."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import runs
+from runs import BadInput
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+import recordings
+import scoring
+from fitting import Fit, FitProblem, Round, Search, random_starts
+from identifiability import Box, plot_identifiability
+from recordings import Data, FreeRun, Recording
+from studies import Study, unit_name
+
+T_LOOK = 1000.0  # ms of a recording that a look at it shows beside models
+T_SETTLE = 1000.0  # ms for which a model is held at the first current before one that it has not been fitted to
+
+# ---- A fit ----------------------------------------------------------------------------------------------------------
+
+
+def result_of(study: Study, data: Data, fit: Fit, seed: int, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What result.json says of a fit."""
+    box = Box(study.bounds)
+    known = None if study.known is None else {name: study.known[name] for name in box.units}
+    result = dict(parameters=fit.parameters, units={name: unit_name(unit) for name, unit in box.units.items()})
+    result |= dict(constants=study.constants, known_parameters=known, loss=fit.loss, loss_name=study.loss.name, **extra)
+    result |= dict(spike_level=data.spike_level, data=data.report)
+    result |= dataclasses.asdict(fit.scores["fit"]) if "fit" in fit.scores else {}
+    result |= dict(validation=fit.scores.get("validation"))
+    result |= dict(identifiability=fit.identifiability, n_simulations=fit.n_simulations)
+    result |= dict(n_gradients=fit.n_gradients, seconds=fit.seconds)
+    result["starts"] = [
+        dict(
+            initial=None if start.initial is None else box.values(start.initial),
+            parameters=box.values(start.x),
+            loss=start.loss,
+            n_gradients=start.n_gradients,
+            status=start.status,
+        )
+        for start in fit.minimum.starts
+    ]
+    return result | dict(interrupted=fit.minimum.interrupted, seed=seed)
+
+
+def save_fit(run: runs.RunFolder, study: Study, data: Data, fit: Fit, extra: Mapping[str, Any]) -> None:
+    """Save result.json, the history and the figures of a fit; `extra` are numbers besides, {what: number}."""
+    run.save("result.json", result_of(study, data, fit, run.args.seed, extra))
+    run.save("history.csv", [history_row(study, row) for row in fit.history])
+    run.save("losses.png", plot_losses(fit, study.loss.name))
+    if np.isfinite(fit.identifiability.eigenvalues).all():
+        run.save("identifiability.png", plot_identifiability(fit.identifiability))
+    for name, prediction in fit.predictions.items():
+        recording = study.recordings[name]
+        run.save(f"traces_{name}.png", recordings.plot_traces(recording, data=recording.V, model=prediction.V))
+        scoring.save_scores(run, name, recording, prediction, fit.scores[name])
+
+
+def history_row(study: Study, row: Round) -> dict[str, float]:
+    """A row of history.csv, with the parameters in columns of their own, and the level where a fit is annealed."""
+    columns = dataclasses.asdict(row)
+    level, parameters = columns.pop("level"), columns.pop("parameters")
+    return columns | parameters | ({study.annealing.name: level} if study.annealing else {})
+
+
+def print_fit(study: Study, fit: Fit, extra: Mapping[str, Any]) -> None:
+    """Print what `save_fit` saves, in short."""
+    known, information, starts = study.known, fit.identifiability, fit.minimum.starts
+    for name, value in fit.parameters.items():
+        unit, error = unit_name(study.bounds[name].unit), information.standard_errors[name]
+        text = (
+            f"{name:>10} = {value:.6g} {unit}"
+            if math.isnan(error)
+            else f"{name:>10} = {value:.6g} ± {error:.2g} {unit}"
+        )
+        truth = f"true {known[name]:<7.6g} off by {abs(value / known[name] - 1):.3%}" if known and known[name] else ""
+        print(f"{text:<46}{truth}".rstrip())
+    for line in reasons_of(fit):
+        print(line)
+    print(constants_line(study))
+    for direction in information.undetermined:
+        print(f"not determined by these data: {direction}")
+    near = sum(start.loss <= 1.1 * fit.loss + 1e-3 for start in starts)
+    reached = f", reached (to 10 % + 0.001) from {near} of {len(starts)} starts" if len(starts) > 1 else ""
+    print(f"{study.loss.name}: {fit.loss:.3g}{reached}")
+    for what, value in extra.items():
+        if isinstance(value, float):
+            print(f"{what.replace('_', ' ')}: {value:.3g}")
+    for name, score in fit.scores.items():
+        print(*scoring.lines_of(name, score), sep="\n")
+    for i, start in enumerate(starts):
+        if start.status.startswith("NaN"):
+            print(f"start {i} ended: {start.status}")
+    if all(start.flat for start in starts):
+        print("WARNING: the gradient is zero at every start: this would be random search")
+    print("{run:.1f} s to run and {compile:.1f} s to compile".format(**fit.seconds), end=", ")
+    print(f"{fit.n_simulations} simulations, {fit.n_gradients} of them with gradient")
+
+
+def reasons_of(fit: Fit) -> list[str]:
+    """Lines that say why parameters have no standard error, a line a reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in fit.identifiability.without_error.items():
+        names.setdefault(reason, []).append(name)
+    return [f"no standard error of {', '.join(some)}: {reason}" for reason, some in names.items()]
+
+
+def constants_line(study: Study) -> str:
+    """The parameters that are not fitted, with their values."""
+    held = ", ".join(f"{name} = {value:.6g}" for name, value in study.constants.items())
+    return f"held at (--constants): {held}" if held else "nothing is held"
+
+
+# ---- A look before a fit --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Preview:
+    """The model at random parameter sets: these, their losses, and V (mV) and spikes in the first T_LOOK."""
+
+    parameters: list[dict[str, float]]
+    losses: np.ndarray
+    V: list[np.ndarray]
+    spikes: list[np.ndarray]
+
+
+def first_part(recording: Recording) -> Recording:
+    """The first T_LOOK of a recording."""
+    n = max(2, round(T_LOOK / recording.dt))
+    arrays = {name: getattr(recording, name) for name in ("current", "V", "spikes", "mask", "observed")}
+    return dataclasses.replace(recording, **{name: x[:n] for name, x in arrays.items()})
+
+
+def visualize(study: Study, search: Search, devices: Sequence[jax.Device] | None = None) -> Preview:
+    """Simulate a study at n_sample random parameter sets: what a fit starts from."""
+    problem = FitProblem(study, search.n_sample, devices or jax.devices())
+    sets = random_starts(problem, search.seed)
+    beginning = first_part(study.recordings["fit"])
+    responses = [study.free_run(problem.box.parameters(x), beginning) for x in sets]
+    losses = problem.evaluate(sets, level=study.last_level)
+    return Preview([problem.box.values(x) for x in sets], losses, *map(list, zip(*responses, strict=True)))
+
+
+def save_preview(run: runs.RunFolder, study: Study, data: Data, preview: Preview) -> None:
+    """Save the recordings as they are, and their beginning with the responses of the model."""
+    for name, recording in study.recordings.items():
+        run.save(f"recording_{name}.png", plot_recording(recording, data.spike_level.level))
+    beginning = first_part(study.recordings["fit"])
+    figure = recordings.plot_traces(beginning, target=beginning.V)
+    for trace, axis in enumerate(figure.axes[len(figure.axes) // 2 :]):
+        for V in preview.V:
+            axis.plot(np.arange(len(V)) * beginning.dt, V[:, trace], color="C1", alpha=0.4, lw=0.7, zorder=0)
+    figure.suptitle("black: the target; orange: the model at random parameters")
+    run.save("target.png", figure)
+    counts = {f"n_spikes_{name}": (r.spikes * r.observed).sum(0) for name, r in study.recordings.items()}
+    result = dict(parameters=preview.parameters, losses=preview.losses, n_spikes=counts["n_spikes_fit"], **counts)
+    result |= dict(n_spikes_models=[spikes.sum(0) for spikes in preview.spikes])
+    run.save("result.json", result | dict(constants=study.constants, spike_level=data.spike_level, data=data.report))
+
+
+def print_preview(study: Study, preview: Preview) -> None:
+    """Print what `save_preview` saves, in short."""
+    losses = preview.losses
+    for name, recording in study.recordings.items():
+        print(f"{name}, spikes a trace: {(recording.spikes * recording.observed).sum(0).astype(int).tolist()}")
+    print(constants_line(study))
+    print(f"losses of {len(losses)} random parameter sets: {np.nanmin(losses):.4g} to {np.nanmax(losses):.4g}")
+
+
+# ---- A prediction after a fit ---------------------------------------------------------------------------------------
+
+
+def load_fit(folder: Path, script: str) -> dict[str, Any]:
+    """result.json of the run of a fit by a script in a folder."""
+    runs.saved_arguments(folder, "load")
+    result = runs.load_json(folder / "result.json")
+    if not isinstance(result, dict) or result.get("script") != script:
+        expected = f"expected one of {script}.py"
+        raise BadInput(f"argument --load: found no result of a fit by this script in {folder}, {expected}")
+    return result
+
+
+def respond(free_run: FreeRun, recording: Recording) -> tuple[Recording, scoring.Prediction, scoring.Score | None]:
+    """The response of a fitted model to currents, with its score where there are potentials or spikes.
+
+    Args:
+        free_run: (recording) -> V (mV) and spikes, of the fitted parameters.
+        recording: without V_start, the model is held at the first current for T_SETTLE before.
+    """
+    if recording.V_start is None:
+        before = Recording(np.repeat(recording.current[:1], round(T_SETTLE / recording.dt), axis=0), dt=recording.dt)
+        recording = dataclasses.replace(recording, V_start=free_run(before)[0][-1])
+    prediction = scoring.Prediction(*free_run(recording))
+    score = None if recording.spikes is None else scoring.score(recording, prediction)
+    return recording, prediction, score
+
+
+def save_response(
+    run: runs.RunFolder, recording: Recording, prediction: scoring.Prediction, score: scoring.Score | None
+) -> None:
+    """Save a response as prediction.csv, spikes.csv, prediction.npz and figures, and its score in result.json."""
+    t, n_trace = np.arange(len(prediction.V)) * recording.dt, prediction.V.shape[1]
+    columns = {"t_ms": t}
+    columns |= {f"I{i}_nA": recording.current[:, i] for i in range(n_trace)}
+    columns |= {f"V{i}_mV": prediction.V[:, i] for i in range(n_trace)}
+    rows = zip(*(x.tolist() for x in columns.values()), strict=True)
+    run.save("prediction.csv", [dict(zip(columns, row, strict=True)) for row in rows])
+    spikes = [dict(sweep=int(i), t_ms=float(t[k])) for i, k in np.argwhere(prediction.spikes.T)]
+    run.save("spikes.csv", spikes or "sweep,t_ms\n")
+    arrays = dict(current_nA=recording.current, V_mV=prediction.V, dt_ms=np.array(recording.dt))
+    run.save("prediction.npz", arrays)
+    traces = dict(model=prediction.V) if score is None else dict(data=recording.V, model=prediction.V)
+    run.save("prediction.png", recordings.plot_traces(recording, **traces))
+    if score is not None:
+        scoring.save_scores(run, "prediction", recording, prediction, score)
+    run.save("result.json", dict(n_spikes_model=prediction.spikes.sum(0), score=score))
+
+
+def print_response(prediction: scoring.Prediction, score: scoring.Score | None) -> None:
+    """Print what `save_response` saves, in short."""
+    print(f"spikes of the model a trace: {prediction.spikes.sum(0).astype(int).tolist()}")
+    if score is not None:
+        print(*scoring.lines_of("prediction", score), sep="\n")
+
+
+# ---- Figures --------------------------------------------------------------------------------------------------------
+
+
+def plot_losses(fit: Fit, loss_name: str) -> plt.Figure:
+    """Left, the losses of all starts, sorted; right, the best loss at the last level against the simulations made."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(runs.WIDTH, 2.8), layout="constrained")
+    starts, history = fit.minimum.starts, [row for row in fit.history if row.level == fit.minimum.level]
+    left.plot(1 + np.arange(len(starts)), sorted(start.loss for start in starts), "k.")
+    yscale = "log" if min(row.best_loss for row in history) > 0 else "linear"
+    left.set(xlabel="start, best first", ylabel=loss_name, yscale=yscale)
+    losses = [start.loss for start in starts if math.isfinite(start.loss)]
+    left.set_ylim(min(losses) / 3, max(losses) * 3) if yscale == "log" else None
+    left.xaxis.get_major_locator().set_params(integer=True)
+    right.plot(*zip(*((row.n_simulations, row.best_loss) for row in history), strict=True), "k.-")
+    right.set(xlabel="simulations", ylabel="best loss so far", xscale="log", yscale=yscale)
+    return figure
+
+
+def plot_recording(recording: Recording, level: float) -> plt.Figure:
+    """All traces: currents, potentials with the level that spikes cross (dashed), and the spikes found.
+
+    Args:
+        level: (mV).
+    """
+    t = np.arange(len(recording.current)) * recording.dt
+    layout = dict(sharex=True, height_ratios=(1, 3, 1), layout="constrained")
+    figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(runs.WIDTH, 5), **layout)
+    counted = np.asarray(recording.observed) > 0
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, recording.current.shape[1]))
+    for trace, color in enumerate(colors):
+        for axis, x in ((top, recording.current), (middle, recording.V)):
+            axis.plot(t, np.where(counted[:, trace], x[:, trace], np.nan), color=color, lw=0.6)
+        steps = np.flatnonzero(recording.spikes[:, trace] * counted[:, trace])
+        bottom.plot(t[steps], np.full(len(steps), trace), "|", color=color, ms=5)
+    middle.axhline(level, color="k", lw=0.8, ls="--")
+    top.set_ylabel("I (nA)")
+    middle.set_ylabel("V (mV)")
+    bottom.set(xlabel="t (ms)", ylabel="trace", ylim=(-0.5, len(colors) - 0.5))
+    bottom.invert_yaxis()
+    bottom.yaxis.get_major_locator().set_params(integer=True)
+    return figure

@@ -1,0 +1,260 @@
+"""What is fitted: a model with its parameters, its loss, and the recordings.
+
+A neuron class becomes a `Model` by `simulation`; a model, a `Loss`, bounds and recordings are a `Study`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from runs import BadInput
+
+import brainpy.state
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+import recordings
+import scoring
+import spike_trains
+import utils
+from identifiability import Box, Parameters, Prediction, Predictions
+from recordings import Recording
+from spike_trains import SpikeLevel
+
+V_RESOLUTION = 0.01  # mV; no recording is taken to be more exact
+MISFIT, V_MISFIT = 3.0, 0.5  # see `largest_error`; the latter in mV
+
+# ---- Models and losses ----------------------------------------------------------------------------------------------
+
+
+class Model(Protocol):
+    """What is simulated: parameters and a recording give an array (..., n_trace), or a pytree of them, such as V (mV).
+
+    `level` is where an annealed fit stands (see `Annealing`); most models do not look at it.
+    """
+
+    def __call__(self, parameters: Parameters, recording: Recording, level: ArrayLike) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss: (output of the model, recording) -> scalar; its name with unit; and what `identifiability` asks."""
+
+    function: Callable[[Any, Recording], jax.Array]
+    name: str
+    predictions: Callable[["Study", Box, np.ndarray], Predictions]
+
+
+@dataclasses.dataclass(frozen=True)
+class Annealing:
+    """What changes in stages while a fit runs, such as the width of a likelihood: its name, unit and values in order.
+
+    Every start is minimised at each level in turn, from where the last one ended, and then fully at the level of the
+    lowest loss, which is thereby fitted too. Methods without gradients have the last level alone.
+    """
+
+    name: str
+    unit: str
+    levels: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class FitSettings:
+    """What is fitted of a neuron, and how; the arguments of the same names, with potentials in mV and times in ms."""
+
+    fit_target: str = "potential"
+    fit_parameters: Sequence[str] = ()
+    bounds: Sequence[tuple[str, list[float]]] = ()
+    n_point: int | None = None
+    tau_rossum: float = 5.0
+    delta: float = 4.0
+    constants: Sequence[tuple[str, float]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A model, what is fitted of it, and to what.
+
+    Args:
+        model, loss, bounds: see `Model`, `Loss` and `Box`.
+        recordings: "fit", and where there is one "validation".
+        free_run: (parameters, recording) -> V (mV) and spikes of the model when it runs freely, each (T, n_trace).
+        constants: {name: value} of the parameters that are not fitted.
+        known: {name: value} of the parameters behind the target, where they are.
+        delta: coincidence window of the scores, to either side (ms).
+        annealing: where a fit goes by stages.
+        trajectories: as model, each array (T, n_trace), where the model does not return these itself: to find NaN.
+        finer: the model with half the step, of a scheme of second order, where the target knows nothing of the step.
+        more: (parameters, recording, level, seed) -> what the model predicts besides, as a `scoring.Prediction`.
+    """
+
+    model: Model
+    loss: Loss
+    bounds: Mapping[str, u.Quantity]
+    recordings: Mapping[str, Recording]
+    free_run: recordings.FreeRun
+    constants: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    known: Mapping[str, float] | None = None
+    delta: float = 4.0
+    annealing: Annealing | None = None
+    trajectories: Model | None = None
+    finer: Model | None = None
+    more: Callable[[Parameters, Recording, float, int], scoring.Prediction] | None = None
+
+    def predict(self, parameters: Parameters, recording: Recording, level: float, seed: int) -> scoring.Prediction:
+        """What the model says of a recording when it runs freely; the level and the seed are those of its noise."""
+        prediction = scoring.Prediction(*self.free_run(parameters, recording))
+        if self.more is None:
+            return prediction
+        more = self.more(parameters, recording, level, seed)
+        return dataclasses.replace(more, V=prediction.V, spikes=prediction.spikes)
+
+    @property
+    def last_level(self) -> float:
+        """The level of what is not annealed: methods without gradients, a look before a fit, the cost of a gradient."""
+        return self.annealing.levels[-1] if self.annealing else 0.0
+
+
+def simulation(
+    neuron: Callable[..., brainpy.state.Neuron], constants: Parameters | None = None, dt_sim: float = math.inf
+) -> Model:
+    """A neuron that runs freely, as a model with the output {"V": (mV), "spikes": ...}, each (T, n_trace).
+
+    V is what an electrode records, with the parameter R_s (Mohm) the potential of the neuron plus R_s I.
+
+    Args:
+        neuron: its class, as in `utils.simulate`.
+        constants: {name: value with unit} of parameters that are not fitted; without it, those of the class.
+        dt_sim: the longest step of the simulation (ms).
+    """
+
+    def model(parameters: Parameters, recording: Recording, level: ArrayLike = 0.0) -> dict[str, jax.Array]:
+        parameters, electrode = behind_electrode((constants or {}) | parameters, recording)
+        n_substep, V_start = substeps(recording.dt, dt_sim), held_at(recording, electrode)
+        currents = recording.current * u.nA, recording.dt * u.ms
+        V, spikes = utils.simulate(neuron, parameters, *currents, n_substep, V_start)
+        return dict(V=V.to_decimal(u.mV) + electrode, spikes=spikes)
+
+    return model
+
+
+def behind_electrode(parameters: Parameters, recording: Recording) -> tuple[Parameters, ArrayLike]:
+    """The parameters without R_s, and what the electrode adds to the potential, R_s I (T, n_trace) (mV)."""
+    others = {name: value for name, value in parameters.items() if name != "R_s"}
+    if "R_s" not in parameters:
+        return others, 0.0
+    return others, parameters["R_s"].to_decimal(u.Mohm) * recording.current
+
+
+def held_at(recording: Recording, electrode: ArrayLike = 0.0) -> u.Quantity | None:
+    """The potential (n_trace,) of the neuron at the start, less what the electrode adds; None where it is not known."""
+    first = electrode if isinstance(electrode, float) else electrode[0]
+    return None if recording.V_start is None else (recording.V_start - first) * u.mV
+
+
+def substeps(dt: float, dt_sim: float) -> int:
+    """Steps of a simulation, of dt_sim (ms) at most, between samples that are dt (ms) apart."""
+    return max(1, math.ceil(dt / dt_sim - 1e-6))
+
+
+def free_run_of(model: Model, level: SpikeLevel | None = None) -> recordings.FreeRun:
+    """(parameters, recording) -> V (mV) and spikes of a `simulation`, as one program.
+
+    Spikes are those of the model, or with a level its crossings, as in a recording.
+    """
+    compiled = jax.jit(model)
+
+    def free_run(parameters: Parameters, recording: Recording) -> tuple[np.ndarray, np.ndarray]:
+        driven = Recording(np.asarray(recording.current), V_start=recording.V_start, dt=recording.dt)
+        output = compiled(parameters, driven, 0.0)
+        V = np.asarray(output["V"], np.float64)
+        if level:
+            return V, spike_trains.detect_spikes(V, level.level, level.rearm)
+        return V, np.asarray(output["spikes"], np.float64)
+
+    return free_run
+
+
+def squared_error(output: Mapping[str, jax.Array], recording: Recording) -> jax.Array:
+    """Mean squared error of the potentials that count (mV^2)."""
+    return jnp.sum(recording.mask * (output["V"] - recording.V) ** 2) / jnp.sum(recording.mask)
+
+
+def predicted_potentials(study: Study, box: Box, x: np.ndarray) -> Predictions:
+    """The potentials that count, for `squared_error`."""
+    recording = study.recordings["fit"]
+    counts = np.asarray(recording.mask) > 0
+
+    def potentials(x, model=study.model, recording=recording):
+        return model(box.parameters(x), recording, 0.0)["V"][counts]
+
+    def nuisances(x):
+        """The error of the integration, and what V would be if each trace had started a standard error higher."""
+        columns, V = [], potentials(x)
+        if study.finer:
+            columns.append(4 / 3 * (potentials(x, study.finer) - V))
+        if recording.V_start_error is not None:
+            higher = dataclasses.replace(recording, V_start=recording.V_start + recording.V_start_error)
+            trace, change = np.nonzero(counts)[1], potentials(x, recording=higher) - V
+            columns += [jnp.where(trace == i, change, 0) for i in range(counts.shape[1])]
+        return jnp.stack(columns, axis=1)
+
+    known = study.finer is None and recording.V_start_error is None
+    noise = V_RESOLUTION, largest_error(recording)
+    return {"V_mV": Prediction(potentials, recording.V[counts], *noise, None if known else nuisances)}, None
+
+
+def largest_error(recording: Recording) -> float:
+    """Root mean square error of potentials (mV) above which a model does not describe them: MISFIT times their noise.
+
+    What is below V_MISFIT is not held against a model.
+    """
+    return max(V_MISFIT, MISFIT * recordings.noise_of(recording))
+
+
+SQUARED_ERROR = Loss(squared_error, "mean squared error of the potential (mV^2)", predicted_potentials)
+
+
+def simulation_study(
+    neuron: type[brainpy.state.Neuron],
+    bounds: Mapping[str, u.Quantity],
+    targets: Mapping[str, Recording],
+    constants: Parameters | None = None,
+) -> Study:
+    """The study of a neuron class by the mean squared error of its potentials: all that a new neuron needs."""
+    model = simulation(neuron, constants)
+    return Study(model, SQUARED_ERROR, bounds, targets, free_run_of(model))
+
+
+# ---- Parameters -----------------------------------------------------------------------------------------------------
+
+
+def unit_name(unit: u.Unit) -> str:
+    """The unit as text, empty for a number without."""
+    return "" if unit == u.UNITLESS else str(unit).replace(" ", "")
+
+
+def select_constants(
+    values: Mapping[str, float], own: Sequence[tuple[str, float]], fitted: Sequence[str]
+) -> dict[str, float]:
+    """{name: value} of all parameters: `values`, where `--constants` has no others."""
+    for name, _ in own:
+        if name not in values or name in fitted:
+            what = "which is fitted" if name in fitted else "which is none"
+            expected = f"expected one of {', '.join(sorted(values.keys() - set(fitted)))}"
+            raise BadInput(f"argument --constants: found {name!r}, {what}; {expected}")
+    return {**values, **dict(own)}
+
+
+def select_bounds(
+    names: Sequence[str], ranges: Mapping[str, u.Quantity], own: Sequence[tuple[str, list[float]]]
+) -> dict[str, u.Quantity]:
+    """{name: Quantity [low, high]} of the parameters to fit: `ranges`, where `--bounds` has no others."""
+    bounds, own = {name: ranges[name] for name in names}, dict(own)
+    if unknown := own.keys() - bounds.keys():
+        raise BadInput(f"argument --bounds: found {unknown.pop()!r}, expected one of {', '.join(bounds)}")
+    return bounds | {name: u.Quantity(limits, unit=bounds[name].unit) for name, limits in own.items()}

@@ -1,0 +1,121 @@
+"""Cells as a recording has them, integrated plainly and finely: what fits have to find again.
+
+Nothing is shared with `utils.py`: the equations are written out once more, and integrated by the classical Runge-Kutta
+method. Currents are in nA, constant within a sample, and potentials in mV, each (T, n_trace); times in ms.
+"""
+
+import math
+
+import numba
+import numpy as np
+
+HH = {"gL": 0.012, "gNa": 22.0, "gK": 5.2, "V_T": -56.0, "EL": -65.0, "ENa": 50.0, "EK": -90.0, "C": 0.2}
+GIF = {"a": 0.005, "b": 0.01, "k1": 0.2, "k2": 0.02, "A1": 1.0, "A2": -0.1, "R": 20.0, "tau": 20.0}
+GIF |= {"V_rest": -70.0, "V_reset": -70.0, "V_th_inf": -50.0, "V_th_reset": -60.0}
+
+
+@numba.njit
+def _rate(x):
+    return 1.0 if abs(x) < 1e-9 else math.expm1(x) / x
+
+
+@numba.njit
+def _rates(v):
+    """alpha and beta of m, h and n, at v = V - V_T."""
+    m = 1.28 / _rate((13 - v) / 4), 1.4 / _rate((v - 40) / 5)
+    h = 0.128 * math.exp((17 - v) / 18), 4 / (1 + math.exp((40 - v) / 5))
+    n = 0.16 / _rate((15 - v) / 5), 0.5 * math.exp((10 - v) / 40)
+    return m, h, n
+
+
+@numba.njit
+def _slope(y, I, p):
+    gL, gNa, gK, V_T, EL, ENa, EK, C = p
+    V, m, h, n = y
+    rates = _rates(V - V_T)
+    out = np.empty(4)
+    out[0] = (-gNa * m**3 * h * (V - ENa) - gK * n**4 * (V - EK) - gL * (V - EL) + I) / C
+    for i in range(3):
+        out[i + 1] = rates[i][0] * (1 - y[i + 1]) - rates[i][1] * y[i + 1]
+    return out
+
+
+@numba.njit
+def _hh(current, p, dt, t_before, n_step):
+    T, n_trace = current.shape
+    V, step = np.empty((T, n_trace)), dt / n_step
+    for trace in range(n_trace):
+        y = np.empty(4)
+        y[0] = p[4]
+        rates = _rates(y[0] - p[3])
+        for i in range(3):
+            y[i + 1] = rates[i][0] / (rates[i][0] + rates[i][1])
+        for k in range(-round(t_before / dt), T):
+            I = current[max(k, 0), trace]
+            if k >= 0:
+                V[k, trace] = y[0]
+            for _ in range(n_step):
+                k1 = _slope(y, I, p)
+                k2 = _slope(y + step / 2 * k1, I, p)
+                k3 = _slope(y + step / 2 * k2, I, p)
+                k4 = _slope(y + step * k3, I, p)
+                y = y + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return V
+
+
+def hh(current, dt, t_before=300.0, step=0.001, **parameters):
+    """Potentials of the Traub-type cell, which has been at its first current for t_before when the recording begins."""
+    p = np.array(list((HH | parameters).values()))
+    return _hh(np.asarray(current, float), p, dt, t_before, round(dt / step))
+
+
+@numba.njit
+def _gif(current, p, dt, t_before, n_step):
+    a, b, k1, k2, A1, A2, R, tau, V_rest, V_reset, V_th_inf, V_th_reset = p
+    T, n_trace = current.shape
+    V_out, spikes, step = np.empty((T, n_trace)), np.zeros((T, n_trace)), dt / n_step
+    for trace in range(n_trace):
+        V, V_th, I1, I2 = V_rest, V_th_inf, 0.0, 0.0
+        for k in range(-round(t_before / dt), T):
+            I = current[max(k, 0), trace]
+            if k >= 0:
+                V_out[k, trace] = V
+            for _ in range(n_step):
+                if V_th <= V:
+                    V, V_th, I1, I2 = V_reset, max(V_th, V_th_reset), A1, I2 + A2
+                    if k >= 0:
+                        spikes[k, trace] = 1
+                V_th = V_th + step * (a * (V - V_rest) - b * (V_th - V_th_inf))
+                V = V + step * (-(V - V_rest) + R * (I + I1 + I2)) / tau
+                I1, I2 = I1 - step * k1 * I1, I2 - step * k2 * I2
+    return V_out, spikes
+
+
+def gif(current, dt, t_before=0.0, step=0.001, **parameters):
+    """Potentials and spikes of the Mihalas-Niebur neuron, by Euler's method in steps of 0.001 ms."""
+    p = np.array(list((GIF | parameters).values()))
+    return _gif(np.asarray(current, float), p, dt, t_before, round(dt / step))
+
+
+def with_action_potentials(V, spikes, dt, top=30.0, width=0.5):
+    """The potentials with a triangle up to `top` where each spike begins, as a cell has it and the neuron has not."""
+    V, n = V.copy(), max(2, round(width / dt))
+    for step, trace in np.argwhere(spikes):
+        shape = top - np.abs(np.linspace(-1, 1, n)) * (top - V[step, trace])
+        V[step : step + n, trace] = shape[: len(V) - step]
+    return V
+
+
+def steps(heights, dt, t_on, t_off, t_end):
+    """Step currents, a trace a height (nA), from t_on to t_off of t_end."""
+    t = np.arange(round(t_end / dt)) * dt
+    return np.stack([np.where((t >= t_on - 1e-9) & (t < t_off - 1e-9), height, 0.0) for height in heights], axis=1)
+
+
+def noise(n_trace, dt, t_end, mean, sd, tau=10.0, seed=0):
+    """Ornstein-Uhlenbeck currents (nA)."""
+    rng, decay, n_step = np.random.default_rng(seed), math.exp(-dt / tau), round(t_end / dt)
+    x = rng.standard_normal((n_step, n_trace))
+    for k in range(1, n_step):
+        x[k] = decay * x[k - 1] + math.sqrt(1 - decay**2) * x[k]
+    return mean + sd * x
