@@ -371,7 +371,7 @@ class Checkpoints:
             try:
                 self.manager.save(update, args=content, metrics=metrics)
             except Exception as error:  # of which orbax and tensorstore raise many kinds
-                time.sleep(0.5)  # while these threads end
+                time.sleep(2)  # while these threads end
                 for path in self.folder.glob(f"{update}.*"):
                     shutil.rmtree(path, ignore_errors=True)
                 raise runs.CannotSave(f"{self.folder / str(update)}: {runs.reason_of(error)}") from None

@@ -93,6 +93,7 @@ def test_a_cell_that_was_held_before_the_recording(fit, tmp_path):
         assert abs(result["parameters"][name] - cells.GIF[name]) < 4 * error, name
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(("dt", "tolerance"), [(0.01, 0.01), (0.02, 0.02), (0.05, 0.05)])
 def test_any_sampling(dt, tolerance, fit, tmp_path):
     """Case 3: 100, 50 and 20 kHz."""
@@ -134,6 +135,22 @@ def test_a_parameter_at_its_bound_has_no_error(fit, tmp_path):
     assert result["identifiability"]["standard_errors"]["gNa"] is None
     assert "no standard error of gNa: at its bound, 40" in output
     assert "gNa = 40 uS\n" in output
+
+
+def test_bounds_and_constants_of_the_other_neuron(fit, tmp_path, gif_cell):
+    """Cases 6 and 7, GIF: R is 20 Mohm and bounds end at 15; tau is 20 ms and held at 10."""
+    current, V, spikes = gif_cell
+    recording = write(tmp_path, current, cells.with_action_potentials(V, spikes, 0.1), 0.1)
+    recording += [*GIF_FIT, "--t_blank", 2]
+    result, output = fit(gif, *recording, "--fit_parameters", "R", "V_rest", "--bounds", "R=5:15")
+    assert result["parameters"]["R"] == pytest.approx(15)
+    assert result["identifiability"]["standard_errors"]["R"] is None
+    assert "no standard error of R: at its bound, 15" in output
+    result, output = fit(gif, *recording, "--fit_parameters", "R", "--constants", "tau=10")
+    assert result["constants"]["tau"] == 10
+    assert "tau = 10" in output
+    assert "this model does not describe these data" in output
+    assert result["identifiability"]["standard_errors"] == {"R": None}
 
 
 def test_constants_are_printed_saved_and_given(fit, tmp_path, hh_cell):
@@ -271,6 +288,20 @@ def test_unequal_sweeps_with_gaps(fit, tmp_path, hh_cell):
     assert_found(result, cells.HH, 0.005)
 
 
+def test_gaps_artefacts_and_one_current_of_the_other_neuron(fit, tmp_path, gif_cell):
+    """Cases 10, 12 and 14, GIF: one current for two sweeps, of which one has a gap and an artefact."""
+    current, V, spikes = gif_cell
+    V = cells.with_action_potentials(V, spikes, 0.1)[:, [0, 0]]
+    V[-300:, 1] = np.nan
+    V[20:30, 1] += 145
+    recording = [*write(tmp_path, current[:, :1], V, 0.1), *GIF_FIT, "--t_blank", 2, "--exclude", "2:3"]
+    result, output = fit(gif, *recording, "--fit_parameters", "R", "tau")
+    assert_found(result, cells.GIF, 0.02)
+    assert "2 of them repeats of one current" in output
+    n_spikes = spikes[:, 0].sum()
+    assert result["n_spikes"] == [n_spikes, n_spikes - spikes[-300:, 0].sum()]
+
+
 def test_layouts(fit, tmp_path, hh_cell):
     """Cases 11 and 14: samples in lines, a time column, semicolons; and one current for all sweeps."""
     current, V = cells.steps([0.6], 0.05, 10, 30, 40), []
@@ -374,6 +405,16 @@ def test_no_error_away_from_an_optimum(fit, tmp_path, hh_cell):
     assert "no standard error of gL, gNa, gK, V_T: this model does not describe these data" in output
     result, output = fit(hh, *write(tmp_path, silent, noisy, 0.05), *few, *constants)
     assert "no standard error of gL: not at an optimum" in output
+
+
+def test_no_error_away_from_an_optimum_of_the_other_neuron(fit, tmp_path, gif_cell):
+    """Case 21, GIF."""
+    current, V, spikes = gif_cell
+    recording = write(tmp_path, current, cells.with_action_potentials(V, spikes, 0.1), 0.1)
+    few = ["--protocol", "identifiable", "--t_blank", 2, "--method", "DE", "--n_sample", 2, "--n_iter", 1]
+    result, output = fit(gif, *recording, *few, "--fit_parameters", "R", "tau", "V_rest")
+    assert set(result["identifiability"]["standard_errors"].values()) == {None}
+    assert "no standard error of R, tau, V_rest: " in output
 
 
 @pytest.mark.parametrize("method", ["L-BFGS-B", "DE"])

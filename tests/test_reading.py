@@ -83,6 +83,7 @@ RECORDINGS = {
 }
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_a_recording_is_the_same_in_every_format(name, tmp_path):
     path = RECORDINGS[name](tmp_path)
