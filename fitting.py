@@ -202,7 +202,7 @@ class Journal:
         self.rounds: list[np.ndarray] = []
         self.n_recalled, self.saved = 0, time.perf_counter()
         path, result = run.path / self.FILE, run.load("result.json")
-        if result and not result.get("interrupted"):
+        if result and not result.get("interrupted") and not path.exists():
             raise BadInput(f"argument --resume: found a fit that is finished in {run.path}, expected one that is not")
         if run.made and path.exists():
             with np.load(path) as file:

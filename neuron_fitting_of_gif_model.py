@@ -87,6 +87,7 @@ PAPER_CURRENTS = [
 WIDTHS = (5.0, 2.0, 0.7, 0.2, 0.07, 0.02, 0.007, 0.002)  # mV
 RISE_FLOOR = 1e-3  # of (V - V_th) / width in a step with a spike, which stays possible where V falls
 DT = 0.1  # ms
+MISFIT = 3.0, 0.5  # as in `studies.largest_error`: clusters allow for errors that depend on each other
 N_RUN = 200  # runs with escape noise, for the scores of repeats
 
 
@@ -316,7 +317,7 @@ def make_predictions(settings: Settings, trajectories: studies.Model) -> Callabl
             distance = output(x)["distance"]
             return ((distance + jnp.concatenate([distance[:1], distance[:-1]])) / 2)[spikes]
 
-        noise = studies.V_RESOLUTION, studies.largest_error(recording)
+        noise = studies.V_RESOLUTION, studies.largest_error(recording, *MISFIT)
         potentials = Prediction(lambda x: output(x)["V"][counts], recording.V[counts], *noise)
         distances = Prediction(at_spikes, np.zeros(spikes.sum()), studies.V_RESOLUTION)
         clusters = np.concatenate([interval[counts], interval[spikes]]).astype(int)
@@ -509,9 +510,14 @@ def predict(args: argparse.Namespace, argv: Sequence[str], devices: Sequence[jax
     result = reports.load_fit(args.load, SCRIPT)
     source = recordings.source_of(args)
     run = runs.RunFolder(args, SCRIPT, f"predict_{args.load.name}")
-    recording = recordings.read_to_predict(source, SpikeLevel(**result["spike_level"]))
-    model = studies.simulation(utils.GIF, with_units(result["constants"] | result["parameters"]), source.dt_sim)
-    response = reports.respond(functools.partial(studies.free_run_of(model), {}), recording)
+    data = recordings.read_to_predict(source, SpikeLevel(**result["spike_level"]))
+    print(*data.report, sep="\n")
+    parameters = with_units(result["constants"] | result["parameters"])
+    free_run = functools.partial(studies.free_run_of(studies.simulation(utils.GIF, {}, source.dt_sim)), parameters)
+    more = make_more({}, make_trajectories({}, source.dt_sim), source.dt_sim)
+    width, seed = result.get("width_mV"), int(np.random.SeedSequence(args.seed).generate_state(1)[0])
+    noisy = (lambda recording: more(parameters, recording, width, seed)) if width else None
+    response = reports.respond(free_run, data.recordings["fit"], noisy)
     reports.print_response(*response[1:])
     run.save_config(argv, devices)
     reports.save_response(run, *response)

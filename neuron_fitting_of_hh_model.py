@@ -74,7 +74,7 @@ SCHEMES = ("exponential_euler", "staggered")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    examples = ("--noise_std 1 --seed 3", "--recording data/recording.nwb --sweeps 5:14 --fit_parameters gL C EL R_s")
+    examples = ("--noise_std 1 --seed 3", "--recording data/recording.nwb --sweeps 5:16 --t_stop 160 --mode visualize")
     parser = runs.Parser(SCRIPT, __doc__, examples)
     scheme = (
         "scheme of the simulation: of first order, as in the paper, or of second; without this argument, staggered for "
@@ -239,11 +239,12 @@ def predict(args: argparse.Namespace, argv: Sequence[str], devices: Sequence[jax
     result = reports.load_fit(args.load, SCRIPT)
     source = recordings.source_of(args)
     run = runs.RunFolder(args, SCRIPT, f"predict_{args.load.name}")
-    recording = recordings.read_to_predict(source, SpikeLevel(**result["spike_level"]))
+    data = recordings.read_to_predict(source, SpikeLevel(**result["spike_level"]))
+    print(*data.report, sep="\n")
     cell = functools.partial(utils.HH, scheme=result["scheme"])
     values = result["constants"] | result["parameters"]
-    free_run = make_free_run(cell, values, source.dt_sim, SpikeLevel(**result["spike_level"]))
-    response = reports.respond(functools.partial(free_run, {}), recording)
+    free_run = make_free_run(cell, values, source.dt_sim, data.spike_level)
+    response = reports.respond(functools.partial(free_run, {}), data.recordings["fit"])
     reports.print_response(*response[1:])
     run.save_config(argv, devices)
     reports.save_response(run, *response)

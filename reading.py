@@ -182,6 +182,9 @@ def read_spike_times(path: Path, names: Sequence[str], durations: Sequence[float
         if wrong or (np.diff(t) < 0).any():
             found = f"{wrong[0][:40]!r}" if wrong else "times that fall"
             raise bad(path, f"{found} in line {i}", f"times from 0 to {duration:g} ms in ascending order ({names[i]})")
+    early = [x / duration for t, duration in zip(times, durations, strict=True) for x in t]
+    if len(early) > 2 and max(early) < 0.01:
+        raise bad(path, "all spikes in the first hundredth of their sweeps", "times in ms (are they in s?)")
     return times
 
 

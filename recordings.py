@@ -332,14 +332,11 @@ def read_data(source: Source, shipped: Mapping[str, Files]) -> Data:
     return recordings_of(sweeps, source, hold_out=source.own and source.hold_out)
 
 
-def read_to_predict(source: Source, level: SpikeLevel) -> Recording:
-    """Currents to which a fitted model is to respond, and where there are any the potentials recorded under them."""
-    sweeps = reading.read(source.files)
-    if sweeps.V is not None:
-        sweeps = dataclasses.replace(sweeps, V=[without_windows(V, source.exclude, sweeps.dt) for V in sweeps.V])
-        reading.check(sweeps)
-    recording = assemble(sweeps, pieces_of(sweeps, source.part), level)
-    return recording if sweeps.V is None else with_start(recording)
+def read_to_predict(source: Source, level: SpikeLevel) -> Data:
+    """Currents to which a fitted model is to respond ("fit"), and where there are any the potentials under them."""
+    sweeps = plausible(reading.read(source.files), source)
+    recording = assemble(sweeps, from_the_start(pieces_of(sweeps, source.part)), level)
+    return Data({"fit": recording if sweeps.V is None else with_start(recording)}, level, tuple(sweeps.said))
 
 
 def read_sweeps(files: Files, source: Source) -> Sweeps:
@@ -348,11 +345,15 @@ def read_sweeps(files: Files, source: Source) -> Sweeps:
     if files.current and not (files.voltage or files.spike_times) and source.target == "recorded":
         expected = f"expected {prefix}current and {prefix}voltage, or {prefix}spike_times"
         raise BadInput(f"argument {prefix}current: found it alone, {expected}")
-    sweeps = reading.read(files)
+    return plausible(reading.read(files), source)
+
+
+def plausible(sweeps: Sweeps, source: Source) -> Sweeps:
+    """The sweeps without what is excluded, if a neuron can have them."""
     if sweeps.V is not None:
         V = [without_windows(trace, source.exclude, sweeps.dt) for trace in sweeps.V]
         sweeps = dataclasses.replace(sweeps, V=V)
-        reading.check(sweeps)
+    reading.check(sweeps)
     return sweeps
 
 
@@ -661,6 +662,12 @@ def require_potentials(recording: Recording) -> None:
 # ---- Figures --------------------------------------------------------------------------------------------------------
 
 
+def known_potentials(recording: Recording) -> np.ndarray:
+    """Potentials (T, n_trace), and NaN where none are known (mV)."""
+    known = (np.asarray(recording.observed) > 0) & np.any(recording.mask)
+    return np.where(known, recording.V, np.nan)
+
+
 def plot_traces(recording: Recording, **potentials: np.ndarray) -> plt.Figure:
     """Currents over potentials (mV), all (T, n_trace): the first black, the second orange; the first 20 traces."""
     current, dt = recording.current, recording.dt
@@ -671,7 +678,8 @@ def plot_traces(recording: Recording, **potentials: np.ndarray) -> plt.Figure:
         top.plot(t, current[:, trace], color="0.4", lw=1)
         top.set_title(f"trace {trace}")
         for (label, V), style in zip(potentials.items(), ("k-", "C1--"), strict=False):
-            bottom.plot(t, V[:, trace], style, lw=1, label=label)
+            shown = known_potentials(recording)[:, trace] if V is recording.V else V[:, trace]
+            bottom.plot(t, shown, style, lw=1, label=label)
         bottom.set_xlabel("t (ms)")
     axes[0, 0].set_ylabel("I (nA)")
     axes[1, 0].set_ylabel("V (mV)")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import recordings
 import scoring
 from fitting import Fit, FitProblem, Round, Search, random_starts
 from identifiability import Box, plot_identifiability
-from recordings import Data, FreeRun, Recording
+from recordings import Data, Recording
 from studies import Study, unit_name
 
 T_LOOK = 1000.0  # ms of a recording that a look at it shows beside models
@@ -61,6 +61,13 @@ def save_fit(run: runs.RunFolder, study: Study, data: Data, fit: Fit, extra: Map
         recording = study.recordings[name]
         run.save(f"traces_{name}.png", recordings.plot_traces(recording, data=recording.V, model=prediction.V))
         scoring.save_scores(run, name, recording, prediction, fit.scores[name])
+        run.save(f"prediction_{name}.npz", arrays_of(recording, prediction))
+
+
+def arrays_of(recording: Recording, prediction: scoring.Prediction) -> dict[str, np.ndarray]:
+    """What a .npz file has of a prediction: currents, potentials and spikes of the model, and the sampling."""
+    arrays = dict(current_nA=recording.current, V_mV=prediction.V, spikes=prediction.spikes)
+    return arrays | dict(dt_ms=np.array(recording.dt))
 
 
 def history_row(study: Study, row: Round) -> dict[str, float]:
@@ -87,14 +94,20 @@ def print_fit(study: Study, fit: Fit, extra: Mapping[str, Any]) -> None:
     print(constants_line(study))
     for direction in information.undetermined:
         print(f"not determined by these data: {direction}")
-    near = sum(start.loss <= 1.1 * fit.loss + 1e-3 for start in starts)
-    reached = f", reached (to 10 % + 0.001) from {near} of {len(starts)} starts" if len(starts) > 1 else ""
+    # A likelihood is compared by differences: one unit is little, whatever it is counted from.
+    near = sum(start.loss <= (fit.loss + 1 if study.annealing else 1.1 * fit.loss + 1e-3) for start in starts)
+    how = "to 1" if study.annealing else "to 10 % + 0.001"
+    reached = f", reached ({how}) from {near} of {len(starts)} starts" if len(starts) > 1 else ""
     print(f"{study.loss.name}: {fit.loss:.3g}{reached}")
     for what, value in extra.items():
         if isinstance(value, float):
             print(f"{what.replace('_', ' ')}: {value:.3g}")
     for name, score in fit.scores.items():
         print(*scoring.lines_of(name, score), sep="\n")
+    score = fit.scores.get("fit")
+    if score and sum(score.n_spikes) and not sum(score.n_spikes_model):
+        advice = "a shorter part (--t_stop), or tighter --bounds"
+        print(f"WARNING: the model has no spike where the recording has {sum(score.n_spikes)}: try {advice}")
     for i, start in enumerate(starts):
         if start.status.startswith("NaN"):
             print(f"start {i} ended: {start.status}")
@@ -115,7 +128,7 @@ def reasons_of(fit: Fit) -> list[str]:
 def constants_line(study: Study) -> str:
     """The parameters that are not fitted, with their values."""
     held = ", ".join(f"{name} = {value:.6g}" for name, value in study.constants.items())
-    return f"held at (--constants): {held}" if held else "nothing is held"
+    return f"held at (--constants), on which all of these depend: {held}" if held else "nothing is held"
 
 
 # ---- A look before a fit --------------------------------------------------------------------------------------------
@@ -171,7 +184,9 @@ def print_preview(study: Study, preview: Preview) -> None:
     for name, recording in study.recordings.items():
         print(f"{name}, spikes a trace: {(recording.spikes * recording.observed).sum(0).astype(int).tolist()}")
     print(constants_line(study))
-    print(f"losses of {len(losses)} random parameter sets: {np.nanmin(losses):.4g} to {np.nanmax(losses):.4g}")
+    finite = losses[np.isfinite(losses)]
+    span = f"{finite.min():.4g} to {finite.max():.4g}" if len(finite) else "none is finite"
+    print(f"losses of {len(losses)} random parameter sets: {span}")
 
 
 # ---- A prediction after a fit ---------------------------------------------------------------------------------------
@@ -187,17 +202,27 @@ def load_fit(folder: Path, script: str) -> dict[str, Any]:
     return result
 
 
-def respond(free_run: FreeRun, recording: Recording) -> tuple[Recording, scoring.Prediction, scoring.Score | None]:
+def respond(
+    free_run: Callable[[Recording], tuple[np.ndarray, np.ndarray]],
+    recording: Recording,
+    more: Callable[[Recording], scoring.Prediction] | None = None,
+) -> tuple[Recording, scoring.Prediction, scoring.Score | None]:
     """The response of a fitted model to currents, with its score where there are potentials or spikes.
 
     Args:
         free_run: (recording) -> V (mV) and spikes, of the fitted parameters.
         recording: without V_start, the model is held at the first current for T_SETTLE before.
+        more: what it predicts besides, as in a `Study`.
     """
     if recording.V_start is None:
         before = Recording(np.repeat(recording.current[:1], round(T_SETTLE / recording.dt), axis=0), dt=recording.dt)
-        recording = dataclasses.replace(recording, V_start=free_run(before)[0][-1])
+        V, spikes = free_run(before)
+        if spikes[len(spikes) // 2 :].any():
+            print("WARNING: the model fires at the first current, where it has no rest to start from")
+        recording = dataclasses.replace(recording, V_start=V[-1])
     prediction = scoring.Prediction(*free_run(recording))
+    if more and recording.spikes is not None:
+        prediction = dataclasses.replace(more(recording), V=prediction.V, spikes=prediction.spikes)
     score = None if recording.spikes is None else scoring.score(recording, prediction)
     return recording, prediction, score
 
@@ -214,8 +239,7 @@ def save_response(
     run.save("prediction.csv", [dict(zip(columns, row, strict=True)) for row in rows])
     spikes = [dict(sweep=int(i), t_ms=float(t[k])) for i, k in np.argwhere(prediction.spikes.T)]
     run.save("spikes.csv", spikes or "sweep,t_ms\n")
-    arrays = dict(current_nA=recording.current, V_mV=prediction.V, dt_ms=np.array(recording.dt))
-    run.save("prediction.npz", arrays)
+    run.save("prediction.npz", arrays_of(recording, prediction))
     traces = dict(model=prediction.V) if score is None else dict(data=recording.V, model=prediction.V)
     run.save("prediction.png", recordings.plot_traces(recording, **traces))
     if score is not None:
@@ -260,7 +284,7 @@ def plot_recording(recording: Recording, level: float) -> plt.Figure:
     counted = np.asarray(recording.observed) > 0
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, recording.current.shape[1]))
     for trace, color in enumerate(colors):
-        for axis, x in ((top, recording.current), (middle, recording.V)):
+        for axis, x in ((top, recording.current), (middle, recordings.known_potentials(recording))):
             axis.plot(t, np.where(counted[:, trace], x[:, trace], np.nan), color=color, lw=0.6)
         steps = np.flatnonzero(recording.spikes[:, trace] * counted[:, trace])
         bottom.plot(t[steps], np.full(len(steps), trace), "|", color=color, ms=5)

@@ -113,6 +113,17 @@ def test_a_recording_with_white_noise(fit, tmp_path, hh_cell):
         assert abs(result["parameters"][name] - cells.HH[name]) < 4 * error, name
 
 
+def test_wrong_constants_give_no_small_error(fit, tmp_path, hh_cell):
+    """Reversal potentials off by 5 mV: the fit looks good, gNa is off by more than half, and no error is said."""
+    current, V = hh_cell
+    V = V + 0.5 * np.random.default_rng(0).standard_normal(V.shape)
+    near = ["--bounds", "gL=0.005:0.03", "gNa=15:60", "gK=3:15", "V_T=-58:-50", "--n_sample", 6]
+    result, output = fit(hh, *write(tmp_path, current, V, 0.05), *near, "--constants", "ENa=55", "EK=-85")
+    assert result["parameters"]["gNa"] > 30
+    assert set(result["identifiability"]["standard_errors"].values()) == {None}
+    assert "this model does not describe these data" in output
+
+
 # ---- Units, constants, bounds and the electrode ---------------------------------------------------------------------
 
 
@@ -158,7 +169,7 @@ def test_constants_are_printed_saved_and_given(fit, tmp_path, hh_cell):
     recording, fitted = write(tmp_path, *hh_cell, 0.05), ["--fit_parameters", "gNa", "gK", "--n_sample", 4]
     default, output = fit(hh, *recording, *fitted)
     assert default["constants"]["V_T"] == -60
-    assert "held at (--constants): gL = 0.01, V_T = -60, EL = -65" in output
+    assert "held at (--constants), on which all of these depend: gL = 0.01, V_T = -60, EL = -65" in output
     assert "this model does not describe these data" in output
     assert set(default["identifiability"]["standard_errors"].values()) == {None}
     given, _ = fit(hh, *recording, *fitted, "--constants", "gL=0.012", "V_T=-56")
@@ -234,7 +245,12 @@ def test_spike_times_as_a_file(alone, fit, tmp_path, gif_cell):
     current, V, spikes = gif_cell
     times = [np.flatnonzero(train) * 0.1 for train in spikes.T]
     (tmp_path / "times.txt").write_text("".join(",".join(f"{t:.1f}" for t in trace) + "\n" for trace in times))
-    recording = [*write(tmp_path, current, V, 0.1), "--spike_times", tmp_path / "times.txt"]
+    in_seconds = "".join(",".join(f"{t / 1000:.4f}" for t in trace) + "\n" for trace in times)
+    (tmp_path / "seconds.txt").write_text(in_seconds)
+    recording = [*write(tmp_path, current, V, 0.1), "--spike_times", tmp_path / "seconds.txt"]
+    _, line = fit(gif, *recording, *GIF_FIT, status=2)
+    assert "expected times in ms (are they in s?)" in line
+    recording[-1] = tmp_path / "times.txt"
     if alone:
         del recording[2:4]
         _, line = fit(gif, *recording, *GIF_FIT, status=2)
@@ -388,6 +404,8 @@ def test_the_response_to_a_new_current(script, fit, tmp_path, hh_cell, gif_cell)
     assert n_spikes > 0
     scored, _ = fit(script, "--load", tmp_path / "run0", *again)
     assert scored["score"]["rmse"] < 2
+    _, line = fit(script, "--load", tmp_path / "run0", *again[:2], "--dt", dt, status=2)  # nA, read as A
+    assert "is --current_unit right?" in line
     other = gif if script is hh else hh
     _, line = fit(other, "--load", tmp_path / "run0", *alone, status=2)
     assert "argument --load: found no result of a fit by this script" in line

@@ -279,7 +279,7 @@ def test_a_parameter_at_its_bound_has_no_standard_error(x64):
     at = np.array([1.0, 0.6])
     at[1] += np.linalg.lstsq(design[:, 1:] * 3.0, target - np.asarray(predict(at)), rcond=None)[0][0]
     report = identifiability(box, at, {"y": Prediction(predict, target, 1e-3)})
-    assert report.without_error == {"a": "at its bound, 2"}
+    assert report.without_error == {"a": "at its bound, 2 (--bounds)"}
     assert math.isnan(report.standard_errors["a"])
     assert report.standard_errors["b"] > 0
 

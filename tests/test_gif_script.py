@@ -208,7 +208,7 @@ def test_default_fit_finds_the_papers_neuron_from_any_start(tmp_path):
     assert set(result["identifiability"]["standard_errors"]) == set("ab") | {"k1", "k2"}
     assert result["width_mV"] == pytest.approx(gif.WIDTHS[-1])
     figures = {"traces_fit.png", "traces_validation.png", "losses.png", "identifiability.png"}
-    figures |= {"window_fit.png", "window_validation.png"}
+    figures |= {"window_fit.png", "window_validation.png", "prediction_fit.npz", "prediction_validation.npz"}
     assert {path.name for path in folder.iterdir()} == figures | {"config.json", "result.json", "history.csv"}
     with open(folder / "history.csv") as file:
         widths = [float(row["width"]) for row in csv.DictReader(file)]

@@ -54,7 +54,13 @@ def test_default_fit_recovers_the_parameters(arguments, tolerance, tmp_path):
     assert result["gamma"] == [None, 1.0, 1.0, None, 1.0]
     names = {path.name for path in folder.iterdir()}
     figures = {"traces_fit.png", "traces_validation.png", "losses.png", "identifiability.png"}
-    figures |= {"window_fit.png", "window_validation.png", "f_I_fit.png"}
+    figures |= {
+        "window_fit.png",
+        "window_validation.png",
+        "prediction_fit.npz",
+        "prediction_validation.npz",
+        "f_I_fit.png",
+    }
     assert names == figures | {"config.json", "result.json", "history.csv"}
 
 
