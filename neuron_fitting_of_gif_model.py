@@ -385,11 +385,13 @@ def make_more(constants: Parameters, trajectories: studies.Model, dt_sim: float)
     forced = jax.jit(lambda parameters, recording: trajectories(parameters, recording)["V"])
     noisy = jax.jit(with_escape_noise, static_argnums=3)
 
-    def more(parameters: Parameters, recording: Recording, width: float, seed: int) -> scoring.Prediction:
+    def more(
+        prediction: scoring.Prediction, parameters: Parameters, recording: Recording, width: float, seed: int
+    ) -> scoring.Prediction:
         V_forced = np.asarray(forced(parameters, recording), np.float64)
         groups = recordings.repeats_of(recording)
         if not groups:
-            return scoring.Prediction(V_forced, recording.spikes, V_forced=V_forced)
+            return dataclasses.replace(prediction, V_forced=V_forced)
         n_run = -(-N_RUN // min(map(len, groups)))
         traces = np.repeat(np.concatenate(groups), n_run)
         V_start = None if recording.V_start is None else recording.V_start[traces]
@@ -397,7 +399,7 @@ def make_more(constants: Parameters, trajectories: studies.Model, dt_sim: float)
         spikes = np.asarray(noisy(constants | parameters, driven, width, dt_sim, jax.random.key(seed)))
         stochastic = np.zeros((*recording.current.shape, n_run), np.uint8)
         stochastic[:, np.concatenate(groups)] = spikes.reshape(len(spikes), -1, n_run)
-        return scoring.Prediction(V_forced, recording.spikes, stochastic, V_forced)
+        return dataclasses.replace(prediction, V_forced=V_forced, stochastic=stochastic)
 
     return more
 
@@ -505,23 +507,16 @@ def make_plan(args: argparse.Namespace, study: studies.Study) -> comparing.Plan:
     return runs.pick(comparing.Plan, args, n_start=n_start, names=names, paper=paper)
 
 
-def predict(args: argparse.Namespace, argv: Sequence[str], devices: Sequence[jax.Device]) -> runs.RunFolder:
-    """The response of a fitted neuron to other currents (--load)."""
-    result = reports.load_fit(args.load, SCRIPT)
-    source = recordings.source_of(args)
-    run = runs.RunFolder(args, SCRIPT, f"predict_{args.load.name}")
-    data = recordings.read_to_predict(source, SpikeLevel(**result["spike_level"]))
-    print(*data.report, sep="\n")
+def responder(result: Mapping[str, Any], source: recordings.Source, seed: int) -> reports.Responder:
+    """The neuron that a fit has found, by its result.json."""
     parameters = with_units(result["constants"] | result["parameters"])
-    free_run = functools.partial(studies.free_run_of(studies.simulation(utils.GIF, {}, source.dt_sim)), parameters)
-    more = make_more({}, make_trajectories({}, source.dt_sim), source.dt_sim)
-    width, seed = result.get("width_mV"), int(np.random.SeedSequence(args.seed).generate_state(1)[0])
-    noisy = (lambda recording: more(parameters, recording, width, seed)) if width else None
-    response = reports.respond(free_run, data.recordings["fit"], noisy)
-    reports.print_response(*response[1:])
-    run.save_config(argv, devices)
-    reports.save_response(run, *response)
-    return run
+    free_run = studies.free_run_of(studies.simulation(utils.GIF, {}, source.dt_sim))
+    more, width = make_more({}, make_trajectories({}, source.dt_sim), source.dt_sim), result.get("width_mV")
+
+    def complete(prediction: scoring.Prediction, recording: Recording) -> scoring.Prediction:
+        return more(prediction, parameters, recording, width, seed) if width else prediction
+
+    return reports.Responder(functools.partial(free_run, parameters), complete)
 
 
 @runs.command_line
@@ -530,7 +525,7 @@ def main(argv: Sequence[str]) -> int:
     runs.use_plot_style()
     devices = runs.setup_jax(args.precision, args.devices)
     if args.load:
-        print(predict(args, argv, devices).path)
+        print(reports.predict(args, argv, devices, SCRIPT, responder).path)
         return 0
     seeds = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(args.seed).spawn(3))
     noise_seed, fit_seed, random_seed = seeds

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import runs
 
@@ -234,21 +235,11 @@ def figure_2(study: studies.Study, comparison: comparing.Comparison) -> plt.Figu
     return comparing.plot_methods(recording, responses, spiking[:5])
 
 
-def predict(args: argparse.Namespace, argv: Sequence[str], devices: Sequence[jax.Device]) -> runs.RunFolder:
-    """The response of a fitted cell to other currents (--load)."""
-    result = reports.load_fit(args.load, SCRIPT)
-    source = recordings.source_of(args)
-    run = runs.RunFolder(args, SCRIPT, f"predict_{args.load.name}")
-    data = recordings.read_to_predict(source, SpikeLevel(**result["spike_level"]))
-    print(*data.report, sep="\n")
-    cell = functools.partial(utils.HH, scheme=result["scheme"])
-    values = result["constants"] | result["parameters"]
-    free_run = make_free_run(cell, values, source.dt_sim, data.spike_level)
-    response = reports.respond(functools.partial(free_run, {}), data.recordings["fit"])
-    reports.print_response(*response[1:])
-    run.save_config(argv, devices)
-    reports.save_response(run, *response)
-    return run
+def responder(result: Mapping[str, Any], source: recordings.Source, seed: int) -> reports.Responder:
+    """The cell that a fit has found, by its result.json."""
+    cell, values = functools.partial(utils.HH, scheme=result["scheme"]), result["constants"] | result["parameters"]
+    free_run = make_free_run(cell, values, source.dt_sim, SpikeLevel(**result["spike_level"]))
+    return reports.Responder(functools.partial(free_run, {}))
 
 
 @runs.command_line
@@ -257,7 +248,7 @@ def main(argv: Sequence[str]) -> int:
     runs.use_plot_style()
     devices = runs.setup_jax(args.precision, args.devices)
     if args.load:
-        print(predict(args, argv, devices).path)
+        print(reports.predict(args, argv, devices, SCRIPT, responder).path)
         return 0
     budget = args.protocol_budget if args.mode == "compare" else args.method
     name = f"{args.mode}_{args.target}_{args.fit_target}_{budget}_seed{args.seed}"

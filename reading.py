@@ -41,6 +41,11 @@ class Files:
     voltage_channel: str | None = None
     prefix: str = ""
 
+    @property
+    def given(self) -> bool:
+        """Whether any file is named."""
+        return bool(self.recording or self.current or self.voltage or self.spike_times)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweeps:

@@ -191,12 +191,7 @@ class Source:
     @property
     def own(self) -> bool:
         """Whether there are files of the user's to fit."""
-        return given(self.files)
-
-
-def given(files: Files) -> bool:
-    """Whether any file is named."""
-    return bool(files.recording or files.current or files.voltage or files.spike_times)
+        return self.files.given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +299,7 @@ def source_of(args: argparse.Namespace) -> Source:
         hold_out=args.validation == "auto",
         initial=args.initial,
     )
-    if args.validation == "none" and (given(source.validation_files) or source.validation_part.given):
+    if args.validation == "none" and (source.validation_files.given or source.validation_part.given):
         raise BadInput("argument --validation: found none with other arguments of what is held out, expected either")
     return dataclasses.replace(source, initial=args.initial or ("recorded" if source.own else "paper"))
 
@@ -315,20 +310,19 @@ def read_data(source: Source, shipped: Mapping[str, Files]) -> Data:
     Where a target is simulated, currents are enough and potentials are not read.
     """
     own = {"fit": source.files, "validation": source.validation_files}
-    files = own if source.own else {**shipped, **{name: f for name, f in own.items() if given(f)}}
-    if source.target == "recorded" and not given(files.get("fit", Files())):
+    files = own if source.own else {**shipped, **{name: f for name, f in own.items() if f.given}}
+    if source.target == "recorded" and not files.get("fit", Files()).given:
         raise BadInput(
             "argument --target: found recorded without a recording, expected --recording, or --current and --voltage"
         )
     sweeps = {}
     for name, chosen in files.items():
-        if given(chosen):
+        if chosen.given:
             chosen = dataclasses.replace(chosen, voltage=()) if source.target == "simulated" else chosen
             sweeps[name] = read_sweeps(chosen, source)
-    if "fit" not in sweeps:
-        return Data({name: simulated(s, source) for name, s in sweeps.items()})
-    if source.target == "simulated":
-        return Data({name: simulated(s, source) for name, s in sweeps.items()}, report=tuple(sweeps["fit"].said))
+    if source.target == "simulated" or "fit" not in sweeps:
+        said = tuple(sweeps["fit"].said) if "fit" in sweeps else ()
+        return Data({name: simulated(s, source) for name, s in sweeps.items()}, report=said)
     return recordings_of(sweeps, source, hold_out=source.own and source.hold_out)
 
 
@@ -373,7 +367,7 @@ def simulated(sweeps: Sweeps, source: Source) -> Recording:
 # ---- Sweeps to recordings -------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, order=True)
 class Piece:
     """A piece of a sweep: simulated from sample `begin`, and counted from `first` to before `last`."""
 
@@ -394,7 +388,9 @@ def pieces_of(sweeps: Sweeps, part: Part, prefix: str = "") -> list[Piece]:
     pieces = []
     for i in chosen:
         first = round((part.t_start or 0) / sweeps.dt)
-        last = min(len(sweeps.current[i]), round((part.t_stop or math.inf) / sweeps.dt) if part.t_stop else 10**12)
+        last = len(sweeps.current[i])
+        if part.t_stop:
+            last = min(last, round(part.t_stop / sweeps.dt))
         if last - first < 2:
             duration = len(sweeps.current[i]) * sweeps.dt
             end = "t_start" if part.t_start else "t_stop"
@@ -421,23 +417,17 @@ def held_out(sweeps: Sweeps, pieces: Sequence[Piece]) -> tuple[list[Piece], list
     single = [group[0] for group in groups if len(group) == 1]
     family = single if family_of([currents[i] for i in single]) else []
     out = family[2::3]
-    fit, validation = (
-        [piece for i, piece in enumerate(pieces) if i in family and i not in out],
-        [pieces[i] for i in out],
-    )
+    fit = [pieces[i] for i in family if i not in out]
+    validation = [pieces[i] for i in out]
     split = [i for i in range(len(pieces)) if i not in family]
     for i in split:
         piece = pieces[i]
         border = piece.last - (piece.last - piece.first) // 3
         fit.append(dataclasses.replace(piece, last=border))
-        validation.append(dataclasses.replace(piece, begin=piece.begin, first=border))
+        validation.append(dataclasses.replace(piece, first=border))
     names = ["the last third of the time of " + listed([pieces[i].sweep for i in split])] if split else []
     names += [f"{listed([pieces[i].sweep for i in out])} of the step family"] if out else []
-    return sorted(fit, key=sweep_of), sorted(validation, key=sweep_of), [f"held out: {'; '.join(names)}"]
-
-
-def sweep_of(piece: Piece) -> int:
-    return piece.sweep
+    return sorted(fit), sorted(validation), [f"held out: {'; '.join(names)}"]
 
 
 def listed(sweeps: Sequence[int]) -> str:
@@ -496,12 +486,11 @@ def assemble(sweeps: Sweeps, pieces: Sequence[Piece], level: SpikeLevel) -> Reco
         current[:n, trace] = sweeps.current[piece.sweep][inside]
         observed[first:n, trace] = 1
         if sweeps.V is not None:
-            recorded = sweeps.V[piece.sweep][inside]
-            V[:n, trace] = filled(recorded)
-            V[n:, trace] = V[n - 1, trace]
-            mask[first:n, trace] = np.isfinite(recorded[first:])
-            spikes[:n, trace] = detect_spikes(filled(recorded)[:, None], level.level, level.rearm)[:, 0]
-            observed[:n, trace] *= np.isfinite(recorded)
+            recorded, known = filled(sweeps.V[piece.sweep][inside]), np.isfinite(sweeps.V[piece.sweep][inside])
+            V[:n, trace], V[n:, trace] = recorded, recorded[-1]
+            mask[first:n, trace] = known[first:]
+            spikes[:n, trace] = detect_spikes(recorded[:, None], level.level, level.rearm)[:, 0]
+            observed[:n, trace] *= known
         if sweeps.spike_times is not None:
             step = np.floor(np.asarray(sweeps.spike_times[piece.sweep]) / sweeps.dt + 1e-6).astype(int) - piece.begin
             spikes[:, trace] = 0
@@ -662,10 +651,17 @@ def require_potentials(recording: Recording) -> None:
 # ---- Figures --------------------------------------------------------------------------------------------------------
 
 
-def known_potentials(recording: Recording) -> np.ndarray:
-    """Potentials (T, n_trace), and NaN where none are known (mV)."""
-    known = (np.asarray(recording.observed) > 0) & np.any(recording.mask)
-    return np.where(known, recording.V, np.nan)
+def observed_in(recording: Recording) -> np.ndarray:
+    """Where it is known whether there is a spike (T, n_trace); everywhere, unless the recording says so."""
+    known = np.ones(np.shape(recording.current)) if recording.observed is None else recording.observed
+    return np.asarray(known) > 0
+
+
+def known_potentials(recording: Recording, trace: int) -> np.ndarray:
+    """Recorded potentials (T,) of a trace, and NaN where none are known (mV)."""
+    if recording.V is None or not np.any(recording.mask):
+        return np.full(len(recording.current), np.nan)
+    return np.where(observed_in(recording)[:, trace], np.asarray(recording.V)[:, trace], np.nan)
 
 
 def plot_traces(recording: Recording, **potentials: np.ndarray) -> plt.Figure:
@@ -678,7 +674,7 @@ def plot_traces(recording: Recording, **potentials: np.ndarray) -> plt.Figure:
         top.plot(t, current[:, trace], color="0.4", lw=1)
         top.set_title(f"trace {trace}")
         for (label, V), style in zip(potentials.items(), ("k-", "C1--"), strict=False):
-            shown = known_potentials(recording)[:, trace] if V is recording.V else V[:, trace]
+            shown = known_potentials(recording, trace) if V is recording.V else V[:, trace]
             bottom.plot(t, shown, style, lw=1, label=label)
         bottom.set_xlabel("t (ms)")
     axes[0, 0].set_ylabel("I (nA)")

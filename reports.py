@@ -1,5 +1,6 @@
 """What is saved, printed and drawn of a fit, of a look before it, and of a prediction after it."""
 
+import argparse
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ import scoring
 from fitting import Fit, FitProblem, Round, Search, random_starts
 from identifiability import Box, plot_identifiability
 from recordings import Data, Recording
+from spike_trains import SpikeLevel
 from studies import Study, unit_name
 
 T_LOOK = 1000.0  # ms of a recording that a look at it shows beside models
@@ -82,11 +84,7 @@ def print_fit(study: Study, fit: Fit, extra: Mapping[str, Any]) -> None:
     known, information, starts = study.known, fit.identifiability, fit.minimum.starts
     for name, value in fit.parameters.items():
         unit, error = unit_name(study.bounds[name].unit), information.standard_errors[name]
-        text = (
-            f"{name:>10} = {value:.6g} {unit}"
-            if math.isnan(error)
-            else f"{name:>10} = {value:.6g} ± {error:.2g} {unit}"
-        )
+        text = f"{name:>10} = {value:.6g}" + ("" if math.isnan(error) else f" ± {error:.2g}") + f" {unit}"
         truth = f"true {known[name]:<7.6g} off by {abs(value / known[name] - 1):.3%}" if known and known[name] else ""
         print(f"{text:<46}{truth}".rstrip())
     for line in reasons_of(fit):
@@ -202,29 +200,60 @@ def load_fit(folder: Path, script: str) -> dict[str, Any]:
     return result
 
 
-def respond(
-    free_run: Callable[[Recording], tuple[np.ndarray, np.ndarray]],
-    recording: Recording,
-    more: Callable[[Recording], scoring.Prediction] | None = None,
-) -> tuple[Recording, scoring.Prediction, scoring.Score | None]:
-    """The response of a fitted model to currents, with its score where there are potentials or spikes.
+@dataclasses.dataclass(frozen=True)
+class Responder:
+    """A fitted model.
 
     Args:
-        free_run: (recording) -> V (mV) and spikes, of the fitted parameters.
-        recording: without V_start, the model is held at the first current for T_SETTLE before.
-        more: what it predicts besides, as in a `Study`.
+        free_run: (recording) -> V (mV) and spikes, each (T, n_trace), when it runs freely.
+        complete: (prediction, recording) -> the prediction with what it says besides of a recording with spikes.
+    """
+
+    free_run: Callable[[Recording], tuple[np.ndarray, np.ndarray]]
+    complete: Callable[[scoring.Prediction, Recording], scoring.Prediction] = lambda prediction, recording: prediction
+
+
+def predict(
+    args: argparse.Namespace,
+    argv: Sequence[str],
+    devices: Sequence[jax.Device],
+    script: str,
+    make_responder: Callable[[Mapping[str, Any], recordings.Source, int], Responder],
+) -> runs.RunFolder:
+    """Print and save the response of a fitted model to other currents (--load).
+
+    Args:
+        script: whose fits may be loaded.
+        make_responder: (result.json of the fit, source of the currents, seed) -> the model.
+    """
+    result, source = load_fit(args.load, script), recordings.source_of(args)
+    run = runs.RunFolder(args, script, f"predict_{args.load.name}")
+    data = recordings.read_to_predict(source, SpikeLevel(**result["spike_level"]))
+    print(*data.report, sep="\n")
+    seed = int(np.random.SeedSequence(args.seed).generate_state(1)[0])
+    response = respond(make_responder(result, source, seed), data.recordings["fit"])
+    print_response(*response[1:])
+    run.save_config(argv, devices)
+    save_response(run, *response)
+    return run
+
+
+def respond(model: Responder, recording: Recording) -> tuple[Recording, scoring.Prediction, scoring.Score | None]:
+    """The response of a fitted model to currents, with its score where there are potentials or spikes.
+
+    Without V_start, the model is held at the first current for T_SETTLE before.
     """
     if recording.V_start is None:
         before = Recording(np.repeat(recording.current[:1], round(T_SETTLE / recording.dt), axis=0), dt=recording.dt)
-        V, spikes = free_run(before)
+        V, spikes = model.free_run(before)
         if spikes[len(spikes) // 2 :].any():
             print("WARNING: the model fires at the first current, where it has no rest to start from")
         recording = dataclasses.replace(recording, V_start=V[-1])
-    prediction = scoring.Prediction(*free_run(recording))
-    if more and recording.spikes is not None:
-        prediction = dataclasses.replace(more(recording), V=prediction.V, spikes=prediction.spikes)
-    score = None if recording.spikes is None else scoring.score(recording, prediction)
-    return recording, prediction, score
+    prediction = scoring.Prediction(*model.free_run(recording))
+    if recording.spikes is None:
+        return recording, prediction, None
+    prediction = model.complete(prediction, recording)
+    return recording, prediction, scoring.score(recording, prediction)
 
 
 def save_response(
@@ -281,11 +310,11 @@ def plot_recording(recording: Recording, level: float) -> plt.Figure:
     t = np.arange(len(recording.current)) * recording.dt
     layout = dict(sharex=True, height_ratios=(1, 3, 1), layout="constrained")
     figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(runs.WIDTH, 5), **layout)
-    counted = np.asarray(recording.observed) > 0
+    counted = recordings.observed_in(recording)
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, recording.current.shape[1]))
     for trace, color in enumerate(colors):
-        for axis, x in ((top, recording.current), (middle, recordings.known_potentials(recording))):
-            axis.plot(t, np.where(counted[:, trace], x[:, trace], np.nan), color=color, lw=0.6)
+        top.plot(t, np.where(counted[:, trace], recording.current[:, trace], np.nan), color=color, lw=0.6)
+        middle.plot(t, recordings.known_potentials(recording, trace), color=color, lw=0.6)
         steps = np.flatnonzero(recording.spikes[:, trace] * counted[:, trace])
         bottom.plot(t[steps], np.full(len(steps), trace), "|", color=color, ms=5)
     middle.axhline(level, color="k", lw=0.8, ls="--")

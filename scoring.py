@@ -94,7 +94,7 @@ class Score:
 
 def score(recording: Recording, prediction: Prediction, delta: float = 4.0) -> Score:
     """The score of a prediction, with a coincidence window of Gamma of delta (ms) to either side."""
-    observed, dt = observed_in(recording), recording.dt * u.ms
+    observed, dt = recordings.observed_in(recording), recording.dt * u.ms
     data, model = np.asarray(recording.spikes) * observed, np.asarray(prediction.spikes) * observed
     trains = zip(model.T, data.T, observed.T, strict=True)
     gamma = [defined(coincidence_factor(x, y, dt, delta * u.ms, seen)) for x, y, seen in trains]
@@ -104,12 +104,6 @@ def score(recording: Recording, prediction: Prediction, delta: float = 4.0) -> S
     groups = recordings.repeats_of(recording)
     repeats = [score_repeats(recording, prediction, group) for group in groups]
     return Score(*score_potentials(recording, prediction), gamma, *counts, rate, rate_model, repeats)
-
-
-def observed_in(recording: Recording) -> np.ndarray:
-    """Where it is known whether there is a spike (T, n_trace); everywhere, unless the recording says so."""
-    known = np.ones(np.shape(recording.current)) if recording.observed is None else recording.observed
-    return np.asarray(known) > 0
 
 
 def defined(value: float) -> float | None:
@@ -158,7 +152,7 @@ def repeats_and_runs(recording: Recording, prediction: Prediction, group: list[i
 
     All runs with noise of the model are pooled; of a deterministic model, one train is all there is.
     """
-    together = observed_in(recording)[:, group].all(1, keepdims=True)
+    together = recordings.observed_in(recording)[:, group].all(1, keepdims=True)
     data = np.asarray(recording.spikes)[:, group] * together
     if prediction.stochastic is None:
         return data, np.asarray(prediction.spikes)[:, group[:1]] * together
@@ -219,23 +213,24 @@ def save_scores(run: runs.RunFolder, name: str, recording: Recording, prediction
     run.save(f"window_{name}.png", plot_window(recording, prediction))
     for i, repeats in enumerate(score.repeats):
         if repeats.md_star_4ms is not None or any(score.n_spikes[trace] for trace in repeats.traces):
-            figure = plot_raster(recording, prediction, repeats.traces)
+            figure = plot_raster(recording, prediction, repeats)
             run.save(f"raster_{name}.png" if i == 0 else f"raster_{name}_{i + 1}.png", figure)
     if recordings.steps_of(recording) is not None:
         run.save(f"f_I_{name}.png", plot_f_I(recording, prediction))
 
 
-def plot_raster(recording: Recording, prediction: Prediction, group: list[int]) -> plt.Figure:
+def plot_raster(recording: Recording, prediction: Prediction, repeats: RepeatScore) -> plt.Figure:
     """The current of repeats, their spikes and those of as many runs of the model, and the rates of both (Hz)."""
+    group = repeats.traces
     data, model = repeats_and_runs(recording, prediction, group)
-    together, dt = observed_in(recording)[:, group].all(1), recording.dt
+    together, dt = recordings.observed_in(recording)[:, group].all(1), recording.dt
     shown = np.flatnonzero(together) if together.any() else np.arange(len(together))
     t = np.arange(len(together)) * dt
     n_row = len(group) + min(model.shape[1], len(group))
     size, layout = (runs.WIDTH, 2.6 + 0.09 * n_row), dict(sharex=True, layout="constrained")
     figure, axes = plt.subplots(3, 1, figsize=size, height_ratios=(1, 0.5 + 0.12 * n_row, 1.3), **layout)
     axes[0].plot(t, np.asarray(recording.current)[:, group[0]], color="0.4", lw=0.6)
-    axes[0].set(ylabel="I (nA)", title=repeat_text(score_repeats(recording, prediction, group)))
+    axes[0].set(ylabel="I (nA)", title=repeat_text(repeats))
     trains = [*data.T, *model.T[: len(group)]]
     colors = [DATA] * len(group) + [MODEL] * (n_row - len(group))
     style = dict(colors=colors, lineoffsets=-np.arange(n_row), linelengths=0.8, linewidths=0.7)
@@ -283,11 +278,7 @@ def plot_window(recording: Recording, prediction: Prediction) -> plt.Figure:
 
 def potentials_of(recording: Recording, prediction: Prediction, trace: int) -> list[tuple[np.ndarray, dict]]:
     """Potentials (T,) of a trace with their styles; those recorded are NaN where nothing is known."""
-    V = np.full(len(recording.current), np.nan)
-    if recording.V is not None and np.any(recording.mask):
-        known = observed_in(recording)[:, trace] | (np.asarray(recording.mask)[:, trace] > 0)
-        V = np.where(known, np.asarray(recording.V)[:, trace], np.nan)
-    drawn = [(V, dict(color=DATA, lw=1, label="recorded"))]
+    drawn = [(recordings.known_potentials(recording, trace), dict(color=DATA, lw=1, label="recorded"))]
     drawn.append((np.asarray(prediction.V)[:, trace], dict(color=MODEL, ls="--", lw=1, label="model")))
     if prediction.V_forced is not None:
         style = dict(color=FORCED, lw=0.6, label="model, with the recorded spikes")
@@ -298,14 +289,14 @@ def potentials_of(recording: Recording, prediction: Prediction, trace: int) -> l
 def different_traces(recording: Recording, n: int = 3) -> list[int]:
     """Up to n traces that have different currents, among them those with the fewest and the most spikes."""
     firsts = np.array([group[0] for group in recordings.groups_of(np.asarray(recording.current).T)])
-    n_spikes = (np.asarray(recording.spikes) * observed_in(recording)).sum(0)[firsts]
+    n_spikes = (np.asarray(recording.spikes) * recordings.observed_in(recording)).sum(0)[firsts]
     order = firsts[np.argsort(n_spikes, kind="stable")]
     return sorted(order[np.unique(np.linspace(0, len(order) - 1, n).round().astype(int))[-n:]].tolist())
 
 
 def window_of(recording: Recording, traces: list[int]) -> slice:
     """The samples of T_WINDOW with the most observed spikes of the traces, or changes of their currents."""
-    observed = observed_in(recording)[:, traces]
+    observed = recordings.observed_in(recording)[:, traces]
     interest = np.asarray(recording.spikes)[:, traces] * observed
     if not interest.any():
         interest = np.abs(np.diff(np.asarray(recording.current)[:, traces], axis=0, prepend=np.nan)) * observed
@@ -325,7 +316,7 @@ def window_of(recording: Recording, traces: list[int]) -> slice:
 def plot_f_I(recording: Recording, prediction: Prediction) -> plt.Figure:
     """Rates (Hz) during the steps of a family against their height (nA)."""
     figure, axis = plt.subplots(figsize=(runs.WIDTH / 2, 2.8), layout="constrained")
-    observed, steps = observed_in(recording), recordings.steps_of(recording) or []
+    observed, steps = recordings.observed_in(recording), recordings.steps_of(recording) or []
     heights, rates = [], []
     for trace, step in enumerate(steps):
         seen = observed[step.first : step.last, trace]

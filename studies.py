@@ -88,7 +88,7 @@ class Study:
         annealing: where a fit goes by stages.
         trajectories: as model, each array (T, n_trace), where the model does not return these itself: to find NaN.
         finer: the model with half the step, of a scheme of second order, where the target knows nothing of the step.
-        more: (parameters, recording, level, seed) -> what the model predicts besides, as a `scoring.Prediction`.
+        more: (prediction, parameters, recording, level, seed) -> the prediction with what the model says besides.
     """
 
     model: Model
@@ -102,15 +102,12 @@ class Study:
     annealing: Annealing | None = None
     trajectories: Model | None = None
     finer: Model | None = None
-    more: Callable[[Parameters, Recording, float, int], scoring.Prediction] | None = None
+    more: Callable[[scoring.Prediction, Parameters, Recording, float, int], scoring.Prediction] | None = None
 
     def predict(self, parameters: Parameters, recording: Recording, level: float, seed: int) -> scoring.Prediction:
         """What the model says of a recording when it runs freely; the level and the seed are those of its noise."""
         prediction = scoring.Prediction(*self.free_run(parameters, recording))
-        if self.more is None:
-            return prediction
-        more = self.more(parameters, recording, level, seed)
-        return dataclasses.replace(more, V=prediction.V, spikes=prediction.spikes)
+        return self.more(prediction, parameters, recording, level, seed) if self.more else prediction
 
     @property
     def last_level(self) -> float:

@@ -22,7 +22,7 @@ ARROWS = {
     "learning_rules": {"utils", "numerics"},
     "studies": {"runs", "utils", "recordings", "scoring", "spike_trains", "identifiability"},
     "fitting": {"runs", "recordings", "scoring", "identifiability", "studies"},
-    "reports": {"runs", "recordings", "scoring", "identifiability", "studies", "fitting"},
+    "reports": {"runs", "recordings", "scoring", "spike_trains", "identifiability", "studies", "fitting"},
     "comparing": {"runs", "recordings", "studies", "fitting"},
 }
 SCRIPTS = ("neuron_fitting_of_gif_model", "neuron_fitting_of_hh_model", "task-coba-ei-rsnn")

@@ -263,7 +263,9 @@ def test_figures_of_steps(tmp_path, change):
 def test_figures_of_silent_repeats_and_short_traces(tmp_path):
     recording = dataclasses.replace(repeats(300), spikes=np.zeros((300, 4)))
     assert names(recording, same(recording), tmp_path) == ["window_fit.png"]
-    assert scoring.plot_raster(recording, same(recording), [0, 1, 2, 3]).axes[2].get_ylim() == (0, 1)
+    (row,) = scoring.score(recording, same(recording)).repeats
+    assert row.traces == [0, 1, 2, 3]
+    assert scoring.plot_raster(recording, same(recording), row).axes[2].get_ylim() == (0, 1)
 
 
 def test_f_I_is_the_rate_during_the_step():
