@@ -32,10 +32,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import scoring
 from identifiability import Box, Identifiability, Undetermined, identifiability, unknown
 from recordings import Recording
-from studies import Study, unit_name
+from studies import Annealing, Released, Study, unit_name
 
 METHODS = ("L-BFGS-B", "DE", "PSO", "TwoPointsDE", "CMA", "bayesian", "random")
-GRADIENT_BLOCKS = (10, 50)  # parameter sets on each device
+GRADIENT_BLOCKS = (1, 10, 50)  # parameter sets on each device
+N_CELL = 2000  # traces times parameter sets that are simulated at a time
+MET = 1e-3  # of the range of every parameter, within which two starts of an annealed fit go on as one
 # Tolerances below what float32 resolves: a start ends where its line search finds nothing lower.
 LBFGSB_OPTIONS = {"maxiter": 1000, "maxfun": 20000, "ftol": 1e-12, "gtol": 1e-8}
 COARSE_OPTIONS = LBFGSB_OPTIONS | {"ftol": 1e-6}  # of the stages of an annealed fit before the last
@@ -57,11 +59,17 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Minimum:
-    """What a search gives: its starts, the level at which they ended, and whether Ctrl-C ended it early."""
+    """What a search gives: its starts, the level at which they ended, and whether Ctrl-C ended it early.
+
+    `stages` are the minima at all levels of an annealed fit, and `released` is what the best start of one does if it is
+    released.
+    """
 
     starts: list[Start]
     level: float = 0.0
     interrupted: bool = False
+    stages: list["Minimum"] = dataclasses.field(default_factory=list)
+    released: Released | None = None
 
     @property
     def best(self) -> Start:
@@ -87,11 +95,11 @@ class FitProblem:
 
     Losses are one compiled program, a batch of n_sample sets split over the devices. Gradients are in forward mode: k
     parameters cost about k simulations more and store nothing, where reverse mode stores the trajectory. They are
-    computed in padded blocks of one of two sizes, so that the few starts of a fit that take long do not cost what all
-    of them do.
+    computed in padded blocks of one of three sizes, so that the few starts of a fit that take long do not cost what all
+    of them do. Traces of many sets are taken N_CELL at a time, so that memory is that of these, whatever the recording.
 
     Args:
-        study: of which the recording "fit" goes to the devices once.
+        study: of which what is fitted goes to the devices once.
         n_sample: parameter sets that wait for evaluation at the same time.
         devices: JAX devices.
         journal: where the evaluations are kept, and those of a fit that was killed are found.
@@ -101,9 +109,18 @@ class FitProblem:
         self.study, self.n_sample, self.box, self.journal = study, n_sample, Box(study.bounds), journal
         self.mesh = Mesh(np.array(devices), ("batch",))
         self.programs, self.seconds = {}, {"compile": 0.0, "run": 0.0}
-        self.data = jax.tree.map(lambda x: np.asarray(x, jnp.result_type(float)), study.recordings["fit"])
-        self.device_data = jax.device_put(self.data, NamedSharding(self.mesh, PartitionSpec()))
+        self.data = jax.tree.map(lambda x: np.asarray(x, jnp.result_type(float)), study.fitted)
+        self.device_data = {False: self._on_devices(self.data)}
+        n_first = study.annealing.n_first if study.annealing else None
+        n_trace = n_traces(self.data)
+        self.first_is_part = bool(n_first) and n_trace > 2 * n_first
+        if self.first_is_part:
+            traces = np.linspace(0, n_trace - 1, n_first).round().astype(int)
+            self.device_data[True] = self._on_devices(jax.tree.map(lambda x: x[..., traces], self.data))
         self.reset()
+
+    def _on_devices(self, data):
+        return jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
 
     def reset(self) -> None:
         """Begin another fit, with the programs that are compiled."""
@@ -115,11 +132,29 @@ class FitProblem:
 
     def _losses(self, X, data, level):
         """The model runs on the traces of all sets as one flat population: XLA vectorises that best on a CPU."""
-        n_trace = jax.tree.leaves(data)[0].shape[1]
+        n_trace = n_traces(data)
+        n_chunk = -(-n_trace // max(1, N_CELL // len(X)))
+        if n_chunk == 1:
+            return jax.vmap(self.study.loss.function, (-2, None))(self._outputs(X, data, level), data)
+        width = -(-n_trace // n_chunk)
+
+        def outputs(first):
+            chunk = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, width, axis=-1), data)
+            return self._outputs(X, chunk, level)
+
+        # The last chunk overlaps the one before it, so that all have one shape.
+        firsts = np.minimum(width * np.arange(n_chunk), n_trace - width)
+        once = np.arange(n_trace) - firsts[np.arange(n_trace) // width] + width * (np.arange(n_trace) // width)
+        chunks = jax.lax.map(outputs, jnp.asarray(firsts))
+        output = jax.tree.map(lambda y: jnp.concatenate(list(y), axis=-1)[..., once], chunks)
+        return jax.vmap(self.study.loss.function, (-2, None))(output, data)
+
+    def _outputs(self, X, data, level):
+        """Outputs (..., len(X), n_trace) of the model."""
+        n_trace = n_traces(data)
         population = jax.tree.map(lambda x: jnp.tile(x, len(X)), data)
         output = self.study.model(self.box.parameters(jnp.repeat(X, n_trace, axis=0)), population, level)
-        output = jax.tree.map(lambda y: y.reshape(*y.shape[:-1], len(X), n_trace), output)
-        return jax.vmap(self.study.loss.function, (-2, None))(output, data)
+        return jax.tree.map(lambda y: y.reshape(*y.shape[:-1], len(X), n_trace), output)
 
     def _losses_and_grads(self, X, data, level):
         def along(direction):
@@ -127,17 +162,17 @@ class FitProblem:
 
         return jax.vmap(along, out_axes=(None, -1))(jnp.eye(X.shape[1]))
 
-    def _program(self, gradient, n_block):
-        if (gradient, n_block) not in self.programs:
+    def _program(self, gradient, n_block, part):
+        if (gradient, n_block, part) not in self.programs:
             start = time.perf_counter()
             split, copied = PartitionSpec("batch"), PartitionSpec()
             specs = dict(mesh=self.mesh, in_specs=(split, copied, copied), out_specs=split, check_vma=False)
             function = jax.shard_map(self._losses_and_grads if gradient else self._losses, **specs)
             X, level = np.zeros((n_block, len(self.box.low))), np.zeros(())
             X, level = (x.astype(jnp.result_type(float)) for x in (X, level))
-            self.programs[gradient, n_block] = jax.jit(function).lower(X, self.device_data, level).compile()
+            self.programs[gradient, n_block, part] = jax.jit(function).lower(X, self.device_data[part], level).compile()
             self.seconds["compile"] += time.perf_counter() - start
-        return self.programs[gradient, n_block]
+        return self.programs[gradient, n_block, part]
 
     def evaluate(self, X: np.ndarray, gradient: bool = False, level: float = 0.0) -> Any:
         """Losses (n,), or losses and gradients (n, k), at the rows of X (n, k); a round of the history."""
@@ -151,12 +186,14 @@ class FitProblem:
 
     def _evaluate(self, X, gradient, level):
         n_all = -(-self.n_sample // self.mesh.size)
-        small, large = (min(size, n_all) for size in GRADIENT_BLOCKS)
-        n_block = self.mesh.size * (n_all if not gradient else small if len(X) <= 3 * small * self.mesh.size else large)
-        program = self._program(gradient, n_block)
+        sizes = sorted({min(size, n_all) for size in GRADIENT_BLOCKS})
+        fitting = (size for size in sizes if len(X) <= 3 * size * self.mesh.size)
+        n_block = self.mesh.size * (next(fitting, sizes[-1]) if gradient else n_all)
+        part = self.first_is_part and level == self.study.annealing.levels[0]
+        program = self._program(gradient, n_block, part)
         padded = np.pad(X, ((0, -len(X) % n_block), (0, 0)), mode="edge").astype(jnp.result_type(float))
         at_level = np.asarray(level, jnp.result_type(float))
-        out = [program(block, self.device_data, at_level) for block in padded.reshape(-1, n_block, X.shape[1])]
+        out = [program(block, self.device_data[part], at_level) for block in padded.reshape(-1, n_block, X.shape[1])]
         return jax.tree.map(lambda *blocks: np.concatenate(blocks)[: len(X)].astype(np.float64), *out)
 
     def _add_round(self, X, losses, gradient, level):
@@ -182,6 +219,11 @@ class FitProblem:
             return f"NaN in the loss or its gradient at {where}"
         step, trace = np.argwhere(~finite)[0]
         return f"NaN at time step {step} of trace {trace} at {where}"
+
+
+def n_traces(data: Any) -> int:
+    """The traces in what a study is fitted to."""
+    return jax.tree.leaves(data)[0].shape[1]
 
 
 class Journal:
@@ -284,7 +326,7 @@ def minimise(problem: FitProblem, search: Search) -> Minimum:
         if not by_gradient:
             return derivative_free(problem, search)
         x0 = random_starts(problem, search.seed)
-        return anneal(problem, annealing.levels, x0) if annealing else lbfgsb_multistart(problem, x0)
+        return anneal(problem, annealing, x0) if annealing else lbfgsb_multistart(problem, x0)
 
 
 def random_starts(problem: FitProblem, seed: int) -> np.ndarray:
@@ -352,32 +394,55 @@ def lbfgsb_multistart(
     return Minimum(starts, level, interrupted)
 
 
-def anneal(problem: FitProblem, levels: Sequence[float], x0: np.ndarray) -> Minimum:
+def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray) -> Minimum:
     """Minimise from every row of x0 at each level in turn, from where the last one ended, then fully at the best one.
 
-    The best level is that of the lowest loss. KeyboardInterrupt leaves the best stage that is complete.
+    Starts that have met go on as one: whichever of them has the lowest loss is followed, for all of them.
+    KeyboardInterrupt leaves the best stage that is complete.
     """
 
     def stage(level, earlier, options):
-        minimum = lbfgsb_multistart(problem, np.stack([start.x for start in earlier]), options, level)
-        for start, before in zip(minimum.starts, earlier, strict=True):
-            start.initial = before.initial
-            start.flat = before.flat if before.n_gradients else start.flat
-            start.n_gradients += before.n_gradients
-        return minimum
+        followed = _met(earlier)
+        distinct = sorted(set(followed))
+        minimum = lbfgsb_multistart(problem, np.stack([earlier[i].x for i in distinct]), options, level)
+        ended, starts = dict(zip(distinct, minimum.starts, strict=True)), []
+        for i, before in enumerate(earlier):
+            after = ended[followed[i]]
+            n_gradients = before.n_gradients + (after.n_gradients if i == followed[i] else 0)
+            flat = before.flat if before.n_gradients else after.flat
+            changed = dict(initial=before.initial, n_gradients=n_gradients, flat=flat)
+            starts.append(dataclasses.replace(after, **changed))
+        return dataclasses.replace(minimum, starts=starts)
 
-    starts, stages = [Start(x, x) for x in x0], []
-    for level in levels:
+    starts, stages, released = [Start(x, x) for x in x0], [], problem.study.released
+    for level in annealing.levels:
         last = stage(level, starts, COARSE_OPTIONS)
         if last.interrupted or not math.isfinite(last.best.loss):
             break
         starts = last.starts
-        stages.append(last)
+        try:
+            done = released(problem.box.parameters(last.best.x)) if released else None
+        except KeyboardInterrupt:
+            last = dataclasses.replace(last, interrupted=True)
+            break
+        stages.append(dataclasses.replace(last, released=done))
     if not stages:
         return last
-    best = min(stages, key=lambda minimum: minimum.best.loss)
+    candidates = stages[1:] if problem.first_is_part and len(stages) > 1 else stages
+    best = min(candidates, key=lambda stage: stage.released.criterion if stage.released else stage.best.loss)
     refined = last if last.interrupted else stage(best.level, best.starts, LBFGSB_OPTIONS)
-    return dataclasses.replace(best, interrupted=True) if refined.interrupted else refined
+    found = dataclasses.replace(best, interrupted=True) if refined.interrupted else refined
+    return dataclasses.replace(found, stages=stages)
+
+
+def _met(starts: Sequence[Start]) -> list[int]:
+    """Of every start, the index of the one that is followed for it."""
+    followed, kept = [0] * len(starts), []
+    for i in sorted(range(len(starts)), key=lambda i: starts[i].loss):
+        near = [j for j in kept if np.abs(starts[i].x - starts[j].x).max() <= MET]
+        followed[i] = near[0] if near and math.isfinite(starts[i].loss) else i
+        kept += [i] * (followed[i] == i)
+    return followed
 
 
 def derivative_free(problem: FitProblem, search: Search) -> Minimum:
@@ -451,7 +516,10 @@ def derivative_free(problem: FitProblem, search: Search) -> Minimum:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What a fit found. `predict(recording)` gives V (mV) and spikes of the fitted model under other currents."""
+    """What a fit found. `predict(recording)` gives V (mV) and spikes of the fitted model under other currents.
+
+    Where the model was driven while it was fitted, `loss` is that of the `released` one.
+    """
 
     parameters: dict[str, float]
     loss: float
@@ -464,6 +532,7 @@ class Fit:
     n_gradients: int
     seconds: dict[str, float]
     predict: Callable[[Recording], tuple[np.ndarray, np.ndarray]]
+    released: Released | None = None
 
     @property
     def V(self) -> dict[str, np.ndarray]:
@@ -491,17 +560,19 @@ def fit(
         raise BadInput(f"no start has a finite loss; start 0: {minimum.starts[0].status}")
     parameters, information = box.parameters(best.x), unknown(box, "interrupted")
     predictions, scores = {}, {}
+    released = study.released(parameters) if study.released else None
+    at_level = study.at(minimum.level) if study.annealing else study
     try:
         for name, recording in runs.progress(study.recordings.items(), desc="predict", unit=" recordings"):
             predictions[name] = study.predict(parameters, recording, minimum.level, search.seed)
             scores[name] = scoring.score(recording, predictions[name], study.delta)
         if not minimum.interrupted:
-            information = determined(study, box, best.x)
+            information = determined(at_level, box, best.x)
     except KeyboardInterrupt:
         minimum = dataclasses.replace(minimum, interrupted=True)
     return Fit(
         parameters=box.values(best.x),
-        loss=best.loss,
+        loss=released.loss if released else best.loss,
         minimum=minimum,
         predictions=predictions,
         scores=scores,
@@ -511,6 +582,7 @@ def fit(
         n_gradients=problem.n_gradients,
         seconds=problem.seconds,
         predict=functools.partial(study.free_run, parameters),
+        released=released,
     )
 
 

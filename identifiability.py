@@ -183,7 +183,7 @@ def _reasons(box: Box, x: np.ndarray, at_bound: np.ndarray, far: np.ndarray, mis
     first = int(np.argmax(far))
     if far[first] > FAR:
         away = f"not at an optimum: the data move {names[first]} by {far[first]:.2g} standard errors"
-        away += " (a local minimum? more --n_sample, or tighter --bounds)"
+        away += " (a local minimum? --precision 64, more --n_sample, or tighter --bounds)"
         misfits = [*misfits, away]
     reasons = dict.fromkeys(names, misfits[0]) if misfits else {}
     return reasons | {names[i]: f"at its bound, {ends[i]:g} (--bounds)" for i in np.flatnonzero(at_bound)}

@@ -280,7 +280,7 @@ def likelihood_loss(settings: Settings, trajectories: studies.Model) -> studies.
         mse = jnp.sum(costs["error"]) / jnp.maximum(n, 1)
         return jnp.sum(costs["spike_cost"]) + n / 2 * jnp.log1p(mse / studies.V_RESOLUTION**2)
 
-    return studies.Loss(loss, "negative log-likelihood", make_predictions(settings, trajectories))
+    return studies.Loss(loss, "negative log-likelihood", make_predictions(settings, trajectories), is_log=True)
 
 
 def simulation_loss(settings: Settings, trajectories: studies.Model) -> studies.Loss:

@@ -1,7 +1,8 @@
 """Fit a Hodgkin-Huxley cell to recorded membrane potentials or spikes.
 
 Four parameters of a Traub-type cell are fitted: the leak, sodium and potassium conductances gL, gNa, gK (uS) and the
-shift V_T of the rates (mV), by gradients of the simulation (multi-start L-BFGS-B) or by derivative-free methods.
+shift V_T of the rates (mV), by gradients of the simulation (multi-start L-BFGS-B) or by derivative-free methods; an M
+current (gM, tau_max), which adapts, and a temperature factor phi of all rates are there to be fitted too.
 Without arguments the cell is fitted to the traces in data/ and checked on other currents. A recording of your own is
 read as it is (ABF, NWB, IBW, NPZ, CSV and others); the model starts where it starts, and a part of it is held out.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import runs
+from runs import BadInput
 
 import brainunit as u
 import jax
@@ -29,6 +31,7 @@ import recordings
 import reports
 import spike_trains
 import studies
+import synchronisation
 import utils
 from comparing import PaperResult
 from identifiability import Box, Prediction, Predictions, Undetermined
@@ -49,6 +52,9 @@ RANGES = {
     "ENa": u.Quantity([40.0, 60.0], unit=u.mV),
     "EK": u.Quantity([-100.0, -80.0], unit=u.mV),
     "C": u.Quantity([0.05, 0.5], unit=u.nF),
+    "gM": u.Quantity([0.0, 0.2], unit=u.uS),
+    "tau_max": u.Quantity([20.0, 2000.0], unit=u.ms),
+    "phi": u.Quantity([0.3, 5.0], unit=u.UNITLESS),
     "R_s": u.Quantity([-20.0, 40.0], unit=u.Mohm),
 }
 FITTED = ["gL", "gNa", "gK", "V_T"]
@@ -61,7 +67,7 @@ PAPER_RESULTS = {
     "TwoPointsDE": PaperResult(32.31, 22.60, 0.658, 0.175),
     "bayesian": PaperResult(27.95, 25.76, 55.26, 12.39),
 }
-CONSTANTS = {"EL": -65.0, "ENa": 50.0, "EK": -90.0, "C": 0.2, "R_s": 0.0}
+CONSTANTS = {"EL": -65.0, "ENa": 50.0, "EK": -90.0, "C": 0.2, "gM": 0.0, "tau_max": 1000.0, "phi": 1.0, "R_s": 0.0}
 # Those of `utils.HH`: of your recordings, unless they are fitted or given.
 DEFAULTS = {"gL": 0.01, "gNa": 20.0, "gK": 6.0, "V_T": -60.0, **CONSTANTS}
 PAPER_PARAMETERS = {"gL": 0.0083637, "gNa": 24.6977, "gK": 5.8149, "V_T": -55.3109}
@@ -72,6 +78,8 @@ SHIPPED = {
     for name, suffix in (("fit", ""), ("validation", "_validation"))
 }
 SCHEMES = ("exponential_euler", "staggered")
+OBJECTIVES = ("synchronised", "simulation")
+SEVERAL = 3  # spikes of a trace, with which the plain loss finds nothing
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -81,7 +89,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "scheme of the simulation: of first order, as in the paper, or of second; without this argument, staggered for "
         "your files and exponential_euler for all others"
     )
-    parser.add_argument_group("spiking model").add_argument("--scheme", choices=SCHEMES, help=scheme)
+    objective = (
+        "synchronised: the recording drives the model while potentials are fitted, and lets go of it in stages, from "
+        "coupling 10 per ms to 0; simulation: the paper's loss, of the model that runs freely; without this argument, "
+        f"synchronised by L-BFGS-B for your potentials, where a trace has {SEVERAL} spikes or more"
+    )
+    add = parser.add_argument_group("spiking model").add_argument
+    add("--objective", choices=OBJECTIVES, help=objective)
+    add("--scheme", choices=SCHEMES, help=scheme)
     fitting.add_fit_arguments(parser, RANGES, FITTED, list(LOSSES))
     comparing.add_compare_arguments(parser)
     recordings.add_data_arguments(parser)
@@ -159,6 +174,7 @@ def make_study(
     source: recordings.Source,
     known: Mapping[str, float] | None = None,
     scheme: str = "exponential_euler",
+    objective: str = "simulation",
     seed: int = 0,
 ) -> studies.Study:
     """The study of the cell.
@@ -169,6 +185,7 @@ def make_study(
         known: {name: value} of the cell behind the traces, and of the parameters that are not fitted; without it,
             these are DEFAULTS.
         scheme: as in `utils.HH`.
+        objective: one of OBJECTIVES.
         seed: of noise that is added.
     """
     values = studies.select_constants(known or DEFAULTS, settings.constants, settings.fit_parameters)
@@ -181,7 +198,7 @@ def make_study(
         recordings.require_spikes(targets["fit"], data.spike_level)
     else:
         recordings.require_potentials(targets["fit"])
-    return studies.Study(
+    study = studies.Study(
         model=studies.simulation(cell, with_units(values), source.dt_sim),
         loss=LOSSES[settings.fit_target](settings, data.spike_level),
         bounds=studies.select_bounds(settings.fit_parameters, RANGES, settings.bounds),
@@ -192,6 +209,21 @@ def make_study(
         delta=settings.delta,
         finer=studies.simulation(cell, with_units(values), half) if source.own and scheme == "staggered" else None,
     )
+    if objective == "simulation":
+        return study
+    return synchronisation.synchronised(study, cell, with_units(values), source.dt_sim, data.spike_level)
+
+
+def objective_of(args: argparse.Namespace, data: Data) -> str:
+    """The objective that the arguments ask for, or else the one that finds the cell."""
+    recording, potentials = data.recordings["fit"], args.fit_target == "potential"
+    if args.objective == "synchronised" and not potentials:
+        raise BadInput("argument --objective: found synchronised with --fit_target spike, expected potential")
+    if args.objective or not potentials or args.method != "L-BFGS-B" or args.mode != "fit":
+        return args.objective or "simulation"
+    own = (args.recording or args.voltage) and recording.spikes is not None
+    several = own and (recording.spikes * recording.observed).sum(0).max() >= SEVERAL
+    return "synchronised" if several else "simulation"
 
 
 def make_free_run(
@@ -258,7 +290,8 @@ def main(argv: Sequence[str]) -> int:
     data = recordings.read_data(source, SHIPPED)
     scheme = args.scheme or ("staggered" if source.own else "exponential_euler")
     settings = runs.pick(studies.FitSettings, args)
-    study = make_study(settings, data, source, known_parameters(source), scheme, noise_seed)
+    objective = objective_of(args, data)
+    study = make_study(settings, data, source, known_parameters(source), scheme, objective, noise_seed)
     print(*data.report, sep="\n", end="\n" * bool(data.report))
     search, interrupted = runs.pick(fitting.Search, args, seed=fit_seed), False
     if args.mode == "compare":
@@ -278,7 +311,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         journal = fitting.Journal(run, functools.partial(run.save_config, argv, devices))
         fit = fitting.fit(study, search, devices, journal)
-        extra = dict(script=SCRIPT, scheme=scheme)
+        extra = dict(script=SCRIPT, scheme=scheme, objective=objective)
+        extra |= {"coupling_per_ms": fit.minimum.level} if study.annealing else {}
         reports.print_fit(study, fit, extra)
         run.save_config(argv, devices)
         reports.save_fit(run, study, data, fit, extra)

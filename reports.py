@@ -49,6 +49,11 @@ def result_of(study: Study, data: Data, fit: Fit, seed: int, extra: Mapping[str,
         )
         for start in fit.minimum.starts
     ]
+    if fit.released:
+        names = ("level", "loss", "released")
+        stages = [(stage.level, stage.best.loss, stage.released) for stage in fit.minimum.stages]
+        result |= dict(loss_driven=fit.minimum.best.loss, released=fit.released)
+        result |= dict(stages=[dict(zip(names, stage, strict=True)) for stage in stages])
     return result | dict(interrupted=fit.minimum.interrupted, seed=seed)
 
 
@@ -59,6 +64,8 @@ def save_fit(run: runs.RunFolder, study: Study, data: Data, fit: Fit, extra: Map
     run.save("losses.png", plot_losses(fit, study.loss.name))
     if np.isfinite(fit.identifiability.eigenvalues).all():
         run.save("identifiability.png", plot_identifiability(fit.identifiability))
+    if fit.released and fit.minimum.stages:
+        run.save(f"{study.annealing.name}.png", plot_stages(study, fit))
     for name, prediction in fit.predictions.items():
         recording = study.recordings[name]
         run.save(f"traces_{name}.png", recordings.plot_traces(recording, data=recording.V, model=prediction.V))
@@ -93,10 +100,14 @@ def print_fit(study: Study, fit: Fit, extra: Mapping[str, Any]) -> None:
     for direction in information.undetermined:
         print(f"not determined by these data: {direction}")
     # A likelihood is compared by differences: one unit is little, whatever it is counted from.
-    near = sum(start.loss <= (fit.loss + 1 if study.annealing else 1.1 * fit.loss + 1e-3) for start in starts)
-    how = "to 1" if study.annealing else "to 10 % + 0.001"
+    lowest = fit.minimum.best.loss
+    near = sum(start.loss <= (lowest + 1 if study.loss.is_log else 1.1 * lowest + 1e-3) for start in starts)
+    how = "to 1" if study.loss.is_log else "to 10 % + 0.001"
     reached = f", reached ({how}) from {near} of {len(starts)} starts" if len(starts) > 1 else ""
-    print(f"{study.loss.name}: {fit.loss:.3g}{reached}")
+    if fit.released:
+        print(*lines_of_release(study, fit, reached), sep="\n")
+    else:
+        print(f"{study.loss.name}: {fit.loss:.3g}{reached}")
     for what, value in extra.items():
         if isinstance(value, float):
             print(f"{what.replace('_', ' ')}: {value:.3g}")
@@ -113,6 +124,21 @@ def print_fit(study: Study, fit: Fit, extra: Mapping[str, Any]) -> None:
         print("WARNING: the gradient is zero at every start: this would be random search")
     print("{run:.1f} s to run and {compile:.1f} s to compile".format(**fit.seconds), end=", ")
     print(f"{fit.n_simulations} simulations, {fit.n_gradients} of them with gradient")
+
+
+def lines_of_release(study: Study, fit: Fit, reached: str) -> list[str]:
+    """What is printed of a fit in which the recording drove the model: that it did, and what the released one does."""
+    level, stages = fit.minimum.level, fit.minimum.stages
+    lines = [
+        f"{study.loss.name}, released: {fit.loss:.3g} ({fit.released.text})",
+        f"the same, driven with coupling {level:g} per ms: {fit.minimum.best.loss:.3g}{reached}",
+    ]
+    if level and stages and stages[-1].level == 0:
+        at_0 = stages[-1].released
+        lines.append(f"a fit at coupling 0 would be worse: {at_0.loss:.3g} ({at_0.text})")
+    if not fit.released.follows:
+        lines.append("WARNING: released, the model does not follow the recording: it is not this cell, or not found")
+    return lines
 
 
 def reasons_of(fit: Fit) -> list[str]:
@@ -298,6 +324,33 @@ def plot_losses(fit: Fit, loss_name: str) -> plt.Figure:
     left.xaxis.get_major_locator().set_params(integer=True)
     right.plot(*zip(*((row.n_simulations, row.best_loss) for row in history), strict=True), "k.-")
     right.set(xlabel="simulations", ylabel="best loss so far", xscale="log", yscale=yscale)
+    return figure
+
+
+def plot_stages(study: Study, fit: Fit) -> plt.Figure:
+    """Driven loss and parameters of every start at each level; black the best start, dashed where the fit ended."""
+    stages, box = fit.minimum.stages, Box(study.bounds)
+    losses = np.array([[start.loss for start in stage.starts] for stage in stages])
+    panels = {"driven loss": losses}
+    values = [[box.values(start.x) for start in stage.starts] for stage in stages]
+    for name, unit in box.units.items():
+        panels[f"{name} ({unit_name(unit)})" if unit_name(unit) else name] = np.array(
+            [[one[name] for one in row] for row in values]
+        )
+    n_column, n_row = 3, -(-len(panels) // 3)
+    layout = dict(sharex=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(n_row, n_column, figsize=(runs.WIDTH, 1.6 * n_row + 0.4), **layout)
+    at, best = np.arange(len(stages)), losses.argmin(1)
+    chosen = [stage.level for stage in stages].index(fit.minimum.level)
+    for axis, (name, y) in zip(axes.flat, panels.items(), strict=False):
+        axis.plot(at, y, "-", color="C1", alpha=0.5, lw=0.7)
+        axis.plot(at, y[at, best], "k.-", lw=0.8)
+        axis.axvline(chosen, color="0.4", lw=0.8, ls="--")
+        axis.set(ylabel=name, xticks=at, xticklabels=[f"{stage.level:g}" for stage in stages])
+    axes.flat[0].set_yscale("log" if (losses > 0).all() else "linear")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    figure.supxlabel(f"{study.annealing.name} ({study.annealing.unit.replace('_', ' ')})", fontsize=8)
     return figure
 
 

@@ -41,24 +41,60 @@ class Model(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """A loss: (output of the model, recording) -> scalar; its name with unit; and what `identifiability` asks."""
+    """A loss: (output of the model, recording) -> scalar; its name with unit; and what `identifiability` asks.
 
-    function: Callable[[Any, Recording], jax.Array]
+    One that `is_log` is compared by differences.
+    """
+
+    function: Callable[[Any, Any], jax.Array]
     name: str
     predictions: Callable[["Study", Box, np.ndarray], Predictions]
+    is_log: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """What a cell does that the recording no longer drives: mean squared error (mV^2), Gamma, spikes of both."""
+
+    loss: float
+    gamma: float | None
+    n_spikes: int
+    n_spikes_model: int
+
+    @property
+    def criterion(self) -> tuple[float, float]:
+        """What is lower for a better cell: Gamma first, to 0.01, and then the error."""
+        loss = self.loss if math.isfinite(self.loss) else math.inf
+        return -round(self.gamma or 0.0, 2), loss
+
+    @property
+    def follows(self) -> bool:
+        """Whether it has at least half of the spikes that chance would not give it, if there are any."""
+        return math.isfinite(self.loss) and (not self.n_spikes or (self.gamma or 0.0) >= 0.5)
+
+    @property
+    def text(self) -> str:
+        spikes = f"{self.n_spikes_model} spikes for {self.n_spikes}"
+        return spikes if self.gamma is None else f"{spikes}, Gamma {self.gamma:.2f}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Annealing:
     """What changes in stages while a fit runs, such as the width of a likelihood: its name, unit and values in order.
 
-    Every start is minimised at each level in turn, from where the last one ended, and then fully at the level of the
-    lowest loss, which is thereby fitted too. Methods without gradients have the last level alone.
+    Every start is minimised at each level in turn, from where the last one ended, and then fully at one level, which is
+    thereby fitted too: that of the lowest loss, or where the study says what the model does when it is `released`, of
+    the lowest criterion of that. Methods without gradients have the last level alone.
+
+    Args:
+        n_first: traces on which the first level is fitted, evenly taken, where there are more than twice as many; it
+            is then not one to end at.
     """
 
     name: str
     unit: str
     levels: tuple[float, ...]
+    n_first: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +125,9 @@ class Study:
         trajectories: as model, each array (T, n_trace), where the model does not return these itself: to find NaN.
         finer: the model with half the step, of a scheme of second order, where the target knows nothing of the step.
         more: (prediction, parameters, recording, level, seed) -> the prediction with what the model says besides.
+        windows: what model and loss are given in place of recordings["fit"]; a pytree of arrays (..., n_trace), of
+            which the first is (T, n_trace).
+        released: (parameters) -> what the model does that is not driven, where it is while it is fitted.
     """
 
     model: Model
@@ -103,6 +142,17 @@ class Study:
     trajectories: Model | None = None
     finer: Model | None = None
     more: Callable[[scoring.Prediction, Parameters, Recording, float, int], scoring.Prediction] | None = None
+    windows: Any = None
+    released: Callable[[Parameters], Released] | None = None
+
+    @property
+    def fitted(self) -> Any:
+        """What model and loss are given."""
+        return self.recordings["fit"] if self.windows is None else self.windows
+
+    def at(self, level: float) -> "Study":
+        """The study at one level of its annealing."""
+        return dataclasses.replace(self, annealing=dataclasses.replace(self.annealing, levels=(level,)))
 
     def predict(self, parameters: Parameters, recording: Recording, level: float, seed: int) -> scoring.Prediction:
         """What the model says of a recording when it runs freely; the level and the seed are those of its noise."""

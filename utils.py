@@ -32,13 +32,15 @@ class HH(brainpy.state.Neuron):
 
     .. math::
 
-        C \dot V &= -g_{Na} m^3 h (V - E_{Na}) - g_K n^4 (V - E_K) - g_L (V - E_L) + I \\
-        \dot x &= \alpha_x (1 - x) - \beta_x x, \quad x = m, h, n, \quad v = V - V_T \\
+        C \dot V &= -g_{Na} m^3 h (V - E_{Na}) - (g_K n^4 + g_M p) (V - E_K) - g_L (V - E_L) + I \\
+        \dot x &= \phi [\alpha_x (1 - x) - \beta_x x], \quad x = m, h, n, \quad v = V - V_T \\
         \alpha_m &= 1.28 / exprel((13 - v) / 4), \quad \beta_m = 1.4 / exprel((v - 40) / 5) \\
         \alpha_h &= 0.128 \exp((17 - v) / 18), \quad \beta_h = 4 / (1 + \exp((40 - v) / 5)) \\
-        \alpha_n &= 0.16 / exprel((15 - v) / 5), \quad \beta_n = 0.5 \exp((10 - v) / 40)
+        \alpha_n &= 0.16 / exprel((15 - v) / 5), \quad \beta_n = 0.5 \exp((10 - v) / 40) \\
+        \dot p &= \phi (z^2 / (1 + z^2) - p) (3.3 z + 1 / z) / \tau_{max}, \quad z = \exp((V + 35) / 20)
 
-    with v in mV, rates per ms and exprel(x) = (exp(x) - 1) / x. The scheme 'exponential_euler', the paper's, advances
+    with potentials in mV, rates per ms and exprel(x) = (exp(x) - 1) / x. The M current (p), which adapts, is integrated
+    unless gM is known to be 0. The scheme 'exponential_euler', the paper's, advances
     potential and gates from the same time and is of first order in the step. In 'staggered' the gates stand half a
     step before the potential, so that each sees the other at the middle of its step: of second order at the same cost
     (Hines 1984).
@@ -47,10 +49,12 @@ class HH(brainpy.state.Neuron):
 
     Args:
         in_size: number or shape of the cells.
-        gL, gNa, gK: maximal conductances (uS).
+        gL, gNa, gK, gM: maximal conductances (uS).
         EL, ENa, EK: reversal potentials (mV).
         V_T: shift of the rates along V, which sets the threshold (mV).
         C: membrane capacitance (nF).
+        tau_max: of the M current (ms).
+        phi: temperature factor of all rates.
         V_th: level whose upward crossing is a spike (mV).
         scheme: 'exponential_euler' or 'staggered'.
         **kwargs: those of `brainpy.state.Neuron`, such as the surrogate gradient `spk_fun` of the spikes.
@@ -67,44 +71,57 @@ class HH(brainpy.state.Neuron):
         ENa: u.Quantity = 50.0 * u.mV,
         EK: u.Quantity = -90.0 * u.mV,
         C: u.Quantity = 0.2 * u.nF,
+        gM: u.Quantity = 0.0 * u.uS,
+        tau_max: u.Quantity = 1000.0 * u.ms,
+        phi: Number = 1.0,
         V_th: u.Quantity = 0.0 * u.mV,
         scheme: str = "exponential_euler",
         **kwargs,
     ):
         super().__init__(in_size, **kwargs)
         constants = dict(gL=gL, gNa=gNa, gK=gK, V_T=V_T, EL=EL, ENa=ENa, EK=EK, C=C, V_th=V_th)
+        constants |= dict(gM=gM, tau_max=tau_max, phi=phi)
         for key, value in constants.items():
             setattr(self, key, braintools.init.param(value, self.varshape))
-        self.staggered = scheme == "staggered"
+        self.staggered, self.gates = scheme == "staggered", "mhn" if is_zero(gM) else "mhnp"
 
     def init_state(self, batch_size: int | None = None, **kwargs) -> None:
         V_start, closed = braintools.init.Constant(-65.0 * u.mV), braintools.init.ZeroInit()
         self.V = brainstate.HiddenState.init(V_start, self.varshape, batch_size)
-        for gate in "mhn":
+        for gate in self.gates:
             setattr(self, gate, brainstate.HiddenState.init(closed, self.varshape, batch_size))
 
     def settle(self, V: u.Quantity) -> None:
         """The states of a cell that has been held at potential V: gates at their steady state there."""
         self.V.value = V
-        for gate, (alpha, beta) in zip((self.m, self.h, self.n), self.rates(V), strict=True):
-            gate.value = alpha / (alpha + beta)
+        for gate, (alpha, beta) in zip(self.gates, self.rates(V), strict=True):
+            getattr(self, gate).value = alpha / (alpha + beta)
 
     def rates(self, V: u.Quantity) -> list[tuple[u.Quantity, u.Quantity]]:
-        """(alpha, beta) of m, h and n at potential V."""
+        """(alpha, beta) of the gates at potential V."""
         v = (V - self.V_T).to_decimal(u.mV)
         m = 1.28 * inverse_exprel((13 - v) / 4), 1.4 * inverse_exprel((v - 40) / 5)
         # exp is the published rate; the paper's code has exprel here.
         h = 0.128 * jnp.exp((17 - v) / 18), 4 * jax.nn.sigmoid((v - 40) / 5)
         n = 0.16 * inverse_exprel((15 - v) / 5), 0.5 * jnp.exp((10 - v) / 40)
-        return [(alpha / u.ms, beta / u.ms) for alpha, beta in (m, h, n)]
+        slow = [self.slow_rates(V)] if "p" in self.gates else []
+        return [(self.phi * alpha / u.ms, self.phi * beta / u.ms) for alpha, beta in (m, h, n)] + slow
+
+    def slow_rates(self, V: u.Quantity) -> tuple[u.Quantity, u.Quantity]:
+        """(alpha, beta) of the gate p of the M current at potential V."""
+        z = jnp.exp((V.to_decimal(u.mV) + 35) / 20)
+        rate = self.phi * (3.3 * z + 1 / z) / self.tau_max
+        return rate * (z**2 / (1 + z**2)), rate / (1 + z**2)
 
     def update(self, x: u.Quantity = 0.0 * u.nA) -> jax.Array:
         """One step under the current x (nA). Returns 1 where V crosses V_th upwards during the step, else 0."""
-        V, before = self.V.value, (self.m.value, self.h.value, self.n.value)
+        V, before = self.V.value, [getattr(self, gate).value for gate in self.gates]
         after = [relax(gate, a / (a + b), a + b) for gate, (a, b) in zip(before, self.rates(V), strict=True)]
-        self.m.value, self.h.value, self.n.value = after
-        m, h, n = after if self.staggered else before
+        for gate, value in zip(self.gates, after, strict=True):
+            getattr(self, gate).value = value
+        m, h, n, *p = after if self.staggered else before
         gNa, gK = self.gNa * m**3 * h, self.gK * n**4
+        gK = gK + self.gM * p[0] if p else gK
         I = self.sum_current_inputs(x, V) - gNa * (V - self.ENa) - gK * (V - self.EK) - self.gL * (V - self.EL)
         self.V.value = self.sum_delta_inputs(exp_euler(V, I / self.C, (gNa + gK + self.gL) / self.C))
         return self.get_spike(self.V.value) * (1 - self.get_spike(V))

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 
 HH = {"gL": 0.012, "gNa": 22.0, "gK": 5.2, "V_T": -56.0, "EL": -65.0, "ENa": 50.0, "EK": -90.0, "C": 0.2}
+HH |= {"gM": 0.0, "tau_max": 1000.0, "phi": 1.0}
 GIF = {"a": 0.005, "b": 0.01, "k1": 0.2, "k2": 0.02, "A1": 1.0, "A2": -0.1, "R": 20.0, "tau": 20.0}
 GIF |= {"V_rest": -70.0, "V_reset": -70.0, "V_th_inf": -50.0, "V_th_reset": -60.0}
 
@@ -20,23 +21,28 @@ def _rate(x):
 
 
 @numba.njit
-def _rates(v):
-    """alpha and beta of m, h and n, at v = V - V_T."""
+def _rates(V, p):
+    """alpha and beta of m, h and n, and of p of the M current (Pospischil et al. 2008), at potential V."""
+    V_T, tau_max, phi = p[3], p[9], p[10]
+    v = V - V_T
     m = 1.28 / _rate((13 - v) / 4), 1.4 / _rate((v - 40) / 5)
     h = 0.128 * math.exp((17 - v) / 18), 4 / (1 + math.exp((40 - v) / 5))
     n = 0.16 / _rate((15 - v) / 5), 0.5 * math.exp((10 - v) / 40)
-    return m, h, n
+    p_inf = 1 / (1 + math.exp(-(V + 35) / 10))
+    tau_p = tau_max / (3.3 * math.exp((V + 35) / 20) + math.exp(-(V + 35) / 20))
+    slow = p_inf / tau_p, (1 - p_inf) / tau_p
+    return phi * np.array([m, h, n, slow])
 
 
 @numba.njit
 def _slope(y, I, p):
-    gL, gNa, gK, V_T, EL, ENa, EK, C = p
-    V, m, h, n = y
-    rates = _rates(V - V_T)
-    out = np.empty(4)
-    out[0] = (-gNa * m**3 * h * (V - ENa) - gK * n**4 * (V - EK) - gL * (V - EL) + I) / C
-    for i in range(3):
-        out[i + 1] = rates[i][0] * (1 - y[i + 1]) - rates[i][1] * y[i + 1]
+    gL, gNa, gK, _, EL, ENa, EK, C, gM = p[:9]
+    V, m, h, n, slow = y
+    rates = _rates(V, p)
+    out = np.empty(5)
+    out[0] = (-gNa * m**3 * h * (V - ENa) - (gK * n**4 + gM * slow) * (V - EK) - gL * (V - EL) + I) / C
+    for i in range(4):
+        out[i + 1] = rates[i, 0] * (1 - y[i + 1]) - rates[i, 1] * y[i + 1]
     return out
 
 
@@ -45,11 +51,11 @@ def _hh(current, p, dt, t_before, n_step):
     T, n_trace = current.shape
     V, step = np.empty((T, n_trace)), dt / n_step
     for trace in range(n_trace):
-        y = np.empty(4)
+        y = np.empty(5)
         y[0] = p[4]
-        rates = _rates(y[0] - p[3])
-        for i in range(3):
-            y[i + 1] = rates[i][0] / (rates[i][0] + rates[i][1])
+        rates = _rates(y[0], p)
+        for i in range(4):
+            y[i + 1] = rates[i, 0] / (rates[i, 0] + rates[i, 1])
         for k in range(-round(t_before / dt), T):
             I = current[max(k, 0), trace]
             if k >= 0:

@@ -174,7 +174,11 @@ def test_constants_are_printed_saved_and_given(fit, tmp_path, hh_cell):
     assert set(default["identifiability"]["standard_errors"].values()) == {None}
     given, _ = fit(hh, *recording, *fitted, "--constants", "gL=0.012", "V_T=-56")
     assert_found(given, cells.HH, 0.005)
-    assert given["constants"] == {"gL": 0.012, "V_T": -56, "EL": -65, "ENa": 50, "EK": -90, "C": 0.2, "R_s": 0}
+    assert given["constants"] == {"gL": 0.012, "V_T": -56, "EL": -65, "ENa": 50, "EK": -90, "C": 0.2, "R_s": 0} | {
+        "gM": 0,
+        "tau_max": 1000,
+        "phi": 1,
+    }
     _, line = fit(hh, *recording, *fitted, "--constants", "gNa=1", status=2)
     assert "argument --constants: found 'gNa', which is fitted" in line
 
