@@ -35,7 +35,7 @@ from recordings import Recording
 from studies import Annealing, Released, Study, unit_name
 
 METHODS = ("L-BFGS-B", "DE", "PSO", "TwoPointsDE", "CMA", "bayesian", "random")
-GRADIENT_BLOCKS = (1, 10, 50)  # parameter sets on each device
+GRADIENT_BLOCKS = (1, 10, 50)  # parameter sets on each device; the first where starts may meet, in an annealed fit
 N_CELL = 2000  # traces times parameter sets that are simulated at a time
 MET = 1e-3  # of the range of every parameter, within which two starts of an annealed fit go on as one
 # Tolerances below what float32 resolves: a start ends where its line search finds nothing lower.
@@ -95,7 +95,7 @@ class FitProblem:
 
     Losses are one compiled program, a batch of n_sample sets split over the devices. Gradients are in forward mode: k
     parameters cost about k simulations more and store nothing, where reverse mode stores the trajectory. They are
-    computed in padded blocks of one of three sizes, so that the few starts of a fit that take long do not cost what all
+    computed in padded blocks of a few sizes, so that the few starts of a fit that take long do not cost what all
     of them do. Traces of many sets are taken N_CELL at a time, so that memory is that of these, whatever the recording.
 
     Args:
@@ -186,7 +186,7 @@ class FitProblem:
 
     def _evaluate(self, X, gradient, level):
         n_all = -(-self.n_sample // self.mesh.size)
-        sizes = sorted({min(size, n_all) for size in GRADIENT_BLOCKS})
+        sizes = sorted({min(size, n_all) for size in GRADIENT_BLOCKS[not self.study.annealing :]})
         fitting = (size for size in sizes if len(X) <= 3 * size * self.mesh.size)
         n_block = self.mesh.size * (next(fitting, sizes[-1]) if gradient else n_all)
         part = self.first_is_part and level == self.study.annealing.levels[0]

@@ -146,7 +146,7 @@ def test_the_slow_gate_of_a_window_is_what_the_recording_has_made_of_it(adapting
 @pytest.fixture(scope="module")
 def spiking():
     """Many spikes of the cell without M current."""
-    current = current_of(400.0, seed=1)
+    current = current_of(300.0, seed=1)
     return recordings.recorded(current, cells.hh(current, DT, step=0.0025), DT)
 
 
@@ -158,9 +158,9 @@ def study_of(recording, objective, level=None, **settings):
 
 
 def test_a_cell_that_the_plain_loss_does_not_find_is_found_from_every_start(spiking):
-    assert spiking.spikes.sum() >= 8
-    search = fitting.Search(n_sample=5)
-    plain = fitting.minimise(fitting.FitProblem(study_of(spiking, "simulation"), 5, jax.devices()), search)
+    assert spiking.spikes.sum() >= 6
+    search = fitting.Search(n_sample=3)
+    plain = fitting.minimise(fitting.FitProblem(study_of(spiking, "simulation"), 3, jax.devices()), search)
     fit = fitting.fit(study_of(spiking, "synchronised"), search)
     assert plain.best.loss > 50
     assert fit.loss < 5
@@ -208,10 +208,10 @@ def test_standard_errors_know_of_the_noise_with_which_counting_begins():
 def test_a_fit_of_many_traces_in_chunks_is_that_of_all_at_once(spiking, monkeypatch):
     study = study_of(spiking, "synchronised")
     study = dataclasses.replace(study, windows=synchronisation.windows_of(spiking, t_window=50.0))
-    assert study.windows.recording.V.shape[1] == 7
+    assert study.windows.recording.V.shape[1] == 5
     X = np.random.default_rng(0).random((4, 4))
     whole = fitting.FitProblem(study, 4, jax.devices()).evaluate(X, gradient=True, level=1.0)
-    monkeypatch.setattr(fitting, "N_CELL", 6)
+    monkeypatch.setattr(fitting, "N_CELL", 4)
     chunks = fitting.FitProblem(study, 4, jax.devices()).evaluate(X, gradient=True, level=1.0)
     for a, b in zip(whole, chunks, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
@@ -224,12 +224,12 @@ def test_the_first_level_is_fitted_on_a_part_of_the_windows(spiking):
     study = dataclasses.replace(study, windows=windows, annealing=annealing)
     problem = fitting.FitProblem(study, 1, jax.devices())
     x = np.full((1, 4), 0.4)
-    part = jax.tree.map(lambda y: y[..., [0, 6]], windows)
+    part = jax.tree.map(lambda y: y[..., [0, 4]], windows)
     output = study.model(problem.box.parameters(np.repeat(x, 2, axis=0)), part, 10.0)
     assert problem.evaluate(x, level=10.0)[0] == pytest.approx(
         float(synchronisation.mean_error(output, part)), rel=1e-4
     )
-    all_of_them = study.model(problem.box.parameters(np.repeat(x, 7, axis=0)), windows, 2.5)
+    all_of_them = study.model(problem.box.parameters(np.repeat(x, 5, axis=0)), windows, 2.5)
     expected = float(synchronisation.mean_error(all_of_them, windows))
     assert problem.evaluate(x, level=2.5)[0] == pytest.approx(expected, rel=1e-4)
 
