@@ -175,7 +175,7 @@ def teacher_forced(
 
         electrode = electrode + jnp.zeros_like(recording.current)
         with brainstate.environ.context(dt=recording.dt / n_substep * u.ms):
-            utils.start_at(cell, studies.held_at(recording, electrode))
+            studies.start_at(cell, studies.held_at(recording, electrode))
             rows = dataclasses.replace(recording, V_start=None, V_start_error=None), electrode
             return brainstate.transform.scan(step, start(*potentials(electrode[0])), rows)
 
@@ -235,7 +235,7 @@ def with_escape_noise(
         return now, spikes.astype(jnp.uint8)
 
     with brainstate.environ.context(dt=recording.dt / n_substep * u.ms):
-        utils.start_at(cell, studies.held_at(recording, electrode))
+        studies.start_at(cell, studies.held_at(recording, electrode))
         rows = recording.current, jax.random.split(key, len(recording.current))
         return brainstate.transform.scan(step, distance(), rows)[1]
 

@@ -40,7 +40,7 @@ def detect_spikes(V: np.ndarray, level: float, rearm: float = REARM) -> np.ndarr
         level, rearm: (mV).
 
     Returns:
-        Array (T, n_trace) of 0 and 1; as in `utils.simulate`, entry k is for a crossing between samples k and k + 1.
+        Array (T, n_trace) of 0 and 1; as in `studies.simulate`, entry k is for a crossing between samples k and k + 1.
     """
     sample = np.arange(len(V))[:, None]
     last_above = np.maximum.accumulate(np.where(level <= V, sample, -1))

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from runs import BadInput
 
 import brainpy.state
+import brainstate
 import brainunit as u
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,8 @@ from jax.typing import ArrayLike
 import recordings
 import scoring
 import spike_trains
-import utils
 from identifiability import Box, Parameters, Prediction, Predictions
+from numerics import Number
 from recordings import Recording
 from spike_trains import SpikeLevel
 
@@ -165,6 +166,51 @@ class Study:
         return self.annealing.levels[-1] if self.annealing else 0.0
 
 
+def simulate(
+    neuron: Callable[..., brainpy.state.Neuron],
+    parameters: Mapping[str, Number],
+    current: Number,
+    dt: u.Quantity,
+    n_substep: int = 1,
+    V_start: Number | None = None,
+) -> tuple[Number, jax.Array]:
+    """Response of single cells to currents, as one compiled scan.
+
+    Args:
+        neuron: class of the cell, called as `neuron(n_trace, **parameters)`.
+        parameters: {name: value with unit}. Under `jax.vmap` over this pytree many parameter sets are one program, and
+            `jax.jacfwd` or `jax.grad` differentiate with respect to it.
+        current: shape (T, n_trace) (nA), one cell a trace, constant for dt.
+        dt: time between samples (ms).
+        n_substep: steps of the simulation in dt.
+        V_start: shape (n_trace,) (mV), the potential at which the cells have been held before: they `settle` there, or
+            V alone is set where they have no such method. Without it, they start as `init_state` has it.
+
+    Returns:
+        V (mV) and spikes, each (T, n_trace): V[k] at time k dt, before current[k] acts; spikes[k] of dt from there.
+    """
+    cell = neuron(current.shape[1:], **parameters)
+
+    def sample(x):
+        V, spikes = cell.V.value, cell.update(x)
+        for _ in range(n_substep - 1):
+            spikes = spikes + cell.update(x)
+        return V, spikes
+
+    with brainstate.environ.context(dt=dt / n_substep):
+        start_at(cell, V_start)
+        return brainstate.transform.for_loop(sample, current)
+
+
+def start_at(cell: brainpy.state.Neuron, V_start: Number | None) -> None:
+    """Initialise the states of cells that have been held at V_start (mV), or as `init_state` has it."""
+    cell.init_state()
+    if V_start is not None and hasattr(cell, "settle"):
+        cell.settle(V_start)
+    elif V_start is not None:
+        cell.V.value = V_start + u.math.zeros_like(cell.V.value)
+
+
 def simulation(
     neuron: Callable[..., brainpy.state.Neuron], constants: Parameters | None = None, dt_sim: float = math.inf
 ) -> Model:
@@ -173,7 +219,7 @@ def simulation(
     V is what an electrode records, with the parameter R_s (Mohm) the potential of the neuron plus R_s I.
 
     Args:
-        neuron: its class, as in `utils.simulate`.
+        neuron: its class, as in `simulate`.
         constants: {name: value with unit} of parameters that are not fitted; without it, those of the class.
         dt_sim: the longest step of the simulation (ms).
     """
@@ -182,7 +228,7 @@ def simulation(
         parameters, electrode = behind_electrode((constants or {}) | parameters, recording)
         n_substep, V_start = substeps(recording.dt, dt_sim), held_at(recording, electrode)
         currents = recording.current * u.nA, recording.dt * u.ms
-        V, spikes = utils.simulate(neuron, parameters, *currents, n_substep, V_start)
+        V, spikes = simulate(neuron, parameters, *currents, n_substep, V_start)
         return dict(V=V.to_decimal(u.mV) + electrode, spikes=spikes)
 
     return model

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+import recordings
 import scoring
 import spike_trains
 import studies
@@ -90,7 +91,6 @@ def windows_of(recording: Recording, t_window: float = T_WINDOW, t_history: floa
     n_warm = 0 if exact else min(round(T_WARM / dt), n_step // 4)
     n_window = (n_step - n_warm) // n_cut
     starts = n_window * np.arange(n_cut)
-    known = np.asarray(recording.observed if recording.observed is not None else recording.mask)
 
     def cut(x):
         return np.concatenate([np.asarray(x)[start : start + n_warm + n_window] for start in starts], axis=1)
@@ -98,7 +98,7 @@ def windows_of(recording: Recording, t_window: float = T_WINDOW, t_history: floa
     mask = cut(recording.mask)
     mask[:n_warm] = 0
     V = cut(recording.V)
-    pieces = Recording(cut(recording.current), V, mask=mask, observed=cut(known), dt=dt)
+    pieces = Recording(cut(recording.current), V, mask=mask, observed=cut(recordings.observed_in(recording)), dt=dt)
     pieces = dataclasses.replace(pieces, V_start=None if exact else V[0])
     before = before_windows(recording, starts, t_history) if t_history else (None, None, None)
     counted = mask.any(0)  # a window with nothing to count costs time and no more
@@ -175,12 +175,12 @@ def driven(neuron: Callable[..., brainpy.state.Neuron], constants: Parameters, d
             return (k + 1, total + mask * error**2), V + electrode if whole else None
 
         with brainstate.environ.context(dt=recording.dt / n_substep * u.ms):
-            utils.start_at(cell, studies.held_at(recording, electrode))
+            studies.start_at(cell, studies.held_at(recording, electrode))
             if windows.before_V is not None and "p" in getattr(cell, "gates", ""):
                 follow(cell, windows, parameters)
             rows = recording.current, recording.V, recording.mask, recording.observed
-            start = jnp.zeros(()), 0 * cell.V.value.to_decimal(u.mV)
             rows = *rows, electrode + jnp.zeros_like(recording.current)
+            start = jnp.zeros(()), 0 * cell.V.value.to_decimal(u.mV)
             (_, error), V = brainstate.transform.scan(step, start, rows)
         return dict(V=V) if whole else dict(error=error)
 
@@ -191,16 +191,19 @@ def follow(cell: utils.HH, windows: Windows, parameters: Parameters) -> None:
     """Set the gate p of a cell to what it is after the potentials before each window."""
     R_s = parameters["R_s"].to_decimal(u.Mohm) if "R_s" in parameters else 0.0
 
+    def rates(V, current):
+        """Steady state of p and the rate towards it."""
+        alpha, beta = cell.rates((V - R_s * current) * u.mV)[-1]
+        return alpha / (alpha + beta), alpha + beta
+
     def stretch(p, row):
         V, current, duration = row
-        alpha, beta = cell.slow_rates((V - R_s * current) * u.mV)
-        p_inf = alpha / (alpha + beta)
-        return p_inf + (p - p_inf) * u.math.exp(-(alpha + beta) * duration * u.ms), None
+        p_inf, rate = rates(V, current)
+        return p_inf + (p - p_inf) * u.math.exp(-rate * duration * u.ms), None
 
+    first, _ = rates(windows.before_V[0], windows.before_current[0])
     rows = windows.before_V, windows.before_current, windows.before_dt
-    first = jax.tree.map(lambda x: x[0], rows)
-    alpha, beta = cell.slow_rates((first[0] - R_s * first[1]) * u.mV)
-    cell.p.value, _ = jax.lax.scan(stretch, alpha / (alpha + beta) + 0 * cell.p.value, rows)
+    cell.p.value, _ = jax.lax.scan(stretch, first + 0 * cell.p.value, rows)
 
 
 # ---- Study ----------------------------------------------------------------------------------------------------------

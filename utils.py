@@ -6,7 +6,7 @@ A plain number stands for mV, ms, nA, uS or nF, which are consistent: 1 nA = 1 u
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import brainevent
@@ -40,12 +40,10 @@ class HH(brainpy.state.Neuron):
         \dot p &= \phi (z^2 / (1 + z^2) - p) (3.3 z + 1 / z) / \tau_{max}, \quad z = \exp((V + 35) / 20)
 
     with potentials in mV, rates per ms and exprel(x) = (exp(x) - 1) / x. The M current (p), which adapts, is integrated
-    unless gM is known to be 0. The scheme 'exponential_euler', the paper's, advances
-    potential and gates from the same time and is of first order in the step. In 'staggered' the gates stand half a
-    step before the potential, so that each sees the other at the middle of its step: of second order at the same cost
-    (Hines 1984).
-
-    V starts at -65 mV and the gates at 0, as in the paper, unless `settle` is called.
+    unless gM is known to be 0. The scheme 'exponential_euler', the paper's, advances potential and gates from the same
+    time and is of first order in the step. In 'staggered' the gates stand half a step before the potential, so that
+    each sees the other at the middle of its step: of second order at the same cost (Hines 1984). V starts at -65 mV and
+    the gates at 0, as in the paper, unless `settle` is called.
 
     Args:
         in_size: number or shape of the cells.
@@ -53,8 +51,7 @@ class HH(brainpy.state.Neuron):
         EL, ENa, EK: reversal potentials (mV).
         V_T: shift of the rates along V, which sets the threshold (mV).
         C: membrane capacitance (nF).
-        tau_max: of the M current (ms).
-        phi: temperature factor of all rates.
+        tau_max, phi: time constant of the M current (ms), and temperature factor of all rates.
         V_th: level whose upward crossing is a spike (mV).
         scheme: 'exponential_euler' or 'staggered'.
         **kwargs: those of `brainpy.state.Neuron`, such as the surrogate gradient `spk_fun` of the spikes.
@@ -104,14 +101,10 @@ class HH(brainpy.state.Neuron):
         # exp is the published rate; the paper's code has exprel here.
         h = 0.128 * jnp.exp((17 - v) / 18), 4 * jax.nn.sigmoid((v - 40) / 5)
         n = 0.16 * inverse_exprel((15 - v) / 5), 0.5 * jnp.exp((10 - v) / 40)
-        slow = [self.slow_rates(V)] if "p" in self.gates else []
-        return [(self.phi * alpha / u.ms, self.phi * beta / u.ms) for alpha, beta in (m, h, n)] + slow
-
-    def slow_rates(self, V: u.Quantity) -> tuple[u.Quantity, u.Quantity]:
-        """(alpha, beta) of the gate p of the M current at potential V."""
         z = jnp.exp((V.to_decimal(u.mV) + 35) / 20)
-        rate = self.phi * (3.3 * z + 1 / z) / self.tau_max
-        return rate * (z**2 / (1 + z**2)), rate / (1 + z**2)
+        rate = (3.3 * z + 1 / z) / self.tau_max.to_decimal(u.ms)
+        p = rate * (z**2 / (1 + z**2)), rate / (1 + z**2)
+        return [(self.phi * alpha / u.ms, self.phi * beta / u.ms) for alpha, beta in (m, h, n, p)[: len(self.gates)]]
 
     def update(self, x: u.Quantity = 0.0 * u.nA) -> jax.Array:
         """One step under the current x (nA). Returns 1 where V crosses V_th upwards during the step, else 0."""
@@ -226,51 +219,6 @@ class GIF(brainpy.state.Neuron):
         if self.changes["V_th"]:
             self.V_th.value = exp_euler(V_th, self.a * (V - self.V_rest) - self.b * (V_th - self.V_th_inf), self.b)
         return spike
-
-
-def simulate(
-    neuron: Callable[..., brainpy.state.Neuron],
-    parameters: Mapping[str, Number],
-    current: Number,
-    dt: u.Quantity,
-    n_substep: int = 1,
-    V_start: Number | None = None,
-) -> tuple[Number, jax.Array]:
-    """Response of single cells to currents, as one compiled scan.
-
-    Args:
-        neuron: class of the cell, called as `neuron(n_trace, **parameters)`.
-        parameters: {name: value with unit}. Under `jax.vmap` over this pytree many parameter sets are one program, and
-            `jax.jacfwd` or `jax.grad` differentiate with respect to it.
-        current: shape (T, n_trace) (nA), one cell a trace, constant for dt.
-        dt: time between samples (ms).
-        n_substep: steps of the simulation in dt.
-        V_start: shape (n_trace,) (mV), the potential at which the cells have been held before: they `settle` there, or
-            V alone is set where they have no such method. Without it, they start as `init_state` has it.
-
-    Returns:
-        V (mV) and spikes, each (T, n_trace): V[k] at time k dt, before current[k] acts; spikes[k] of dt from there.
-    """
-    cell = neuron(current.shape[1:], **parameters)
-
-    def sample(x):
-        V, spikes = cell.V.value, cell.update(x)
-        for _ in range(n_substep - 1):
-            spikes = spikes + cell.update(x)
-        return V, spikes
-
-    with brainstate.environ.context(dt=dt / n_substep):
-        start_at(cell, V_start)
-        return brainstate.transform.for_loop(sample, current)
-
-
-def start_at(cell: brainpy.state.Neuron, V_start: Number | None) -> None:
-    """Initialise the states of cells that have been held at V_start (mV), or as `init_state` has it."""
-    cell.init_state()
-    if V_start is not None and hasattr(cell, "settle"):
-        cell.settle(V_start)
-    elif V_start is not None:
-        cell.V.value = V_start + u.math.zeros_like(cell.V.value)
 
 
 # ---- Settings -------------------------------------------------------------------------------------------------------

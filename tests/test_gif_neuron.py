@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scripts
 
+import studies
 import utils
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -29,7 +30,7 @@ def test_agrees_with_brian2(trace, x64):
     assert FACTS["dt_ms"] == 0.1
     neuron = FACTS["neurons"][trace]
     current, V_brian = (scripts.read_traces(DATA / f"{kind}_traces_gif.csv").T for kind in ("input", "output"))
-    V, spikes = utils.simulate(utils.GIF, parameters_of(neuron), current[:, [trace]] * 1e9 * u.nA, DT)
+    V, spikes = studies.simulate(utils.GIF, parameters_of(neuron), current[:, [trace]] * 1e9 * u.nA, DT)
     assert len(neuron["spike_steps"]) > 10
     assert np.flatnonzero(spikes).tolist() == neuron["spike_steps"]
     np.testing.assert_allclose(V.to_decimal(u.mV)[:, 0], V_brian[:, trace], atol=0.1)
@@ -38,12 +39,12 @@ def test_agrees_with_brian2(trace, x64):
 def test_a_settled_neuron_stays_where_it_is(x64):
     """Held at -58 mV by 0.6 nA: the threshold is V_th_inf + a / b (V - V_rest), and nothing moves."""
     current = np.full((500, 2), 0.6)
-    V, spikes = utils.simulate(utils.GIF, {}, current * u.nA, DT, V_start=np.full(2, -58.0) * u.mV)
+    V, spikes = studies.simulate(utils.GIF, {}, current * u.nA, DT, V_start=np.full(2, -58.0) * u.mV)
     np.testing.assert_allclose(V.to_decimal(u.mV), -58.0, atol=1e-9)
     assert spikes.sum() == 0
     cell = utils.GIF(1)
     with brainstate.environ.context(dt=DT):
-        utils.start_at(cell, np.array([-58.0]) * u.mV)
+        studies.start_at(cell, np.array([-58.0]) * u.mV)
         for _ in range(200):
             cell.update(0.6 * u.nA)
     np.testing.assert_allclose(cell.V_th.value.to_decimal(u.mV), -50 + 0.5 * 12, atol=1e-9)
@@ -59,7 +60,7 @@ def test_the_patterns_are_those_of_mihalas_and_niebur():
 
 def test_subthreshold_response_is_the_closed_form(x64):
     current = np.full((500, 1), 0.5)
-    V, spikes = utils.simulate(utils.GIF, {}, current * u.nA, DT)
+    V, spikes = studies.simulate(utils.GIF, {}, current * u.nA, DT)
     t = np.arange(500) * 0.1
     np.testing.assert_allclose(V.to_decimal(u.mV)[:, 0], -70 + 10 * (1 - np.exp(-t / 20)), rtol=1e-12)
     assert not spikes.any()
@@ -70,7 +71,7 @@ def test_soft_reset_without_units_is_the_neuron_of_the_network():
     tau, tau_a, beta, I, n_step = 100.0, 1000.0, 0.5, 3.0, 800
     parameters = dict(a=0.0 / u.ms, b=0.0 / u.ms, k1=0.0 / u.ms, k2=1 / tau_a / u.ms, tau=tau * u.ms, A2=-beta)
     parameters |= dict(V_rest=0.0, V_reset=0.0, V_th_inf=1.0, V_th_reset=1.0, R=1.0, A1=0.0, spk_reset="soft")
-    V, spikes = utils.simulate(utils.GIF, parameters, jnp.full((n_step, 1), I), 1.0 * u.ms)
+    V, spikes = studies.simulate(utils.GIF, parameters, jnp.full((n_step, 1), I), 1.0 * u.ms)
     v = i2 = 0.0
     for k in range(n_step):
         assert float(V[k, 0]) == pytest.approx(v, abs=1e-4)

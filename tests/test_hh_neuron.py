@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import numerics
+import studies
 import utils
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -22,7 +23,7 @@ DT = 0.01 * u.ms
 
 
 def potentials(parameters, current, dt=DT):
-    return utils.simulate(utils.HH, parameters, current * u.nA, dt)[0].to_decimal(u.mV)
+    return studies.simulate(utils.HH, parameters, current * u.nA, dt)[0].to_decimal(u.mV)
 
 
 def pulse(n_step=700, amplitude=2.0, dt=0.01):
@@ -42,7 +43,7 @@ def test_agrees_with_brian2(suffix):
     assert facts["dt_ms"] == 0.01
     assert facts["parameters"] == {name: float(value.mantissa) for name, value in PARAMETERS.items()}
     current, V_brian = (read_csv(f"{kind}_traces_hh{suffix}.csv") for kind in ("input", "output"))
-    V, spikes = utils.simulate(utils.HH, PARAMETERS, current * 1e9 * u.nA, DT)
+    V, spikes = studies.simulate(utils.HH, PARAMETERS, current * 1e9 * u.nA, DT)
     V, spikes = np.asarray(V.to_decimal(u.mV)), np.asarray(spikes)
     rmse = np.sqrt(np.mean((V - V_brian) ** 2, axis=0))
     assert (rmse < 0.1).all(), rmse
@@ -75,7 +76,7 @@ def test_the_staggered_scheme_is_of_second_order(x64):
 
     def error(n_substep):
         start = current * u.nA, 0.04 * u.ms, n_substep, exact[0] * u.mV
-        return np.abs(utils.simulate(cell, PARAMETERS | CONSTANTS, *start)[0].to_decimal(u.mV) - exact).mean()
+        return np.abs(studies.simulate(cell, PARAMETERS | CONSTANTS, *start)[0].to_decimal(u.mV) - exact).mean()
 
     errors = [error(n) for n in (2, 4, 8, 16)]
     ratios = np.divide(errors[:-1], errors[1:])
@@ -89,15 +90,15 @@ def test_a_settled_cell_stays_where_it_is(x64):
     rest = cells.hh(current, 0.05, t_before=1000.0)[:1, 0]
     for scheme in ("exponential_euler", "staggered"):
         cell = functools.partial(utils.HH, scheme=scheme)
-        V, spikes = utils.simulate(cell, PARAMETERS | CONSTANTS, current * u.nA, 0.05 * u.ms, 5, rest * u.mV)
+        V, spikes = studies.simulate(cell, PARAMETERS | CONSTANTS, current * u.nA, 0.05 * u.ms, 5, rest * u.mV)
         np.testing.assert_allclose(V.to_decimal(u.mV), rest[0], atol=1e-6)
         assert spikes.sum() == 0
 
 
 def test_steps_between_samples_are_those_of_finer_samples(x64):
     current = pulse(350, dt=0.04)
-    V, spikes = utils.simulate(utils.HH, PARAMETERS, current * u.nA, 0.04 * u.ms, 4)
-    fine, fine_spikes = utils.simulate(utils.HH, PARAMETERS, current.repeat(4, axis=0) * u.nA, DT)
+    V, spikes = studies.simulate(utils.HH, PARAMETERS, current * u.nA, 0.04 * u.ms, 4)
+    fine, fine_spikes = studies.simulate(utils.HH, PARAMETERS, current.repeat(4, axis=0) * u.nA, DT)
     np.testing.assert_allclose(V.to_decimal(u.mV), fine.to_decimal(u.mV)[::4], rtol=1e-12)
     np.testing.assert_array_equal(spikes, np.reshape(fine_spikes, (350, 4, 2)).sum(1))
     assert spikes[:, 1].sum() == 0 < spikes[:, 0].sum()

@@ -20,7 +20,7 @@ ARROWS = {
     "scoring": {"runs", "recordings", "spike_trains"},
     "identifiability": {"runs"},
     "learning_rules": {"utils", "numerics"},
-    "studies": {"runs", "utils", "recordings", "scoring", "spike_trains", "identifiability"},
+    "studies": {"runs", "numerics", "recordings", "scoring", "spike_trains", "identifiability"},
     "synchronisation": {"utils", "recordings", "scoring", "spike_trains", "identifiability", "studies"},
     "fitting": {"runs", "recordings", "scoring", "identifiability", "studies"},
     "reports": {"runs", "recordings", "scoring", "spike_trains", "identifiability", "studies", "fitting"},
@@ -28,7 +28,7 @@ ARROWS = {
 }
 SCRIPTS = ("neuron_fitting_of_gif_model", "neuron_fitting_of_hh_model", "task-coba-ei-rsnn")
 FILES = (*ARROWS, *SCRIPTS)
-LINES = {"utils": 665, "task-coba-ei-rsnn": 1100}  # others 800
+LINES = {"utils": 650, "task-coba-ei-rsnn": 1100}  # others 800
 # Constructors of neurons have a parameter a constant, as is the custom of brainpy.
 MANY_PARAMETERS = {("utils", "HH"), ("utils", "GIF")}
 
