@@ -557,7 +557,7 @@ def main(argv: Sequence[str]) -> int:
         fit, extra = fitting.fit(study, search, devices, journal), dict(script=SCRIPT, objective=objective)
         interrupted = fit.minimum.interrupted
         if study.annealing:
-            extra[f"{study.annealing.name}_{study.annealing.unit}"] = fit.minimum.level
+            extra[study.annealing.label] = fit.minimum.level
         elif args.method == "L-BFGS-B" and not interrupted:
             random = random_search(study, fit, random_seed, devices)
             interrupted = random.interrupted

@@ -312,7 +312,7 @@ def main(argv: Sequence[str]) -> int:
         journal = fitting.Journal(run, functools.partial(run.save_config, argv, devices))
         fit = fitting.fit(study, search, devices, journal)
         extra = dict(script=SCRIPT, scheme=scheme, objective=objective)
-        extra |= {"coupling_per_ms": fit.minimum.level} if study.annealing else {}
+        extra |= {study.annealing.label: fit.minimum.level} if study.annealing else {}
         reports.print_fit(study, fit, extra)
         run.save_config(argv, devices)
         reports.save_fit(run, study, data, fit, extra)

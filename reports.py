@@ -128,14 +128,14 @@ def print_fit(study: Study, fit: Fit, extra: Mapping[str, Any]) -> None:
 
 def lines_of_release(study: Study, fit: Fit, reached: str) -> list[str]:
     """What is printed of a fit in which the recording drove the model: that it did, and what the released one does."""
-    level, stages = fit.minimum.level, fit.minimum.stages
+    level, stages, unit = fit.minimum.level, fit.minimum.stages, study.annealing.unit.replace("_", " ")
     lines = [
         f"{study.loss.name}, released: {fit.loss:.3g} ({fit.released.text})",
-        f"the same, driven with coupling {level:g} per ms: {fit.minimum.best.loss:.3g}{reached}",
+        f"the same, driven with {study.annealing.name} {level:g} {unit}: {fit.minimum.best.loss:.3g}{reached}",
     ]
     if level and stages and stages[-1].level == 0:
         at_0 = stages[-1].released
-        lines.append(f"a fit at coupling 0 would be worse: {at_0.loss:.3g} ({at_0.text})")
+        lines.append(f"a fit at {study.annealing.name} 0 would be worse: {at_0.loss:.3g} ({at_0.text})")
     if not fit.released.follows:
         lines.append("WARNING: released, the model does not follow the recording: it is not this cell, or not found")
     return lines

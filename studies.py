@@ -97,6 +97,11 @@ class Annealing:
     levels: tuple[float, ...]
     n_first: int | None = None
 
+    @property
+    def label(self) -> str:
+        """Name and unit, as a name of numbers."""
+        return f"{self.name}_{self.unit}"
+
 
 @dataclasses.dataclass(frozen=True)
 class FitSettings:
