@@ -32,15 +32,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import scoring
 from identifiability import Box, Identifiability, Undetermined, identifiability, unknown
 from recordings import Recording
-from studies import Annealing, Released, Study, unit_name
+from studies import Annealing, Released, Study, chunks_of, n_traces, unit_name
 
 METHODS = ("L-BFGS-B", "DE", "PSO", "TwoPointsDE", "CMA", "bayesian", "random")
+GAUSS_NEWTON = "Gauss-Newton"  # of sums of squares alone, and not compared with the others
 GRADIENT_BLOCKS = (1, 10, 50)  # parameter sets on each device; the first where starts may meet, in an annealed fit
 N_CELL = 2000  # traces times parameter sets that are simulated at a time
+AGREE = 0.01  # of the range of every parameter, within which two starts are said to have found the same
+SAME_GAMMA = 0.02  # by which two Gamma may differ by chance
+SAME_LOSS, SAME_SHARE = 1e-4, 1.005  # of driven models: what is below (mV^2), or not higher by more, is as good
 MET = 1e-3  # of the range of every parameter, within which two starts of an annealed fit go on as one
 # Tolerances below what float32 resolves: a start ends where its line search finds nothing lower.
 LBFGSB_OPTIONS = {"maxiter": 1000, "maxfun": 20000, "ftol": 1e-12, "gtol": 1e-8}
 COARSE_OPTIONS = LBFGSB_OPTIONS | {"ftol": 1e-6}  # of the stages of an annealed fit before the last
+NEWTON_OPTIONS = {"ftol": 1e-7, "xtol": 1e-6, "gtol": 1e-10, "max_nfev": 100}
+COARSE_NEWTON_OPTIONS = NEWTON_OPTIONS | {"ftol": 1e-6, "xtol": 1e-4, "max_nfev": 40}
+APPROACH_OPTIONS = LBFGSB_OPTIONS | {"maxiter": 20}  # of L-BFGS-B, from a random point to where Gauss-Newton is safe
 
 # ---- Losses and gradients of many parameter sets --------------------------------------------------------------------
 
@@ -75,6 +82,11 @@ class Minimum:
     def best(self) -> Start:
         return min(self.starts, key=lambda start: start.loss)
 
+    @property
+    def agreement(self) -> float:
+        """Share of the starts that are at the best one's parameters, to AGREE of the range of each."""
+        return float(np.mean([np.abs(start.x - self.best.x).max() <= AGREE for start in self.starts]))
+
 
 @dataclasses.dataclass(frozen=True)
 class Round:
@@ -105,7 +117,7 @@ class FitProblem:
         journal: where the evaluations are kept, and those of a fit that was killed are found.
     """
 
-    def __init__(self, study: Study, n_sample: int, devices: Sequence[jax.Device], journal: "Journal | None" = None):
+    def __init__(self, study: Study, n_sample: int, devices: Sequence[jax.Device], journal: runs.Journal | None = None):
         self.study, self.n_sample, self.box, self.journal = study, n_sample, Box(study.bounds), journal
         self.mesh = Mesh(np.array(devices), ("batch",))
         self.programs, self.seconds = {}, {"compile": 0.0, "run": 0.0}
@@ -132,22 +144,39 @@ class FitProblem:
 
     def _losses(self, X, data, level):
         """The model runs on the traces of all sets as one flat population: XLA vectorises that best on a CPU."""
-        n_trace = n_traces(data)
-        n_chunk = -(-n_trace // max(1, N_CELL // len(X)))
-        if n_chunk == 1:
+        n_trace, chunks = n_traces(data), chunks_of(n_traces(data), N_CELL // len(X))
+        if len(chunks.firsts) == 1:
             return jax.vmap(self.study.loss.function, (-2, None))(self._outputs(X, data, level), data)
-        width = -(-n_trace // n_chunk)
-
-        def outputs(first):
-            chunk = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, width, axis=-1), data)
-            return self._outputs(X, chunk, level)
-
-        # The last chunk overlaps the one before it, so that all have one shape.
-        firsts = np.minimum(width * np.arange(n_chunk), n_trace - width)
-        once = np.arange(n_trace) - firsts[np.arange(n_trace) // width] + width * (np.arange(n_trace) // width)
-        chunks = jax.lax.map(outputs, jnp.asarray(firsts))
-        output = jax.tree.map(lambda y: jnp.concatenate(list(y), axis=-1)[..., once], chunks)
+        parts = jax.lax.map(lambda first: self._outputs(X, chunks.of(data, first), level), jnp.asarray(chunks.firsts))
+        once = np.flatnonzero(chunks.is_new.ravel())
+        output = jax.tree.map(lambda y: jnp.concatenate(list(y), axis=-1)[..., once[:n_trace]], parts)
         return jax.vmap(self.study.loss.function, (-2, None))(output, data)
+
+    def _grams(self, X, data, level):
+        """Losses (n,) and Gram matrices of the derivatives of the residuals and the residuals themselves (n, k+1, k+1).
+
+        Summed over the chunks of traces, so that the derivatives of few potentials are kept at a time.
+        """
+        chunks, n_x = chunks_of(n_traces(data), N_CELL // len(X)), X.shape[1]
+
+        def gram(row):
+            first, is_new = row
+            part = chunks.of(data, first)
+
+            def residuals(X):
+                each = jax.vmap(self.study.loss.residuals, (-2, None), -2)
+                return each(self._outputs(X, part, level), part) * is_new
+
+            def along(direction):
+                return jax.jvp(residuals, (X,), (jnp.broadcast_to(direction, X.shape),))
+
+            r, J = jax.vmap(along, out_axes=(None, 0))(jnp.eye(n_x, dtype=X.dtype))
+            rows = jnp.concatenate([J, r[None]])
+            return jnp.einsum("atnw,btnw->nab", rows, rows)
+
+        is_new = chunks.is_new.astype(X.dtype)
+        grams = jax.lax.map(gram, (jnp.asarray(chunks.firsts), jnp.asarray(is_new))).sum(0) / jnp.sum(data.mask)
+        return grams[:, -1, -1], grams
 
     def _outputs(self, X, data, level):
         """Outputs (..., len(X), n_trace) of the model."""
@@ -162,43 +191,53 @@ class FitProblem:
 
         return jax.vmap(along, out_axes=(None, -1))(jnp.eye(X.shape[1]))
 
-    def _program(self, gradient, n_block, part):
-        if (gradient, n_block, part) not in self.programs:
+    def _program(self, what, n_block, part):
+        if (what, n_block, part) not in self.programs:
             start = time.perf_counter()
             split, copied = PartitionSpec("batch"), PartitionSpec()
             specs = dict(mesh=self.mesh, in_specs=(split, copied, copied), out_specs=split, check_vma=False)
-            function = jax.shard_map(self._losses_and_grads if gradient else self._losses, **specs)
+            functions = dict(losses=self._losses, gradients=self._losses_and_grads, grams=self._grams)
+            function = jax.shard_map(functions[what], **specs)
             X, level = np.zeros((n_block, len(self.box.low))), np.zeros(())
             X, level = (x.astype(jnp.result_type(float)) for x in (X, level))
-            self.programs[gradient, n_block, part] = jax.jit(function).lower(X, self.device_data[part], level).compile()
+            self.programs[what, n_block, part] = jax.jit(function).lower(X, self.device_data[part], level).compile()
             self.seconds["compile"] += time.perf_counter() - start
-        return self.programs[gradient, n_block, part]
+        return self.programs[what, n_block, part]
 
-    def evaluate(self, X: np.ndarray, gradient: bool = False, level: float = 0.0) -> Any:
-        """Losses (n,), or losses and gradients (n, k), at the rows of X (n, k); a round of the history."""
-        out = self.journal and self.journal.recall(X, gradient, level)
-        if out is None:
-            out = self._evaluate(X, gradient, level)
+    def evaluate(self, X: np.ndarray, what: str = "losses", level: float = 0.0) -> Any:
+        """Losses (n,) at the rows of X (n, k), a round of the history; what: "losses", or besides these "gradients".
+
+        (n, k), or "grams" (n, k + 1, k + 1), of which the last column is half the gradient, and then the loss.
+        """
+        asked, n_value = _asked(X, what, level), 1 + math.prod(N_VALUES[what](X.shape[1]))
+        values = self.journal and self.journal.recall(asked, n_value)
+        if values is None:
+            values = self._evaluate(X, what, level)
             if self.journal:
-                self.journal.add(X, out, gradient, level)
-        self._add_round(X, out[0] if gradient else out, gradient, level)
-        return out
+                self.journal.add(asked, values)
+        losses, more = values[:, 0].copy(), values[:, 1:].copy()
+        self._add_round(X, losses, what != "losses", level)
+        if what == "losses":
+            return losses
+        return losses, more.reshape(len(X), *N_VALUES[what](X.shape[1]))
 
-    def _evaluate(self, X, gradient, level):
+    def _evaluate(self, X, what, level):
+        """A row of numbers for each row of X."""
         n_all = -(-self.n_sample // self.mesh.size)
         sizes = sorted({min(size, n_all) for size in GRADIENT_BLOCKS[not self.study.annealing :]})
         fitting = (size for size in sizes if len(X) <= 3 * size * self.mesh.size)
-        n_block = self.mesh.size * (next(fitting, sizes[-1]) if gradient else n_all)
+        n_block = self.mesh.size * (n_all if what == "losses" else next(fitting, sizes[-1]))
         part = self.first_is_part and level == self.study.annealing.levels[0]
-        program = self._program(gradient, n_block, part)
+        program = self._program(what, n_block, part)
         padded = np.pad(X, ((0, -len(X) % n_block), (0, 0)), mode="edge").astype(jnp.result_type(float))
         at_level = np.asarray(level, jnp.result_type(float))
         out = [program(block, self.device_data[part], at_level) for block in padded.reshape(-1, n_block, X.shape[1])]
-        return jax.tree.map(lambda *blocks: np.concatenate(blocks)[: len(X)].astype(np.float64), *out)
+        columns = jax.tree.leaves(jax.tree.map(lambda *blocks: np.concatenate(blocks)[: len(X)], *out))
+        return np.hstack([np.asarray(column, np.float64).reshape(len(X), -1) for column in columns])
 
-    def _add_round(self, X, losses, gradient, level):
+    def _add_round(self, X, losses, derivatives, level):
         self.n_simulations += len(X)
-        self.n_gradients += len(X) * gradient
+        self.n_gradients += len(X) * derivatives
         first = np.argmin(np.where(np.isfinite(losses), losses, math.inf))
         best = self.best.setdefault(level, Start(None, np.full(X.shape[1], 0.5)))
         if losses[first] < best.loss:
@@ -221,73 +260,13 @@ class FitProblem:
         return f"NaN at time step {step} of trace {trace} at {where}"
 
 
-def n_traces(data: Any) -> int:
-    """The traces in what a study is fitted to."""
-    return jax.tree.leaves(data)[0].shape[1]
+# What there is of a parameter set besides its loss, by the number of parameters.
+N_VALUES = {"losses": lambda k: (0,), "gradients": lambda k: (k,), "grams": lambda k: (k + 1, k + 1)}
 
 
-class Journal:
-    """The evaluations of a fit, kept in its run folder: one that is killed goes on from there to the same numbers.
-
-    All methods are functions of the losses and gradients that they asked for. A fit that begins again and finds these
-    here comes to where it was, without a simulation.
-
-    Args:
-        run: whose file evaluations.npz it is; it holds the points, the losses and the gradients, row by row.
-        save_config: called before the first file is saved.
-    """
-
-    FILE, SECONDS = "evaluations.npz", runs.PROGRESS_SECONDS  # the latter between two saves
-
-    def __init__(self, run: runs.RunFolder, save_config: Callable[[], None]):
-        self.run, self.save_config = run, save_config
-        self.rounds: list[np.ndarray] = []
-        self.n_recalled, self.saved = 0, time.perf_counter()
-        path, result = run.path / self.FILE, run.load("result.json")
-        if result and not result.get("interrupted") and not path.exists():
-            raise BadInput(f"argument --resume: found a fit that is finished in {run.path}, expected one that is not")
-        if run.made and path.exists():
-            with np.load(path) as file:
-                self.rounds = np.split(file["rows"], np.cumsum(file["n_row"])[:-1])
-        self.earlier = len(self.rounds)
-
-    def recall(self, X: np.ndarray, gradient: bool, level: float) -> Any:
-        """What `FitProblem.evaluate` has returned at these points, if they come next; or else None."""
-        if self.n_recalled >= self.earlier:
-            return None
-        rows, k = self.rounds[self.n_recalled], X.shape[1]
-        if rows.shape != (len(X), 2 * k + 3) or not np.array_equal(rows[:, : k + 2], _asked(X, gradient, level)):
-            raise BadInput(f"{self.run.path / self.FILE}: found the evaluations of another fit, expected those of this")
-        self.n_recalled += 1
-        losses, gradients = rows[:, k + 2].copy(), rows[:, k + 3 :].copy()
-        return (losses, gradients) if gradient else losses
-
-    def add(self, X: np.ndarray, out: Any, gradient: bool, level: float) -> None:
-        """Keep an evaluation. A disk that is full ends no fit."""
-        losses, gradients = out if gradient else (out, np.zeros_like(X))
-        self.rounds.append(np.hstack([_asked(X, gradient, level), losses[:, None], gradients]))
-        if time.perf_counter() - self.saved > self.SECONDS:
-            with contextlib.suppress(runs.CannotSave):
-                self.save()
-
-    def discard(self) -> None:
-        """Remove the file, of a fit whose result is saved."""
-        (self.run.path / self.FILE).unlink(missing_ok=True)
-
-    def save(self) -> None:
-        """Save what is kept."""
-        if not self.rounds:
-            return
-        if not self.run.made:
-            self.save_config()
-        n_row = np.array([len(rows) for rows in self.rounds])
-        self.run.save(self.FILE, dict(rows=np.concatenate(self.rounds), n_row=n_row))
-        self.saved = time.perf_counter()
-
-
-def _asked(X, gradient, level):
-    """A row for every row of X: the point, whether a gradient was asked for, and the level."""
-    return np.hstack([X, np.full((len(X), 1), float(gradient)), np.full((len(X), 1), level)])
+def _asked(X, what, level):
+    """A row for every row of X: the point, what was asked for of it, and the level."""
+    return np.hstack([X, np.full((len(X), 1), float(list(N_VALUES).index(what))), np.full((len(X), 1), level)])
 
 
 # ---- Methods that minimise ------------------------------------------------------------------------------------------
@@ -298,10 +277,11 @@ class Search:
     """How a loss is minimised.
 
     Args:
-        method: one of METHODS.
-        n_sample: starts of L-BFGS-B; parameter sets that the others try in a round.
+        method: one of METHODS, or GAUSS_NEWTON.
+        n_sample: starts of these two that have gradients; parameter sets that the others try in a round.
         n_iter: rounds of the others, which go on until min_seconds are over.
         level: of the others, in an annealed fit; by default the last of its levels.
+        x0: (n, k) in the box, where L-BFGS-B starts, and CMA at the first of them; else they are random.
     """
 
     method: str = "L-BFGS-B"
@@ -310,11 +290,18 @@ class Search:
     seed: int = 0
     min_seconds: float = 0.0
     level: float | None = None
+    x0: np.ndarray | None = None
 
 
 def minimise(problem: FitProblem, search: Search) -> Minimum:
-    """Minimise the loss of a problem by one of METHODS, with a progress bar."""
-    by_gradient, annealing = search.method == "L-BFGS-B", problem.study.annealing
+    """Minimise the loss of a problem by one of METHODS, or GAUSS_NEWTON, with a progress bar.
+
+    Raises:
+        BadInput: Gauss-Newton, of a loss that is no sum of squares.
+    """
+    by_gradient, annealing, loss = search.method in SOLVERS, problem.study.annealing, problem.study.loss
+    if search.method == GAUSS_NEWTON and not loss.residuals:
+        raise BadInput(f"argument --method: found {GAUSS_NEWTON}, expected another to minimise the {loss.name}")
     total = None if by_gradient else search.n_iter * problem.n_sample
     with runs.progress(total=total, desc=search.method, unit=" simulations") as bar:
 
@@ -325,8 +312,27 @@ def minimise(problem: FitProblem, search: Search) -> Minimum:
         problem.on_round = on_round
         if not by_gradient:
             return derivative_free(problem, search)
-        x0 = random_starts(problem, search.seed)
-        return anneal(problem, annealing, x0) if annealing else lbfgsb_multistart(problem, x0)
+        x0 = random_starts(problem, search.seed) if search.x0 is None else search.x0
+        return anneal(problem, annealing, x0, search.method) if annealing else multistart(problem, x0, search.method)
+
+
+def after(problem: FitProblem, search: Search) -> tuple[Search, Minimum]:
+    """The search that begins where the fit of another problem ends, by Gauss-Newton, and its minimum.
+
+    Raises:
+        BadInput: no start of that has a finite loss.
+        KeyboardInterrupt: it is not complete.
+    """
+    minimum = minimise(problem, dataclasses.replace(search, method=GAUSS_NEWTON))
+    if minimum.interrupted:
+        if problem.journal:
+            problem.journal.save()
+        raise KeyboardInterrupt
+    starts = [minimum.starts[i] for i in sorted(set(_met(minimum.starts)), key=lambda i: minimum.starts[i].loss)]
+    finite = [start.x for start in starts if math.isfinite(start.loss)]
+    if not finite:
+        raise BadInput(f"no start has a finite loss; start 0: {minimum.starts[0].status}")
+    return dataclasses.replace(search, x0=np.stack(finite)), minimum
 
 
 def random_starts(problem: FitProblem, seed: int) -> np.ndarray:
@@ -334,37 +340,99 @@ def random_starts(problem: FitProblem, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).random((problem.n_sample, len(problem.box.low)))
 
 
-def lbfgsb_multistart(
-    problem: FitProblem, x0: np.ndarray, options: Mapping[str, float] = LBFGSB_OPTIONS, level: float = 0.0
-) -> Minimum:
-    """Minimise from every row of x0 (n, k) with SciPy's L-BFGS-B and its options, all starts advancing together.
+Evaluate = Callable[[np.ndarray], tuple[float, np.ndarray]]  # of x: loss and derivatives
 
-    Each start is an ordinary `scipy.optimize.minimize` in a thread that sleeps while it waits for a loss and gradient;
-    the points that all of them wait for are evaluated in one round. Its iterates are those it would have alone.
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """A method that goes from a point to a minimum by derivatives of the loss.
+
+    Args:
+        what: these, as `FitProblem.evaluate` names them.
+        solve: (function of x -> loss, derivatives; x; options; whether x is near a minimum) -> why it ended.
+        options, coarse_options: of SciPy; the latter in the stages of an annealed fit before the last.
+    """
+
+    what: str
+    solve: Callable[[Evaluate, np.ndarray, Mapping[str, float], bool], str]
+    options: Mapping[str, float]
+    coarse_options: Mapping[str, float]
+
+
+def lbfgsb(function: Evaluate, x: np.ndarray, options: Mapping[str, float], near: bool) -> str:
+    """SciPy's L-BFGS-B in the box."""
+    return _lbfgsb(function, x, options).message
+
+
+def _lbfgsb(function, x, options):
+    box = [(0.0, 1.0)] * len(x)
+    return scipy.optimize.minimize(function, x, jac=True, method="L-BFGS-B", bounds=box, options=dict(options))
+
+
+def gauss_newton(function: Evaluate, x: np.ndarray, options: Mapping[str, float], near: bool) -> str:
+    """SciPy's `least_squares` in the box, from a random point after a few steps of L-BFGS-B.
+
+    A square root of the Gram matrix [J r]^T [J r] stands for J and r: the steps depend on nothing else of them.
+    """
+
+    def loss_and_gradient(x):
+        loss, gram = function(x)
+        return loss, 2 * gram[:-1, -1]
+
+    x = x if near else _lbfgsb(loss_and_gradient, x, APPROACH_OPTIONS).x
+    at: dict[bytes, np.ndarray] = {}
+
+    def root(x):
+        if x.tobytes() not in at:
+            at.clear()
+            values, vectors = np.linalg.eigh(function(x)[1])
+            at[x.tobytes()] = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+        return at[x.tobytes()]
+
+    problem = dict(fun=lambda x: root(x)[:, -1], x0=x, jac=lambda x: root(x)[:, :-1])
+    return scipy.optimize.least_squares(**problem, bounds=(0.0, 1.0), x_scale="jac", method="dogbox", **options).message
+
+
+SOLVERS = {
+    "L-BFGS-B": Solver("gradients", lbfgsb, LBFGSB_OPTIONS, COARSE_OPTIONS),
+    GAUSS_NEWTON: Solver("grams", gauss_newton, NEWTON_OPTIONS, COARSE_NEWTON_OPTIONS),
+}
+
+
+def multistart(
+    problem: FitProblem,
+    x0: np.ndarray,
+    method: str = "L-BFGS-B",
+    level: float = 0.0,
+    coarse: bool = False,
+    near: bool = False,
+) -> Minimum:
+    """Minimise from every row of x0 (n, k) with one of SOLVERS, all starts advancing together.
+
+    Each start is an ordinary call of SciPy in a thread that sleeps while it waits for a loss and derivatives; the
+    points that all of them wait for are evaluated in one round. Its iterates are those it would have alone.
 
     Returns:
         The minimum, with a `Start` a row. NaN ends a start and KeyboardInterrupt all; the best points seen are kept.
     """
-    starts, failures, interrupted = [Start(x, x) for x in x0], [], False
+    solver, starts, failures, interrupted = SOLVERS[method], [Start(x, x) for x in x0], [], False
     requests, replies = queue.SimpleQueue(), [queue.SimpleQueue() for _ in starts]
 
     def run(i, start):
-        def loss_and_grad(x):
+        def function(x):
             requests.put((i, x.copy()))
-            loss, grad = replies[i].get()
-            start.flat = start.flat if start.n_gradients else not grad.any()
+            loss, derivatives = replies[i].get()
+            gradient = derivatives if derivatives.ndim == 1 else derivatives[:-1, -1]
+            start.flat = start.flat if start.n_gradients else not gradient.any()
             start.n_gradients += 1
             if loss < start.loss:
                 start.x, start.loss = x.copy(), float(loss)
-            if not np.isfinite([loss, *grad]).all():
+            if not np.isfinite([loss, *derivatives.ravel()]).all():
                 raise FloatingPointError(problem.name_nan(x, level))
-            return loss, grad
+            return loss, derivatives
 
         try:
-            box = [(0.0, 1.0)] * len(start.x)
-            start.status = scipy.optimize.minimize(
-                loss_and_grad, start.x, jac=True, method="L-BFGS-B", bounds=box, options=dict(options)
-            ).message
+            start.status = solver.solve(function, start.x, solver.coarse_options if coarse else solver.options, near)
         except FloatingPointError as error:
             start.status = str(error)
         except Exception as error:
@@ -384,9 +452,9 @@ def lbfgsb_multistart(
             if active and len(waiting) == active:
                 points, waiting = sorted(waiting.items()), {}
                 X = np.stack([x for _, x in points])
-                losses, grads = problem.evaluate(X, gradient=True, level=level)
-                for (i, _), loss, grad in zip(points, losses, grads, strict=True):
-                    replies[i].put((loss, grad))
+                losses, derivatives = problem.evaluate(X, solver.what, level)
+                for (i, _), *reply in zip(points, losses, derivatives, strict=True):
+                    replies[i].put(reply)
     except KeyboardInterrupt:
         interrupted = True  # the threads sleep on, and end with the process
     if failures:
@@ -394,17 +462,17 @@ def lbfgsb_multistart(
     return Minimum(starts, level, interrupted)
 
 
-def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray) -> Minimum:
+def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray, method: str = "L-BFGS-B") -> Minimum:
     """Minimise from every row of x0 at each level in turn, from where the last one ended, then fully at the best one.
 
     Starts that have met go on as one: whichever of them has the lowest loss is followed, for all of them.
     KeyboardInterrupt leaves the best stage that is complete.
     """
 
-    def stage(level, earlier, options):
+    def stage(level, earlier, coarse):
         followed = _met(earlier)
-        distinct = sorted(set(followed))
-        minimum = lbfgsb_multistart(problem, np.stack([earlier[i].x for i in distinct]), options, level)
+        distinct, near = sorted(set(followed)), any(start.n_gradients for start in earlier)
+        minimum = multistart(problem, np.stack([earlier[i].x for i in distinct]), method, level, coarse, near)
         ended, starts = dict(zip(distinct, minimum.starts, strict=True)), []
         for i, before in enumerate(earlier):
             after = ended[followed[i]]
@@ -414,25 +482,50 @@ def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray) -> Minimum
             starts.append(dataclasses.replace(after, **changed))
         return dataclasses.replace(minimum, starts=starts)
 
-    starts, stages, released = [Start(x, x) for x in x0], [], problem.study.released
+    def release(best):
+        released = problem.study.released
+        return released(problem.box.parameters(best.x)) if released else None
+
+    starts, stages = [Start(x, x) for x in x0], []
     for level in annealing.levels:
-        last = stage(level, starts, COARSE_OPTIONS)
+        last = stage(level, starts, coarse=True)
         if last.interrupted or not math.isfinite(last.best.loss):
             break
         starts = last.starts
         try:
-            done = released(problem.box.parameters(last.best.x)) if released else None
+            stages.append(dataclasses.replace(last, released=release(last.best)))
         except KeyboardInterrupt:
             last = dataclasses.replace(last, interrupted=True)
             break
-        stages.append(dataclasses.replace(last, released=done))
     if not stages:
-        return last
+        return dataclasses.replace(last, released=release(last.best) if math.isfinite(last.best.loss) else None)
     candidates = stages[1:] if problem.first_is_part and len(stages) > 1 else stages
-    best = min(candidates, key=lambda stage: stage.released.criterion if stage.released else stage.best.loss)
-    refined = last if last.interrupted else stage(best.level, best.starts, LBFGSB_OPTIONS)
-    found = dataclasses.replace(best, interrupted=True) if refined.interrupted else refined
+    best = _chosen(candidates)
+    found = dataclasses.replace(best, interrupted=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        refined = last if last.interrupted else stage(best.level, best.starts, coarse=False)
+        if not refined.interrupted:
+            found = dataclasses.replace(refined, released=release(refined.best))
     return dataclasses.replace(found, stages=stages)
+
+
+def _chosen(stages: Sequence[Minimum]) -> Minimum:
+    """The stage of the lowest loss; where models are released, of those with the best Gamma at which the starts agree.
+
+    The loss of a driven model is lowest where the next sample is predicted best, as the gain of a Kalman filter is
+    found. Of those that are no worse (SAME_SHARE), the strongest, where least is asked of what is not in the model; or
+    the weakest, where all are exact (SAME_LOSS).
+    """
+    if not stages[0].released:
+        return min(stages, key=lambda stage: stage.best.loss)
+    gamma = [stage.released.gamma or 0.0 for stage in stages]
+    stages = [stage for stage, value in zip(stages, gamma, strict=True) if value >= max(gamma) - SAME_GAMMA]
+    agreement = [round(stage.agreement, 1) for stage in stages]
+    stages = [stage for stage, value in zip(stages, agreement, strict=True) if value == max(agreement)]
+    lowest = min(stage.best.loss for stage in stages)
+    if lowest <= SAME_LOSS:
+        return min((stage for stage in stages if stage.best.loss <= SAME_LOSS), key=lambda stage: stage.level)
+    return max((stage for stage in stages if stage.best.loss <= SAME_SHARE * lowest), key=lambda stage: stage.level)
 
 
 def _met(starts: Sequence[Start]) -> list[int]:
@@ -494,10 +587,13 @@ def derivative_free(problem: FitProblem, search: Search) -> Minimum:
         else:
             import nevergrad
 
-            unit_box = nevergrad.p.Array(shape=(k,), lower=0.0, upper=1.0)
+            first = np.full(k, 0.5) if search.x0 is None else search.x0[0]
+            unit_box = nevergrad.p.Array(init=first, lower=0.0, upper=1.0)
             unit_box.random_state.seed(search.seed)
             budget = dict(budget=search.n_iter * problem.n_sample, num_workers=problem.n_sample)
             optimiser = nevergrad.optimizers.registry[search.method](unit_box, **budget)
+            if search.x0 is not None:
+                optimiser.suggest(first)
             for _ in rounds():
                 candidates = [optimiser.ask() for _ in range(problem.n_sample)]
                 losses = losses_at([candidate.value for candidate in candidates])
@@ -532,7 +628,11 @@ class Fit:
     n_gradients: int
     seconds: dict[str, float]
     predict: Callable[[Recording], tuple[np.ndarray, np.ndarray]]
-    released: Released | None = None
+
+    @property
+    def released(self) -> Released | None:
+        """What the model does, where it was driven while it was fitted."""
+        return self.minimum.released
 
     @property
     def V(self) -> dict[str, np.ndarray]:
@@ -541,7 +641,7 @@ class Fit:
 
 
 def fit(
-    study: Study, search: Search, devices: Sequence[jax.Device] | None = None, journal: Journal | None = None
+    study: Study, search: Search, devices: Sequence[jax.Device] | None = None, journal: runs.Journal | None = None
 ) -> Fit:
     """Minimise the loss of a study, and say how well the best point predicts its recordings and is determined.
 
@@ -560,19 +660,18 @@ def fit(
         raise BadInput(f"no start has a finite loss; start 0: {minimum.starts[0].status}")
     parameters, information = box.parameters(best.x), unknown(box, "interrupted")
     predictions, scores = {}, {}
-    released = study.released(parameters) if study.released else None
     at_level = study.at(minimum.level) if study.annealing else study
     try:
         for name, recording in runs.progress(study.recordings.items(), desc="predict", unit=" recordings"):
             predictions[name] = study.predict(parameters, recording, minimum.level, search.seed)
             scores[name] = scoring.score(recording, predictions[name], study.delta)
         if not minimum.interrupted:
-            information = determined(at_level, box, best.x)
+            information = widened(determined(at_level, box, best.x), box, minimum)
     except KeyboardInterrupt:
         minimum = dataclasses.replace(minimum, interrupted=True)
     return Fit(
         parameters=box.values(best.x),
-        loss=released.loss if released else best.loss,
+        loss=minimum.released.loss if minimum.released else best.loss,
         minimum=minimum,
         predictions=predictions,
         scores=scores,
@@ -582,7 +681,6 @@ def fit(
         n_gradients=problem.n_gradients,
         seconds=problem.seconds,
         predict=functools.partial(study.free_run, parameters),
-        released=released,
     )
 
 
@@ -598,6 +696,25 @@ def determined(study: Study, box: Box, x: np.ndarray) -> Identifiability:
         return unknown(box, str(reason))
     except Exception as error:
         return unknown(box, f"the error analysis ended in {type(error).__name__}: {str(error).splitlines()[0]}")
+
+
+def widened(information: Identifiability, box: Box, minimum: Minimum) -> Identifiability:
+    """What the data determine, where the model was driven: no better than its level matters.
+
+    By how far the parameters are from those at the levels next to it, in quadrature: what the linear analysis of one
+    level cannot know, such as a spike that is missing at it.
+    """
+    levels = [stage.level for stage in minimum.stages]
+    if not minimum.released or minimum.level not in levels:
+        return information
+    at = levels.index(minimum.level)
+    near = [minimum.stages[i].best.x for i in (at - 1, at + 1) if 1 <= i < len(levels)]
+    apart = np.max([np.abs(x - minimum.best.x) for x in near], axis=0, initial=0) * (box.high - box.low)
+    errors = {
+        name: math.hypot(error, distance)
+        for (name, error), distance in zip(information.standard_errors.items(), apart, strict=True)
+    }
+    return dataclasses.replace(information, standard_errors=errors)
 
 
 # ---- Arguments ------------------------------------------------------------------------------------------------------
@@ -649,7 +766,8 @@ def add_fit_arguments(
         "what to fit: potentials, by mean squared error, or spikes, by van Rossum distance (or both by likelihood)"
     )
     add("--fit_target", choices=losses, default="potential", help=fit_target)
-    add("--method", choices=METHODS, default="L-BFGS-B", help="L-BFGS-B uses gradients, the others do not")
+    method = f"L-BFGS-B and {GAUSS_NEWTON}, which is for sums of squares alone, use gradients, the others do not"
+    add("--method", choices=(*METHODS, GAUSS_NEWTON), default="L-BFGS-B", help=method)
     listed = (
         f"{name} {limits.mantissa[0]:g}:{limits.mantissa[1]:g} {unit_name(limits.unit)}".strip()
         for name, limits in ranges.items()
@@ -667,7 +785,10 @@ def add_fit_arguments(
     resume = "run folder of a fit or comparison that was interrupted or killed, to go on with"
     add("--resume", type=Path, metavar="DIR", help=resume)
     add(
-        "--n_sample", type=number(int, low=1), default=20, help="starts of L-BFGS-B; sets that the others try at a time"
+        "--n_sample",
+        type=number(int, low=1),
+        default=20,
+        help="starts by gradients; sets that the others try at a time",
     )
     add("--n_iter", type=number(int, low=1), default=5, help="rounds of the other methods, but for equal budgets")
     n_point = "the potential error takes every (T // N)-th of the T samples; all without this argument"

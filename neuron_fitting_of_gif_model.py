@@ -553,7 +553,7 @@ def main(argv: Sequence[str]) -> int:
         reports.save_preview(run, study, data, preview)
         run.save("surrogates.png", plot_surrogates())
     else:
-        journal = fitting.Journal(run, functools.partial(run.save_config, argv, devices))
+        journal = runs.Journal(run, functools.partial(run.save_config, argv, devices))
         fit, extra = fitting.fit(study, search, devices, journal), dict(script=SCRIPT, objective=objective)
         interrupted = fit.minimum.interrupted
         if study.annealing:

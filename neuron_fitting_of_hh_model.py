@@ -1,13 +1,14 @@
 """Fit a Hodgkin-Huxley cell to recorded membrane potentials or spikes.
 
 Four parameters of a Traub-type cell are fitted: the leak, sodium and potassium conductances gL, gNa, gK (uS) and the
-shift V_T of the rates (mV), by gradients of the simulation (multi-start L-BFGS-B) or by derivative-free methods; an M
+shift V_T of the rates (mV), by gradients of the simulation (from many starts) or by derivative-free methods; an M
 current (gM, tau_max), which adapts, and a temperature factor phi of all rates are there to be fitted too.
 Without arguments the cell is fitted to the traces in data/ and checked on other currents. A recording of your own is
 read as it is (ABF, NWB, IBW, NPZ, CSV and others); the model starts where it starts, and a part of it is held out.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
@@ -79,6 +80,9 @@ SHIPPED = {
 }
 SCHEMES = ("exponential_euler", "staggered")
 OBJECTIVES = ("synchronised", "simulation")
+# Of a synchronised fit: of potentials by one alone, of spikes from where that ends.
+METHODS = {"potential": (None, fitting.GAUSS_NEWTON), "spike": (None, "L-BFGS-B", "CMA")}
+DERIVATIVE_FREE = set(fitting.METHODS) - set(fitting.SOLVERS)
 SEVERAL = 3  # spikes of a trace, with which the plain loss finds nothing
 
 
@@ -92,7 +96,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     objective = (
         "synchronised: the recording drives the model while potentials are fitted, and lets go of it in stages, from "
         "coupling 10 per ms to 0; simulation: the paper's loss, of the model that runs freely; without this argument, "
-        f"synchronised by L-BFGS-B for your potentials, where a trace has {SEVERAL} spikes or more"
+        f"synchronised for your potentials, where a trace has {SEVERAL} spikes or more. By {fitting.GAUSS_NEWTON}, if "
+        "potentials are fitted; of spikes, the last stage is by L-BFGS-B or CMA, from where potentials lead"
     )
     add = parser.add_argument_group("spiking model").add_argument
     add("--objective", choices=OBJECTIVES, help=objective)
@@ -101,7 +106,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     comparing.add_compare_arguments(parser)
     recordings.add_data_arguments(parser)
     runs.add_run_arguments(parser)
-    parser.set_defaults(dt_sim=0.01)
+    parser.set_defaults(dt_sim=0.01, method=None)
     return fitting.parse_fit_arguments(parser, argv, shipped=True)
 
 
@@ -128,7 +133,10 @@ def potential_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> st
 
 
 def spike_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studies.Loss:
-    """The van Rossum distance of soft spikes; the times of the model's spikes tell what is determined.
+    """The van Rossum distance of soft spikes, or for a method without gradients of spikes as they are counted.
+
+    Soft spikes are those of a model that spikes: one that stays at the level has many small parts of them.
+    The times of the model's spikes tell what is determined.
 
     A spike's time is that at which V, linear within the step of the crossing, is at the level: its derivative is
     -dV / (dV/dt). Its noise is at least that of rounding to a step, and the lag behind the recorded spikes. Where there
@@ -137,7 +145,10 @@ def spike_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studie
     level, tau = spike_level.level, settings.tau_rossum * u.ms
 
     def distance(output: Mapping[str, jax.Array], recording: Recording) -> jax.Array:
-        model = soft_spikes(output["V"], level) * recording.observed
+        if settings.method in DERIVATIVE_FREE:
+            model = spike_trains.detect_spikes(output["V"], level, spike_level.rearm) * recording.observed
+        else:
+            model = soft_spikes(output["V"], level) * recording.observed
         return spike_trains.van_rossum_distance(model, recording.spikes * recording.observed, recording.dt * u.ms, tau)
 
     def spike_times(study: studies.Study, box: Box, x: np.ndarray) -> Predictions:
@@ -216,12 +227,15 @@ def make_study(
 
 def objective_of(args: argparse.Namespace, data: Data) -> str:
     """The objective that the arguments ask for, or else the one that finds the cell."""
-    recording, potentials = data.recordings["fit"], args.fit_target == "potential"
-    if args.objective == "synchronised" and not potentials:
-        raise BadInput("argument --objective: found synchronised with --fit_target spike, expected potential")
-    if args.objective or not potentials or args.method != "L-BFGS-B" or args.mode != "fit":
+    recording, methods = data.recordings["fit"], METHODS[args.fit_target]
+    if args.objective == "synchronised" and args.method not in methods:
+        expected = f"expected {' or '.join(method for method in methods if method)} with --fit_target {args.fit_target}"
+        raise BadInput(f"argument --method: found {args.method} with --objective synchronised, {expected}")
+    if args.objective == "synchronised" and not np.any(recording.mask):
+        raise BadInput("argument --objective: found synchronised without potentials, expected simulation")
+    if args.objective or args.method not in methods or args.mode != "fit":
         return args.objective or "simulation"
-    own = (args.recording or args.voltage) and recording.spikes is not None
+    own = (args.recording or args.voltage) and recording.spikes is not None and np.any(recording.mask)
     several = own and (recording.spikes * recording.observed).sum(0).max() >= SEVERAL
     return "synchronised" if several else "simulation"
 
@@ -282,18 +296,21 @@ def main(argv: Sequence[str]) -> int:
     if args.load:
         print(reports.predict(args, argv, devices, SCRIPT, responder).path)
         return 0
-    budget = args.protocol_budget if args.mode == "compare" else args.method
-    name = f"{args.mode}_{args.target}_{args.fit_target}_{budget}_seed{args.seed}"
-    run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats", "gradient_cost"})
     noise_seed, fit_seed = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(args.seed).spawn(2))
     source = recordings.source_of(args)
     data = recordings.read_data(source, SHIPPED)
     scheme = args.scheme or ("staggered" if source.own else "exponential_euler")
     settings = runs.pick(studies.FitSettings, args)
     objective = objective_of(args, data)
-    study = make_study(settings, data, source, known_parameters(source), scheme, objective, noise_seed)
+    by_squares = objective == "synchronised" and args.fit_target == "potential"
+    method = args.method or (fitting.GAUSS_NEWTON if by_squares else "L-BFGS-B")
+    budget = args.protocol_budget if args.mode == "compare" else method
+    name = f"{args.mode}_{args.target}_{args.fit_target}_{budget}_seed{args.seed}"
+    run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats", "gradient_cost"})
+    source_of_study = data, source, known_parameters(source), scheme
+    study = make_study(settings, *source_of_study, objective if by_squares else "simulation", noise_seed)
     print(*data.report, sep="\n", end="\n" * bool(data.report))
-    search, interrupted = runs.pick(fitting.Search, args, seed=fit_seed), False
+    search, interrupted = runs.pick(fitting.Search, args, seed=fit_seed, method=method), False
     if args.mode == "compare":
         plan = make_plan(args)
         run.save_config(argv, devices)  # first: a comparison that is killed is resumed by it
@@ -309,9 +326,15 @@ def main(argv: Sequence[str]) -> int:
         run.save_config(argv, devices)
         reports.save_preview(run, study, data, preview)
     else:
-        journal = fitting.Journal(run, functools.partial(run.save_config, argv, devices))
-        fit = fitting.fit(study, search, devices, journal)
+        journal = runs.Journal(run, functools.partial(run.save_config, argv, devices))
         extra = dict(script=SCRIPT, scheme=scheme, objective=objective)
+        if objective == "synchronised" and not by_squares:
+            potentials = dataclasses.replace(settings, fit_target="potential")
+            driven = make_study(potentials, *source_of_study, objective, noise_seed)
+            search, found = fitting.after(fitting.FitProblem(driven, search.n_sample, devices, journal), search)
+            print(f"driven, with coupling {found.level:g} per ms, potentials led to {found.released.text}")
+            extra |= dict(driven=found.released)
+        fit = fitting.fit(study, search, devices, journal)
         extra |= {study.annealing.label: fit.minimum.level} if study.annealing else {}
         reports.print_fit(study, fit, extra)
         run.save_config(argv, devices)

@@ -50,10 +50,17 @@ def result_of(study: Study, data: Data, fit: Fit, seed: int, extra: Mapping[str,
         for start in fit.minimum.starts
     ]
     if fit.released:
-        names = ("level", "loss", "released")
-        stages = [(stage.level, stage.best.loss, stage.released) for stage in fit.minimum.stages]
         result |= dict(loss_driven=fit.minimum.best.loss, released=fit.released)
-        result |= dict(stages=[dict(zip(names, stage, strict=True)) for stage in stages])
+        result["stages"] = [
+            dict(
+                level=stage.level,
+                loss=stage.best.loss,
+                parameters=box.values(stage.best.x),
+                agreement=stage.agreement,
+                released=stage.released,
+            )
+            for stage in fit.minimum.stages
+        ]
     return result | dict(interrupted=fit.minimum.interrupted, seed=seed)
 
 

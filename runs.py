@@ -19,6 +19,7 @@ import re
 import shlex
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -453,3 +454,64 @@ def to_json(content: Any) -> Any:
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     return content if isinstance(content, int | str | None) else str(content)
+
+
+class Journal:
+    """The evaluations of a fit, kept in its run folder: one that is killed goes on from there to the same numbers.
+
+    All methods are functions of the losses and gradients that they asked for. A fit that begins again and finds these
+    here comes to where it was, without a simulation.
+
+    Args:
+        run: whose file evaluations.npz it is; it holds the points, the losses and what was asked
+            for besides, row by row.
+        save_config: called before the first file is saved.
+    """
+
+    FILE, SECONDS = "evaluations.npz", PROGRESS_SECONDS  # the latter between two saves
+
+    def __init__(self, run: RunFolder, save_config: Callable[[], None]):
+        self.run, self.save_config = run, save_config
+        self.rounds: list[np.ndarray] = []
+        self.n_recalled, self.saved = 0, time.perf_counter()
+        path, result = run.path / self.FILE, run.load("result.json")
+        if result and not result.get("interrupted") and not path.exists():
+            raise BadInput(f"argument --resume: found a fit that is finished in {run.path}, expected one that is not")
+        if run.made and path.exists():
+            with np.load(path) as file:
+                n_row, n_column = file["n_row"], file["n_column"]
+                rounds = np.split(file["values"], np.cumsum(n_row * n_column)[:-1])
+                self.rounds = [rows.reshape(-1, n) for rows, n in zip(rounds, n_column, strict=True)]
+        self.earlier = len(self.rounds)
+
+    def recall(self, asked: np.ndarray, n_value: int) -> np.ndarray | None:
+        """The n_value numbers that have been the answer to these rows, if they come next; or else None."""
+        if self.n_recalled >= self.earlier:
+            return None
+        rows, n_asked = self.rounds[self.n_recalled], asked.shape[1]
+        if rows.shape != (len(asked), n_asked + n_value) or not np.array_equal(rows[:, :n_asked], asked):
+            raise BadInput(f"{self.run.path / self.FILE}: found the evaluations of another fit, expected those of this")
+        self.n_recalled += 1
+        return rows[:, n_asked:]
+
+    def add(self, asked: np.ndarray, values: np.ndarray) -> None:
+        """Keep an evaluation: what was asked, and the answer, row by row. A disk that is full ends no fit."""
+        self.rounds.append(np.hstack([asked, values]))
+        if time.perf_counter() - self.saved > self.SECONDS:
+            with contextlib.suppress(CannotSave):
+                self.save()
+
+    def discard(self) -> None:
+        """Remove the file, of a fit whose result is saved."""
+        (self.run.path / self.FILE).unlink(missing_ok=True)
+
+    def save(self) -> None:
+        """Save what is kept."""
+        if not self.rounds:
+            return
+        if not self.run.made:
+            self.save_config()
+        n_row, n_column = np.array([rows.shape for rows in self.rounds]).T
+        values = np.concatenate([rows.ravel() for rows in self.rounds])
+        self.run.save(self.FILE, dict(values=values, n_row=n_row, n_column=n_column))
+        self.saved = time.perf_counter()

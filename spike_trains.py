@@ -30,8 +30,8 @@ class SpikeLevel:
     rearm: float = REARM
 
 
-def detect_spikes(V: np.ndarray, level: float, rearm: float = REARM) -> np.ndarray:
-    """Upward crossings of a level by recorded potentials.
+def detect_spikes(V: ArrayLike, level: float, rearm: float = REARM) -> ArrayLike:
+    """Upward crossings of a level by recorded potentials, or by those of a model, which may be traced.
 
     The next one counts once V has been `rearm` below the level: noise does not make one spike several.
 
@@ -42,11 +42,12 @@ def detect_spikes(V: np.ndarray, level: float, rearm: float = REARM) -> np.ndarr
     Returns:
         Array (T, n_trace) of 0 and 1; as in `studies.simulate`, entry k is for a crossing between samples k and k + 1.
     """
-    sample = np.arange(len(V))[:, None]
-    last_above = np.maximum.accumulate(np.where(level <= V, sample, -1))
-    last_below = np.maximum.accumulate(np.where(level - rearm > V, sample, -1))
+    xp, last = (jnp, jax.lax.cummax) if isinstance(V, jax.Array) else (np, np.maximum.accumulate)
+    sample = xp.arange(len(V))[:, None]
+    last_above = last(xp.where(level <= V, sample, -1))
+    last_below = last(xp.where(level - rearm > V, sample, -1))
     armed = (last_below > last_above) | (last_above < 0)
-    return np.append(armed[:-1] & (level <= V[1:]), np.zeros_like(armed[:1]), axis=0).astype(float)
+    return xp.append(armed[:-1] & (level <= V[1:]), xp.zeros_like(armed[:1]), axis=0).astype(float)
 
 
 def find_level(potentials: Sequence[np.ndarray], dt: float, level: float | None = None) -> SpikeLevel:

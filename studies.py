@@ -44,29 +44,38 @@ class Model(Protocol):
 class Loss:
     """A loss: (output of the model, recording) -> scalar; its name with unit; and what `identifiability` asks.
 
-    One that `is_log` is compared by differences.
+    One that `is_log` is compared by differences. One with `residuals`, (output, recording) -> (T, n_trace), is the sum
+    of their squares by that of the mask of the recording; `least_squares` makes it.
     """
 
     function: Callable[[Any, Any], jax.Array]
     name: str
     predictions: Callable[["Study", Box, np.ndarray], Predictions]
     is_log: bool = False
+    residuals: Callable[[Any, Any], jax.Array] | None = None
+
+
+def least_squares(residuals: Callable[[Any, Any], jax.Array], name: str, predictions: Any) -> Loss:
+    """The mean of squared residuals, of the samples that count."""
+
+    def mean_square(output: Any, recording: Any) -> jax.Array:
+        return jnp.sum(residuals(output, recording) ** 2) / jnp.sum(recording.mask)
+
+    return Loss(mean_square, name, predictions, residuals=residuals)
 
 
 @dataclasses.dataclass(frozen=True)
 class Released:
-    """What a cell does that the recording no longer drives: mean squared error (mV^2), Gamma, spikes of both."""
+    """What a cell does that the recording no longer drives: mean squared error (mV^2), Gamma, spikes of both.
+
+    `rmse_away` is the root mean square error (mV) away from spikes of either.
+    """
 
     loss: float
     gamma: float | None
     n_spikes: int
     n_spikes_model: int
-
-    @property
-    def criterion(self) -> tuple[float, float]:
-        """What is lower for a better cell: Gamma first, to 0.01, and then the error."""
-        loss = self.loss if math.isfinite(self.loss) else math.inf
-        return -round(self.gamma or 0.0, 2), loss
+    rmse_away: float
 
     @property
     def follows(self) -> bool:
@@ -84,8 +93,8 @@ class Annealing:
     """What changes in stages while a fit runs, such as the width of a likelihood: its name, unit and values in order.
 
     Every start is minimised at each level in turn, from where the last one ended, and then fully at one level, which is
-    thereby fitted too: that of the lowest loss, or where the study says what the model does when it is `released`, of
-    the lowest criterion of that. Methods without gradients have the last level alone.
+    thereby fitted too: that of the lowest loss, or where the study says what the model does when it is `released`, the
+    one of the best Gamma at which the starts agree. Methods without gradients have the last level alone.
 
     Args:
         n_first: traces on which the first level is fitted, evenly taken, where there are more than twice as many; it
@@ -114,6 +123,7 @@ class FitSettings:
     tau_rossum: float = 5.0
     delta: float = 4.0
     constants: Sequence[tuple[str, float]] = ()
+    method: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +138,7 @@ class Study:
         known: {name: value} of the parameters behind the target, where they are.
         delta: coincidence window of the scores, to either side (ms).
         annealing: where a fit goes by stages.
+        trajectories: as model, each array (T, n_trace), where the model does not return these itself: to find NaN.
         trajectories: as model, each array (T, n_trace), where the model does not return these itself: to find NaN.
         finer: the model with half the step, of a scheme of second order, where the target knows nothing of the step.
         more: (prediction, parameters, recording, level, seed) -> the prediction with what the model says besides.
@@ -276,13 +287,13 @@ def free_run_of(model: Model, level: SpikeLevel | None = None) -> recordings.Fre
     return free_run
 
 
-def squared_error(output: Mapping[str, jax.Array], recording: Recording) -> jax.Array:
-    """Mean squared error of the potentials that count (mV^2)."""
-    return jnp.sum(recording.mask * (output["V"] - recording.V) ** 2) / jnp.sum(recording.mask)
+def potential_errors(output: Mapping[str, jax.Array], recording: Recording) -> jax.Array:
+    """Errors of the potentials that count (mV), (T, n_trace)."""
+    return recording.mask * (output["V"] - recording.V)
 
 
 def predicted_potentials(study: Study, box: Box, x: np.ndarray) -> Predictions:
-    """The potentials that count, for `squared_error`."""
+    """The potentials that count, for SQUARED_ERROR."""
     recording = study.recordings["fit"]
     counts = np.asarray(recording.mask) > 0
 
@@ -314,7 +325,7 @@ def largest_error(recording: Recording, factor: float = 1.3, floor: float = 0.1)
     return max(floor, factor * recordings.noise_of(recording))
 
 
-SQUARED_ERROR = Loss(squared_error, "mean squared error of the potential (mV^2)", predicted_potentials)
+SQUARED_ERROR = least_squares(potential_errors, "mean squared error of the potential (mV^2)", predicted_potentials)
 
 
 def simulation_study(
@@ -326,6 +337,35 @@ def simulation_study(
     """The study of a neuron class by the mean squared error of its potentials: all that a new neuron needs."""
     model = simulation(neuron, constants)
     return Study(model, SQUARED_ERROR, bounds, targets, free_run_of(model))
+
+
+# ---- Traces a part at a time ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """Traces to be simulated at a time: the first of each chunk, and which of a chunk are not in the one before."""
+
+    firsts: np.ndarray
+    is_new: np.ndarray
+
+    def of(self, data: Any, first: jax.Array) -> Any:
+        """The chunk of data that begins with a trace."""
+        width = self.is_new.shape[1]
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, width, axis=-1), data)
+
+
+def chunks_of(n_trace: int, n_at_most: int) -> Chunks:
+    """Chunks of at most so many traces; the last overlaps the one before it, so that all have one shape."""
+    n_chunk = -(-n_trace // max(1, n_at_most))
+    width = -(-n_trace // n_chunk)
+    firsts = np.minimum(width * np.arange(n_chunk), n_trace - width)
+    return Chunks(firsts, firsts[:, None] + np.arange(width) >= width * np.arange(n_chunk)[:, None])
+
+
+def n_traces(data: Any) -> int:
+    """The traces in what a study is fitted to."""
+    return jax.tree.leaves(data)[0].shape[1]
 
 
 # ---- Parameters -----------------------------------------------------------------------------------------------------

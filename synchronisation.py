@@ -5,8 +5,15 @@ early or too late costs as much as none. Here the model is told at each sample w
 
 .. math:: V \leftarrow V + K (V_{rec} - V), \quad K = 1 - e^{-c \, dt}, \quad loss = mean (V_{rec} - V)^2
 
-with the error taken before V is drawn. The coupling c (per ms) is annealed to 0, where the loss is that of the released
-cell. Model and recording spike together whatever the parameters, and the loss is smooth in them.
+with the error e taken before V is drawn. The coupling c (per ms) is annealed to 0, where the cell is the released one.
+Model and recording spike together whatever the parameters, and the loss is smooth in them. It is a sum of squares, and
+`fitting.gauss_newton` needs tens of evaluations a start where L-BFGS-B needs hundreds.
+
+.. math:: loss = mean (s \, arcsinh (w e / s))^2, \quad w = (1 + (T_{jitter} \, dV/dt / noise)^2)^{-1/2}
+
+An error weighs less by w where T_JITTER makes as much of it: else the upstrokes of spikes have nearly all of the loss,
+and where the model's have another shape it does best to be silent. Beyond s = LARGE it grows slowly: else one spike too
+few outweighs the windows in which all is predicted, and moves parameters.
 
 The sum of these one-sample predictions is what a Kalman filter of constant gain minimises (Ljung 1999, chapter 7), and
 differs from a current g (V_rec - V) in the cell (Abarbanel, Creveling, Farsian & Kostuk 2009; Voss, Timmer & Kurths
@@ -14,10 +21,11 @@ differs from a current g (V_rec - V) in the cell (Abarbanel, Creveling, Farsian 
 true there is no error at any coupling, and a sample is compared with what was known before it. A current that contains
 the noise of the very sample rewards cells that follow noise: with 1 mV of it, C ended at its lower bound.
 
-When to prefer it: whenever there are more than a few spikes, and potentials are recorded at all of their samples. When
-the cell has noise of its own, or currents that the model lacks, a fit at coupling 0 loses it: the fit ends at the
-coupling whose released cell best predicts the spikes of the fitted data, and says which it was. A model that is right,
-of a cell without noise, ends at 0. Where there are no spikes, the plain loss is as good.
+When to prefer it: whenever there are more than a few spikes, and potentials are recorded at all of their samples.
+Where there are no spikes, the plain loss is as good. Of the couplings whose released cell has the best Gamma with the
+spikes of the fitted data (to 0.02), the fit ends at the one at which the starts agree and the predictions are best: 0
+for a cell that is the model, without noise; more, the more noise there is and the more the model lacks. It says which.
+Potentials and spikes may ask for different cells: `--fit_target spike` goes on from here, by the spikes alone.
 
 Recordings are cut into windows that run side by side. Each begins with a driven warm-up that is not counted; the gate p
 of the M current, which forgets too slowly for that, first follows the potentials recorded before the window.
@@ -34,6 +42,7 @@ import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.interpolate
 from jax.typing import ArrayLike
 
 import recordings
@@ -51,7 +60,12 @@ N_FIRST = 16  # windows at the first of them
 T_WINDOW = 200.0  # ms
 T_WARM = 40.0  # ms
 T_REST = 5.0  # ms
+T_JITTER = 0.05  # ms
+LARGE = 5.0  # mV
+S_NOISE = 0.5  # mV
+SAME_SPIKES = 0.95  # Gamma of a released cell that is said to be the one of the recording
 N_DRAW = 16
+STEEP, N_PART = 1.0, 4  # mV a sample, from which a sample is taken in parts
 T_HISTORY = 2000.0  # ms of potentials that p follows before a window
 
 # ---- Windows --------------------------------------------------------------------------------------------------------
@@ -66,15 +80,22 @@ class Windows:
         recording: (T, n_window) currents, potentials, and a mask that is 0 in the warm-up; `observed` is where the
             potentials are known, and may draw the model.
         n_warm: samples of the warm-up (n_window,).
+        weight: of the errors (T, n_window), see `weights_of`; 0 where nothing counts.
         before_V, before_current, before_dt: what was recorded before each window (n_stretch, n_window): potentials
             (mV) and currents (nA), means over stretches of these durations (ms), in which they hardly change.
     """
 
     recording: Recording
     n_warm: ArrayLike
+    weight: ArrayLike
     before_V: ArrayLike | None = None
     before_current: ArrayLike | None = None
     before_dt: ArrayLike | None = None
+
+    @property
+    def mask(self) -> ArrayLike:
+        """Of the samples that count."""
+        return self.recording.mask
 
 
 def windows_of(recording: Recording, t_window: float = T_WINDOW, t_history: float = 0.0) -> Windows:
@@ -101,15 +122,35 @@ def windows_of(recording: Recording, t_window: float = T_WINDOW, t_history: floa
     pieces = Recording(cut(recording.current), V, mask=mask, observed=cut(recordings.observed_in(recording)), dt=dt)
     pieces = dataclasses.replace(pieces, V_start=None if exact else V[0])
     before = before_windows(recording, starts, t_history) if t_history else (None, None, None)
+    weight = mask * cut(weights_of(recording))
     counted = mask.any(0)  # a window with nothing to count costs time and no more
-    return jax.tree.map(lambda x: x[..., counted], Windows(pieces, np.full(len(starts) * n_trace, n_warm), *before))
+    return jax.tree.map(
+        lambda x: x[..., counted], Windows(pieces, np.full(len(starts) * n_trace, n_warm), weight, *before)
+    )
+
+
+def weights_of(recording: Recording) -> np.ndarray:
+    """Weights (T, n_trace) of errors: 1, and less where V is so steep that T_JITTER moves it by more than the noise.
+
+    w = 1 / sqrt(1 + (T_JITTER dV/dt / s)^2) with the noise s of the samples, at least S_NOISE. Otherwise the upstrokes
+    of spikes, where 0.1 ms is 30 mV, have nearly all of the loss, and a cell of another shape does best to be silent.
+    """
+    V, dt = np.asarray(recording.V, np.float64), recording.dt
+    n_step = max(1, round(T_JITTER / dt))
+    padded = np.pad(V, ((n_step, n_step), (0, 0)), mode="edge")
+    slope = (padded[2 * n_step :] - padded[: -2 * n_step]) / (2 * n_step * dt)
+    noise = spike_trains.sample_noise(V)
+    square = np.maximum(0, slope**2 - 2 * (noise / (2 * n_step * dt)) ** 2)
+    return 1 / np.sqrt(1 + square * (T_JITTER / max(noise, S_NOISE)) ** 2)
 
 
 def before_windows(recording: Recording, starts: np.ndarray, t_history: float) -> tuple[np.ndarray, ...]:
     """Mean potentials and currents in stretches before each window and their durations, (n_stretch, n_window) each.
 
-    A stretch is a millisecond, or a sample around a spike. Before the recording it is taken to have been as after its
-    start, in reverse; unless its current is constant for T_REST, where the cell is taken to have been at rest.
+    A stretch is a millisecond, or a sample around a spike, or a part of one where V is steep, from a cubic spline:
+    rates are exponentials of V, and most of what p gains is gained at the peaks. Before the recording it is taken to
+    have been as after its start, in reverse; unless its current is constant for T_REST, where the cell is taken to have
+    been at rest.
     """
     dt, n_step = recording.dt, len(recording.V)
     n_coarse, n_history = max(1, round(1.0 / dt)), min(round(t_history / dt), n_step - 1)
@@ -121,15 +162,18 @@ def before_windows(recording: Recording, starts: np.ndarray, t_history: float) -
         reverse = np.zeros(n_history, int) if at_rest else np.arange(n_history, 0, -1)
         samples = np.append(reverse, np.arange(n_step))
         near = spike_trains.away_from_spikes(spikes[samples][:, None], dt, (1.0, 3.0))[:, 0] == 0
-        middle = (V[samples] + V[np.minimum(samples + 1, n_step - 1)]) / 2
+        parts = np.arange(N_PART * len(samples)).reshape(-1, N_PART)
+        between = scipy.interpolate.CubicSpline(np.arange(len(samples)), V[samples])((parts + 0.5) / N_PART).ravel()
+        steep = np.abs(np.diff(V[samples], append=V[-1])) > STEEP
+        alone = (steep[:, None] | (near[:, None] & (parts % N_PART == 0))).ravel()
         for start in starts:
-            first, last = start, start + n_history
-            edges = np.union1d(
-                np.arange(first, max(last, first + 1), n_coarse), first + np.flatnonzero(near[first:last])
-            )
+            first, last = N_PART * start, N_PART * (start + n_history)
+            coarse = np.arange(first, max(last, first + 1), N_PART * n_coarse)
+            edges = np.union1d(coarse, first + np.flatnonzero(alone[first:last]))
             size = np.diff(edges, append=last)
-            means = [np.add.reduceat(x[:last], edges) / size for x in (middle, current[samples])]
-            columns.append((*means, size * dt))
+            values = between, np.repeat(current[samples], N_PART)
+            means = [np.add.reduceat(x[:last], edges) / size for x in values]
+            columns.append((*means, size * dt / N_PART))
     longest = max(len(column[0]) for column in columns)
     padded = [[np.pad(x, (longest - len(x), 0), mode="edge") for x in column[:2]] for column in columns]
     durations = [np.pad(column[2], (longest - len(column[2]), 0)) for column in columns]
@@ -152,11 +196,10 @@ def gain(step: ArrayLike, windows: Windows, coupling: ArrayLike) -> jax.Array:
     return 1 - jnp.exp(-jnp.where(step < n_warm, jnp.maximum(coupling, rate), coupling) * dt)
 
 
-def driven(neuron: Callable[..., brainpy.state.Neuron], constants: Parameters, dt_sim: float, whole: bool) -> Any:
-    """The driven cell as a model (parameters, windows, coupling per ms) -> {"V": (T, n_window)} (mV), if `whole`.
+def driven(neuron: Callable[..., brainpy.state.Neuron], constants: Parameters, dt_sim: float) -> studies.Model:
+    """The driven cell as a model (parameters, windows, coupling per ms) -> {"V": (T, n_window)} (mV).
 
-    Else {"error": (n_window,)}, squared errors summed as the cell runs, (mV^2): storing V and its derivatives would
-    take longer, and memory.
+    V is what is predicted of each sample, before the cell is drawn to it.
     """
 
     def model(parameters: Parameters, windows: Windows, coupling: ArrayLike = 0.0) -> dict[str, jax.Array]:
@@ -164,25 +207,21 @@ def driven(neuron: Callable[..., brainpy.state.Neuron], constants: Parameters, d
         own, electrode = studies.behind_electrode(parameters, recording)
         cell, n_substep = neuron(recording.current.shape[1:], **own), studies.substeps(recording.dt, dt_sim)
 
-        def step(carry, row):
-            k, total = carry
-            current, V_rec, mask, known, electrode = row
+        def step(k, row):
+            current, V_rec, known, electrode = row
             V = cell.V.value.to_decimal(u.mV)
-            error = V_rec - electrode - V
-            cell.V.value = (V + gain(k, windows, coupling) * known * error) * u.mV
+            cell.V.value = (V + gain(k, windows, coupling) * known * (V_rec - electrode - V)) * u.mV
             for _ in range(n_substep):
                 cell.update(current * u.nA)
-            return (k + 1, total + mask * error**2), V + electrode if whole else None
+            return k + 1, V + electrode
 
         with brainstate.environ.context(dt=recording.dt / n_substep * u.ms):
             studies.start_at(cell, studies.held_at(recording, electrode))
             if windows.before_V is not None and "p" in getattr(cell, "gates", ""):
                 follow(cell, windows, parameters)
-            rows = recording.current, recording.V, recording.mask, recording.observed
-            rows = *rows, electrode + jnp.zeros_like(recording.current)
-            start = jnp.zeros(()), 0 * cell.V.value.to_decimal(u.mV)
-            (_, error), V = brainstate.transform.scan(step, start, rows)
-        return dict(V=V) if whole else dict(error=error)
+            rows = recording.current, recording.V, recording.observed, electrode + jnp.zeros_like(recording.current)
+            _, V = brainstate.transform.scan(step, jnp.zeros(()), rows)
+        return dict(V=V)
 
     return model
 
@@ -209,9 +248,12 @@ def follow(cell: utils.HH, windows: Windows, parameters: Parameters) -> None:
 # ---- Study ----------------------------------------------------------------------------------------------------------
 
 
-def mean_error(output: dict[str, jax.Array], windows: Windows) -> jax.Array:
-    """Mean squared error of the potentials that count (mV^2)."""
-    return jnp.sum(output["error"]) / jnp.sum(windows.recording.mask)
+def weighted_errors(output: dict[str, jax.Array], windows: Windows) -> jax.Array:
+    """Prediction errors e (mV) with their weights w, (T, n_window): s arcsinh(w e / s), which is w e below s = LARGE.
+
+    Where a spike is missing, or is one too many, the errors of some ms would outweigh those of all that is predicted.
+    """
+    return LARGE * jnp.arcsinh(windows.weight * (output["V"] - windows.recording.V) / LARGE)
 
 
 def releaser(
@@ -220,7 +262,7 @@ def releaser(
     """(parameters) -> what the released cell does over a whole recording, after its warm-up.
 
     Args:
-        model: `driven`, whole.
+        model: `driven`.
         level, delta: of the spikes, and of Gamma (ms).
     """
     windows = windows_of(recording, math.inf)
@@ -237,9 +279,8 @@ def releaser(
         score = scoring.score(target, prediction, delta)
         gamma = [value for value in score.gamma if value is not None]
         loss = float(np.sum(pieces.mask * (V - pieces.V) ** 2) / np.sum(pieces.mask))
-        return studies.Released(
-            loss, float(np.mean(gamma)) if gamma else None, sum(score.n_spikes), sum(score.n_spikes_model)
-        )
+        gamma = float(np.mean(gamma)) if gamma else None
+        return studies.Released(loss, gamma, sum(score.n_spikes), sum(score.n_spikes_model), score.rmse_away)
 
     return release
 
@@ -255,60 +296,61 @@ def synchronised(
         level: of the spikes of the recording.
     """
     recording, slow = study.recordings["fit"], "gM" in study.bounds or bool(study.constants.get("gM"))
-    errors, whole = (driven(neuron, constants, dt_sim, keep) for keep in (False, True))
-    finer = driven(neuron, constants, recording.dt / studies.substeps(recording.dt, dt_sim) / 2, True)
-    release = releaser(whole, recording, level, study.delta)
-    predictions = predicted(whole, finer if study.finer else None, release)
+    model = driven(neuron, constants, dt_sim)
+    finer = driven(neuron, constants, recording.dt / studies.substeps(recording.dt, dt_sim) / 2)
+    release = releaser(model, recording, level, study.delta)
+    predictions = predicted(model, finer if study.finer else None, release)
     return dataclasses.replace(
         study,
-        model=errors,
-        loss=studies.Loss(mean_error, studies.SQUARED_ERROR.name, predictions),
+        model=model,
+        loss=studies.least_squares(weighted_errors, studies.SQUARED_ERROR.name, predictions),
         annealing=studies.Annealing("coupling", "per_ms", COUPLINGS, N_FIRST),
-        trajectories=whole,
         windows=windows_of(recording, t_history=T_HISTORY if slow else 0.0),
         released=release,
     )
 
 
 def predicted(
-    whole: studies.Model, finer: studies.Model | None, release: Callable[[Parameters], studies.Released]
+    model: studies.Model, finer: studies.Model | None, release: Callable[[Parameters], studies.Released]
 ) -> Any:
     """What `identifiability` asks of a driven cell: its potentials; windows are the clusters.
 
     The noise that draws the cell, where counting begins if not later, is drawn anew N_DRAW times to see what it moves.
-    Nothing is said where the released cell is off by more than noise, whatever the driven one does: a cell that is
-    drawn to the recording at every sample is never off by much.
+    Nothing is said where the released cell is off by more than noise or has other spikes, whatever the driven one does:
+    a cell that is drawn to the recording at every sample is never off by much.
     """
 
     def predictions(study: Study, box: Box, x: np.ndarray) -> Predictions:
         windows, coupling, recording = study.windows, study.last_level, study.recordings["fit"]
-        counts = np.asarray(windows.recording.mask) > 0
-        released, largest = release(box.parameters(x)).loss ** 0.5, studies.largest_error(recording)
-        if not released <= largest:
-            off = f"released, V is off by {released:.3g} mV where its noise allows {largest:.3g}"
-            raise Undetermined(f"this model does not describe these data: {off}")
+        counts = np.asarray(windows.mask) > 0
+        released, largest = release(box.parameters(x)), studies.largest_error(recording)
+        if not released.rmse_away <= largest or (released.n_spikes and not (released.gamma or 0) >= SAME_SPIKES):
+            off = f"released, V is off by {released.rmse_away:.3g} mV away from spikes ({released.text})"
+            allowed = f"where noise allows {largest:.3g}, and Gamma {SAME_SPIKES:g}"
+            raise Undetermined(f"this model does not describe these data: {off} {allowed}")
         n_window, recorded = counts.shape[1], windows.recording
         noise_V = spike_trains.sample_noise(np.asarray(recording.V))
         if coupling and n_window < 2 * len(x):
             raise Undetermined(f"{n_window} windows are too few for errors that depend on each other")
 
-        def potentials(x, model=whole, drawn_by=windows):
-            return model(box.parameters(x), drawn_by, coupling)["V"][counts]
+        def errors(x, model=model, drawn_by=windows):
+            output = model(box.parameters(x), drawn_by, coupling)
+            return weighted_errors(output, windows)[counts]
 
         def nuisances(x):
             def redrawn(key):
                 V = recorded.V + noise_V * jax.random.normal(key, recorded.V.shape)
                 drawn_by = dataclasses.replace(windows, recording=dataclasses.replace(recorded, V=V))
-                return (potentials(x, drawn_by=drawn_by) - now) / math.sqrt(N_DRAW)
+                return (errors(x, drawn_by=drawn_by) - now) / math.sqrt(N_DRAW)
 
-            now = potentials(x)
+            now = errors(x)
             columns = jax.lax.map(redrawn, jax.random.split(jax.random.key(0), N_DRAW)).T
             if finer is None:
                 return columns
-            return jnp.append(columns, 4 / 3 * (potentials(x, finer) - now)[:, None], axis=1)
+            return jnp.append(columns, 4 / 3 * (errors(x, finer) - now)[:, None], axis=1)
 
         noise = studies.V_RESOLUTION, largest
-        prediction = Prediction(potentials, recorded.V[counts], *noise, nuisances)
+        prediction = Prediction(errors, np.zeros(counts.sum()), *noise, nuisances)
         return {"V_mV": prediction}, np.nonzero(counts)[1] if n_window >= 2 * len(x) else None
 
     return predictions

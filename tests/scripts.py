@@ -44,11 +44,11 @@ def interrupt(monkeypatch, when, error=KeyboardInterrupt):
     """Ctrl-C, or another error, before the evaluation where when(level, number before it); returns what undoes it."""
     evaluate, n_before = fitting.FitProblem.evaluate, [0]
 
-    def interrupted(self, X, gradient=False, level=0.0):
+    def interrupted(self, X, what="losses", level=0.0):
         if when(level, n_before[0]):
             raise error
         n_before[0] += 1
-        return evaluate(self, X, gradient, level)
+        return evaluate(self, X, what, level)
 
     monkeypatch.setattr(fitting.FitProblem, "evaluate", interrupted)
     return lambda: monkeypatch.setattr(fitting.FitProblem, "evaluate", evaluate)

@@ -5,13 +5,14 @@ The cells are those of `cells.py`. Numbers of cases are those of faults that wer
 
 import json
 
+import runs
+
 import cells
 import numpy as np
 import pytest
 import scripts
 from scripts import write_traces
 
-import fitting
 import neuron_fitting_of_gif_model as gif
 import neuron_fitting_of_hh_model as hh
 
@@ -444,7 +445,7 @@ def test_a_fit_that_is_killed_goes_on_to_the_same_numbers(method, fit, tmp_path,
     part = ["--sweeps", "1:3,0", "--exclude", "35:36", "--t_stop", 39]
     arguments = [*write(tmp_path, *hh_cell, 0.05), *part, "--n_sample", 3, "--method", method, "--n_iter", 6]
     whole, _ = fit(hh, *arguments)
-    monkeypatch.setattr(fitting.Journal, "SECONDS", 0.0)
+    monkeypatch.setattr(runs.Journal, "SECONDS", 0.0)
     undo = scripts.interrupt(monkeypatch, lambda level, n_before: n_before >= 4, error=SystemExit)
     with pytest.raises(SystemExit):  # as a kill: nothing is saved at the end
         fit(hh, *arguments)

@@ -56,7 +56,7 @@ class Rosenbrock:
     def __init__(self, stop_after=math.inf):
         self.rounds, self.stop_after = [], stop_after
 
-    def evaluate(self, X, gradient=False, level=0.0):
+    def evaluate(self, X, what="losses", level=0.0):
         self.rounds.append(len(X))
         if len(self.rounds) > self.stop_after:
             raise KeyboardInterrupt
@@ -68,7 +68,7 @@ class Rosenbrock:
 def test_batched_gradients_equal_reverse_mode_one_by_one(n, x64):
     problem = hh_problem(n_sample=n)
     X = np.random.default_rng(0).random((n, 4))
-    losses, grads = problem.evaluate(X, gradient=True)
+    losses, grads = problem.evaluate(X, "gradients")
     np.testing.assert_allclose(problem.evaluate(X), losses, rtol=1e-8)
     assert np.abs(grads).max(axis=0).min() > 0
     study, data = problem.study, problem.data
@@ -87,13 +87,13 @@ def test_the_number_of_devices_changes_nothing():
         pytest.skip("one core, one device")
     X = np.random.default_rng(0).random((7, 2))
     one, all_ = line_problem(devices=jax.devices()[:1]), line_problem()
-    for a, b in zip(one.evaluate(X, gradient=True), all_.evaluate(X, gradient=True), strict=True):
+    for a, b in zip(one.evaluate(X, "gradients"), all_.evaluate(X, "gradients"), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 def test_every_start_makes_the_iterates_it_would_make_alone():
     problem, x0 = Rosenbrock(), np.random.default_rng(0).random((9, 3))
-    starts = fitting.lbfgsb_multistart(problem, x0).starts
+    starts = fitting.multistart(problem, x0).starts
     for start, x in zip(starts, x0, strict=True):
         alone = scipy.optimize.minimize(
             lambda x: tuple(y[0] for y in Rosenbrock().evaluate(x[None])),
@@ -115,7 +115,7 @@ def test_every_start_makes_the_iterates_it_would_make_alone():
 def test_ctrl_c_keeps_the_best_point_of_every_start():
     problem = Rosenbrock(stop_after=5)
     x0 = np.random.default_rng(0).random((4, 2))
-    minimum = fitting.lbfgsb_multistart(problem, x0)
+    minimum = fitting.multistart(problem, x0)
     assert minimum.interrupted
     initial, _ = Rosenbrock().evaluate(x0)
     for start, loss in zip(minimum.starts, initial, strict=True):
@@ -130,7 +130,7 @@ def test_nan_ends_its_start_by_name_and_no_other():
         return (a + b * data["t"]) * jnp.sqrt(b - 0.3 + (data["t"] <= 0.5))
 
     problem = line_problem(model=model)
-    starts = fitting.lbfgsb_multistart(problem, np.array([[0.5, 0.05], [0.4, 0.5]])).starts
+    starts = fitting.multistart(problem, np.array([[0.5, 0.05], [0.4, 0.5]])).starts
     assert starts[0].status.startswith("NaN at time step 2 of trace 0 at a = 0 mV, b = 0.15 mV")
     assert starts[0].n_gradients == 1
     assert starts[1].n_gradients > 1
@@ -186,7 +186,7 @@ def test_an_error_in_a_start_is_raised_and_does_not_hang(monkeypatch):
 
     monkeypatch.setattr(problem, "name_nan", out_of_memory)
     with pytest.raises(MemoryError, match="no room"):
-        fitting.lbfgsb_multistart(problem, np.full((3, 2), 0.5))
+        fitting.multistart(problem, np.full((3, 2), 0.5))
 
 
 @pytest.mark.parametrize("method", ["DE", "bayesian"])

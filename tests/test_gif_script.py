@@ -98,7 +98,7 @@ def test_the_loss_is_the_likelihood_of_the_trajectories(fit_target, x64):
 def test_the_gradient_of_the_likelihood_is_that_of_finite_differences(fit_target, x64):
     problem = problem_of("likelihood", fit_target=fit_target)
     x = np.array([0.3, 0.2, 0.4, 0.6])
-    _, (gradient,) = problem.evaluate(x[None], gradient=True, level=0.5)
+    _, (gradient,) = problem.evaluate(x[None], "gradients", level=0.5)
     for i in range(4):
         losses = [problem.evaluate((x + step * np.eye(4)[i])[None], level=0.5)[0] for step in (1e-6, -1e-6)]
         assert abs(gradient[i]) > 1e-2
@@ -181,7 +181,7 @@ def test_the_gradient_of_the_simulation_is_by_the_surrogate(fit_target, x64):
             decay_k = np.exp(-DT * np.array([p["k1"], p["k2"]]))
             currents, dcurrents = currents * decay_k, dcurrents * decay_k
     slope /= data.V.size if fit_target == "potential" else 2 * 5 / DT
-    _, (gradient,) = problem.evaluate(x[None], gradient=True)
+    _, (gradient,) = problem.evaluate(x[None], "gradients")
     low, high = gif.RANGES["a"].mantissa
     assert abs(slope) > 1e-3
     assert float(gradient[0]) == pytest.approx(float(slope * (high - low)), rel=1e-6)

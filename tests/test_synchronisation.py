@@ -8,6 +8,7 @@ import cells
 import jax
 import numpy as np
 import pytest
+import scipy.interpolate
 import scripts
 
 import fitting
@@ -40,8 +41,12 @@ def values(**parameters):
     return script.with_units(cells.HH | dict(R_s=0.0) | parameters)
 
 
-def model(dt_sim=0.005, whole=True):
-    return synchronisation.driven(functools.partial(utils.HH, scheme="staggered"), {}, dt_sim, whole)
+def model(dt_sim=0.005):
+    return synchronisation.driven(functools.partial(utils.HH, scheme="staggered"), {}, dt_sim)
+
+
+def mean_square(output, windows):
+    return float(np.sum(np.square(synchronisation.weighted_errors(output, windows))) / np.sum(windows.mask))
 
 
 def test_an_M_current_and_a_temperature_are_those_of_another_integration(adapting):
@@ -58,7 +63,7 @@ def test_an_M_current_and_a_temperature_are_those_of_another_integration(adaptin
 def test_where_the_parameters_are_true_there_is_no_error_whatever_the_coupling(adapting, coupling):
     windows = synchronisation.windows_of(adapting, t_history=500.0)
     error = [
-        float(synchronisation.mean_error(model(whole=False)(values(**parameters), windows, coupling), windows))
+        mean_square(model()(values(**parameters), windows, coupling), windows)
         for parameters in (SPIKING, SPIKING | dict(gNa=26.0))
     ]
     assert error[0] < 0.05 * error[1]
@@ -74,10 +79,9 @@ def test_at_coupling_0_from_a_known_start_the_model_is_the_one_that_runs_freely(
     assert windows.recording.V.shape == V.shape
     np.testing.assert_allclose(model(0.01)(values(), windows, 0.0)["V"], V, atol=1e-2)
     other = values(gNa=25.0)
-    distance = np.mean((np.asarray(free(other, exact)["V"]) - V) ** 2)
-    error = model(0.01, whole=False)(other, windows, 0.0)
-    np.testing.assert_allclose(synchronisation.mean_error(error, windows), distance, rtol=1e-3)
-    assert distance > 1
+    released = np.asarray(free(other, exact)["V"])
+    np.testing.assert_allclose(model(0.01)(other, windows, 0.0)["V"], released, atol=1e-2)
+    assert np.mean((released - V) ** 2) > 1
 
 
 def test_a_sample_is_predicted_from_the_one_before_where_the_coupling_is_strong(adapting):
@@ -121,21 +125,41 @@ def test_windows_count_every_sample_after_the_first_warm_up_once(adapting):
     assert windows.recording.mask.any(0).all()
 
 
+def test_an_error_weighs_less_where_a_little_time_is_many_millivolts():
+    V = np.interp(np.arange(4000) * DT, [0, 100, 100.5, 200], [-65, -65, 35, 35])[:, None]
+    quiet = synchronisation.weights_of(recordings.recorded(0 * V, V, DT))
+    expected = 1 / np.sqrt(1 + (200 * synchronisation.T_JITTER / synchronisation.S_NOISE) ** 2)
+    np.testing.assert_allclose(quiet[2005, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(np.delete(quiet[:, 0], np.arange(1995, 2015)), 1)
+    noise = 0.5 * np.random.default_rng(0).standard_normal(V.shape)
+    noisy = synchronisation.weights_of(recordings.recorded(0 * V, V + noise, DT))
+    assert np.delete(noisy[:, 0], np.arange(1995, 2015)).mean() > 0.85
+    np.testing.assert_allclose(noisy[2005, 0], expected, rtol=0.2)
+
+
+def test_a_missing_spike_does_not_outweigh_all_else():
+    windows = synchronisation.windows_of(recordings.recorded(np.zeros((4000, 1)), np.zeros((4000, 1)), DT))
+    error = {V: synchronisation.weighted_errors(dict(V=np.full((4000, 1), V)), windows) for V in (0.1, -100.0)}
+    np.testing.assert_allclose(error[0.1][windows.mask > 0], 0.1, rtol=1e-3)
+    assert -25 < error[-100.0].min() < -10
+
+
 def test_the_slow_gate_of_a_window_is_what_the_recording_has_made_of_it(adapting):
     windows = synchronisation.windows_of(adapting, t_window=100.0, t_history=500.0)
     parameters = values(**SPIKING)
     cell = utils.HH(windows.recording.V.shape[1:], **{k: v for k, v in parameters.items() if k != "R_s"})
     cell.init_state()
     synchronisation.follow(cell, windows, parameters)
-    # Sample by sample, from rest.
-    V = (adapting.V[1:, 0] + adapting.V[:-1, 0]) / 2
+    # In fine steps, from rest.
+    samples = np.arange(len(adapting.V))
+    V = scipy.interpolate.CubicSpline(samples, adapting.V[:, 0])((np.arange(10 * len(samples) - 10) + 0.5) / 10)
     z = np.exp((V + 35) / 20)
     p_inf, rate = z**2 / (1 + z**2), SPIKING["phi"] * (3.3 * z + 1 / z) / SPIKING["tau_max"]
     p = [1 / (1 + np.exp(-(adapting.V[0, 0] + 35) / 10))]
     for k in range(len(V)):
-        p.append(p_inf[k] + (p[-1] - p_inf[k]) * np.exp(-rate[k] * DT))
+        p.append(p_inf[k] + (p[-1] - p_inf[k]) * np.exp(-rate[k] * DT / 10))
     n_window = (len(adapting.V) - round(synchronisation.T_WARM / DT)) // windows.recording.V.shape[1]
-    expected = np.array(p)[n_window * np.arange(windows.recording.V.shape[1])]
+    expected = np.array(p)[::10][n_window * np.arange(windows.recording.V.shape[1])]
     assert np.ptp(expected) > 0.05
     np.testing.assert_allclose(np.asarray(cell.p.value), expected, atol=2e-3)
 
@@ -196,7 +220,7 @@ def test_standard_errors_know_of_the_noise_with_which_counting_begins():
             study = study_of(recordings.recorded(current, V + noise, DT), "synchronised")
             problem = fitting.FitProblem(study, 1, jax.devices())
             x0 = (truth - problem.box.low) / (problem.box.high - problem.box.low)
-            x = fitting.lbfgsb_multistart(problem, x0[None]).best.x
+            x = fitting.multistart(problem, x0[None]).best.x
             errors = fitting.determined(study.at(0.0), problem.box, x).standard_errors
             found = problem.box.values(x)
             deviations += [(found[name] - cells.HH[name]) / error for name, error in errors.items()]
@@ -210,11 +234,31 @@ def test_a_fit_of_many_traces_in_chunks_is_that_of_all_at_once(spiking, monkeypa
     study = dataclasses.replace(study, windows=synchronisation.windows_of(spiking, t_window=50.0))
     assert study.windows.recording.V.shape[1] == 5
     X = np.random.default_rng(0).random((4, 4))
-    whole = fitting.FitProblem(study, 4, jax.devices()).evaluate(X, gradient=True, level=1.0)
+    problems = [fitting.FitProblem(study, 4, jax.devices())]
     monkeypatch.setattr(fitting, "N_CELL", 4)
-    chunks = fitting.FitProblem(study, 4, jax.devices()).evaluate(X, gradient=True, level=1.0)
-    for a, b in zip(whole, chunks, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+    problems.append(fitting.FitProblem(study, 4, jax.devices()))
+    for what in ("gradients", "grams"):
+        whole, chunks = (problem.evaluate(X, what, level=1.0) for problem in problems)
+        for a, b in zip(whole, chunks, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+
+
+def test_a_gram_matrix_is_that_of_the_residuals_and_their_derivatives(spiking):
+    study = study_of(spiking, "synchronised")
+    problem, x = fitting.FitProblem(study, 2, jax.devices()), np.array([0.4, 0.5, 0.3, 0.6])
+    windows = study.windows
+
+    def residuals(x):
+        output = study.model(problem.box.parameters(x), windows, 1.0)
+        return study.loss.residuals(output, windows).ravel() / np.sqrt(np.sum(windows.mask))
+
+    J, r = np.asarray(jax.jacfwd(residuals)(x)), np.asarray(residuals(x))
+    rows = np.column_stack([J, r])
+    (loss, gradient), (also, grams) = (problem.evaluate(x[None], what, level=1.0) for what in ("gradients", "grams"))
+    np.testing.assert_allclose(grams[0], rows.T @ rows, rtol=2e-3, atol=1e-4 * np.abs(rows.T @ rows).max())
+    np.testing.assert_allclose(also, loss, rtol=1e-4)
+    np.testing.assert_allclose(2 * grams[0, :-1, -1], gradient[0], rtol=2e-3, atol=1e-3 * np.abs(gradient).max())
+    assert np.abs(gradient).min() > 0
 
 
 def test_the_first_level_is_fitted_on_a_part_of_the_windows(spiking):
@@ -226,11 +270,9 @@ def test_the_first_level_is_fitted_on_a_part_of_the_windows(spiking):
     x = np.full((1, 4), 0.4)
     part = jax.tree.map(lambda y: y[..., [0, 4]], windows)
     output = study.model(problem.box.parameters(np.repeat(x, 2, axis=0)), part, 10.0)
-    assert problem.evaluate(x, level=10.0)[0] == pytest.approx(
-        float(synchronisation.mean_error(output, part)), rel=1e-4
-    )
+    assert problem.evaluate(x, level=10.0)[0] == pytest.approx(mean_square(output, part), rel=1e-4)
     all_of_them = study.model(problem.box.parameters(np.repeat(x, 5, axis=0)), windows, 2.5)
-    expected = float(synchronisation.mean_error(all_of_them, windows))
+    expected = mean_square(all_of_them, windows)
     assert problem.evaluate(x, level=2.5)[0] == pytest.approx(expected, rel=1e-4)
 
 
@@ -242,12 +284,38 @@ def test_starts_that_have_met_go_on_as_one():
     assert fitting._met(starts) == [1, 1, 2]
 
 
-def test_the_better_of_two_released_cells_is_that_which_predicts_spikes():
-    silent, late = studies.Released(40.0, 0.0, 10, 0), studies.Released(90.0, 0.7, 10, 10)
-    assert min((silent, late), key=lambda released: released.criterion) is late
-    assert late.follows
-    assert not silent.follows
-    assert not studies.Released(float("nan"), None, 10, 0).follows
+def test_a_fit_ends_where_the_released_cell_predicts_spikes_and_starts_agree():
+    def stage(level, gamma, losses, x):
+        starts = [fitting.Start(None, np.array(point), loss) for point, loss in zip(x, losses, strict=True)]
+        return fitting.Minimum(starts, level, released=studies.Released(90.0, gamma, 10, 10, 1.0))
+
+    same, apart = [[0.5], [0.5]], [[0.5], [0.9]]
+    silent, late = stage(0.0, 0.0, [0.1, 0.1], same), stage(1.0, 0.7, [3.0, 3.0], same)
+    assert fitting._chosen([late, silent]) is late
+    scattered, better = stage(0.1, 0.71, [1.0, 2.0], apart), stage(0.25, 0.69, [2.0, 2.0], same)
+    assert fitting._chosen([late, better, scattered]) is better
+    exact = [stage(level, 1.0, [level * 1e-6] * 2, same) for level in (1.0, 0.1, 0.0)]
+    assert fitting._chosen(exact) is exact[2]
+    assert late.released.follows
+    assert not silent.released.follows
+    assert not studies.Released(float("nan"), None, 10, 0, 1.0).follows
+
+
+def test_a_standard_error_is_no_less_than_what_the_coupling_changes():
+    box = fitting.Box({"gL": u.Quantity([0.0, 2.0], unit=u.uS), "C": u.Quantity([0.0, 1.0], unit=u.nF)})
+    said = dataclasses.replace(fitting.unknown(box, ""), standard_errors=dict(gL=0.3, C=0.1))
+    points = [[0.9, 0.9], [0.5, 0.5], [0.5, 0.7], [0.7, 0.5]]
+    stages = [
+        fitting.Minimum([fitting.Start(None, np.array(x), 1.0)], level)
+        for level, x in zip((10.0, 1.0, 0.1, 0.0), points, strict=True)
+    ]
+    released = studies.Released(1.0, 1.0, 5, 5, 0.1)
+    at = [dataclasses.replace(stage, stages=stages, released=released) for stage in stages]
+    # The first level, of a part of the windows, is no neighbour.
+    assert fitting.widened(said, box, at[1]).standard_errors == pytest.approx(dict(gL=0.3, C=np.hypot(0.1, 0.2)))
+    both = fitting.widened(said, box, at[2]).standard_errors
+    assert both == pytest.approx(dict(gL=0.5, C=np.hypot(0.1, 0.2)))
+    assert fitting.widened(said, box, stages[2]) is said
 
 
 # ---- The script -----------------------------------------------------------------------------------------------------
@@ -268,11 +336,45 @@ def test_the_script_drives_the_cell_by_a_recording_that_spikes(tmp_path, spiking
     assert "coupling" in header
 
 
-def test_spikes_alone_do_not_drive_the_cell(capsys, monkeypatch, tmp_path):
-    arguments = ["--objective", "synchronised", "--fit_target", "spike"]
-    assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 2
-    assert "argument --objective: found synchronised with --fit_target spike" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+SPIKES = ["--fit_target", "spike", "--n_sample", 4, "--n_iter", 3, "--dt_sim", 0.05, "--validation", "none"]
+
+
+def test_spikes_are_fitted_from_where_the_potentials_lead(tmp_path, spiking, capsys):
+    np.savez(tmp_path / "own.npz", current_nA=spiking.current, V_mV=spiking.V, dt_ms=DT)
+    near = ["--bounds", "gNa=20:24", "gK=5:6", "gL=0.01:0.02", "V_T=-57:-55"]
+    results = {}
+    for method in ("L-BFGS-B", "CMA"):
+        folder = tmp_path / method
+        arguments = ["--recording", tmp_path / "own.npz", *SPIKES, *near, "--method", method, "--output", folder]
+        assert script.main([str(x) for x in arguments]) == 0
+        results[method] = scripts.json.loads((folder / "result.json").read_text())
+        assert "driven, with coupling" in capsys.readouterr().out
+    for result in results.values():
+        assert result["objective"] == "synchronised"
+        assert result["driven"]["gamma"] > 0.9
+        assert result["gamma"][0] > 0.9
+        assert result["loss_name"] == "van Rossum distance of the spikes"
+    assert results["CMA"]["n_simulations"] == 12
+
+
+def test_what_cannot_drive_a_cell_is_refused(capsys, monkeypatch, tmp_path, spiking):
+    np.savez(tmp_path / "own.npz", current_nA=spiking.current, V_mV=spiking.V, dt_ms=DT)
+    steps = np.flatnonzero(spiking.spikes[:, 0])
+    (tmp_path / "spikes.csv").write_text(",".join(f"{DT * step:.2f}" for step in steps) + "\n")
+    np.savetxt(tmp_path / "current.csv", spiking.current, header="I_nA", comments="")
+    times = ["--current", "current.csv", "--spike_times", "spikes.csv", "--dt", DT, "--fit_target", "spike"]
+    own, before = ["--recording", "own.npz"], set(tmp_path.iterdir())
+    refused = {
+        "argument --objective: found synchronised without potentials": [*times, "--objective", "synchronised"],
+        "argument --method: found DE with --objective synchronised": [
+            *own, "--objective", "synchronised", "--method", "DE"
+        ],
+        "argument --method: found Gauss-Newton, expected another": [*own, *SPIKES, "--method", "Gauss-Newton"],
+    }  # fmt: skip
+    for message, arguments in refused.items():
+        assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 2
+        assert message in capsys.readouterr().err
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_help_names_the_units_of_the_new_parameters():

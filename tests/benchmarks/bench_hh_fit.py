@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"compiled in {problem.seconds['compile']:.1f} s")
 
     start, before = time.perf_counter(), problem.n_gradients
-    starts = fitting.lbfgsb_multistart(problem, x0).starts
+    starts = fitting.multistart(problem, x0).starts
     seconds, n_gradients = time.perf_counter() - start, problem.n_gradients - before
     batched = np.array([start.loss for start in starts])
     print(f"batched: {seconds:.1f} s, {n_gradients} gradients, {n_gradients / seconds:.0f} a second")
