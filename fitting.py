@@ -505,16 +505,21 @@ def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray, method: st
     with contextlib.suppress(KeyboardInterrupt):
         refined = last if last.interrupted else stage(best.level, best.starts, coarse=False)
         if not refined.interrupted:
-            found = dataclasses.replace(refined, released=release(refined.best))
+            found = _better(best, dataclasses.replace(refined, released=release(refined.best)))
     return dataclasses.replace(found, stages=stages)
+
+
+def _better(coarse: Minimum, fine: Minimum) -> Minimum:
+    """The minimum that is fully minimised, unless its released model has lost spikes by that."""
+    lost = fine.released and (coarse.released.gamma or 0.0) - (fine.released.gamma or 0.0) > SAME_GAMMA
+    return coarse if lost else fine
 
 
 def _chosen(stages: Sequence[Minimum]) -> Minimum:
     """The stage of the lowest loss; where models are released, of those with the best Gamma at which the starts agree.
 
-    The loss of a driven model is lowest where the next sample is predicted best, as the gain of a Kalman filter is
-    found. Of those that are no worse (SAME_SHARE), the strongest, where least is asked of what is not in the model; or
-    the weakest, where all are exact (SAME_LOSS).
+    The loss of a driven model is lowest where it predicts best, as the gain of a Kalman filter is found. Of those that
+    are no worse (SAME_SHARE), the strongest, which asks least of what is not in the model; or the weakest, if exact.
     """
     if not stages[0].released:
         return min(stages, key=lambda stage: stage.best.loss)
@@ -701,8 +706,7 @@ def determined(study: Study, box: Box, x: np.ndarray) -> Identifiability:
 def widened(information: Identifiability, box: Box, minimum: Minimum) -> Identifiability:
     """What the data determine, where the model was driven: no better than its level matters.
 
-    By how far the parameters are from those at the levels next to it, in quadrature: what the linear analysis of one
-    level cannot know, such as a spike that is missing at it.
+    By how far the parameters are from those at the levels next to it, in quadrature, such as by a missing spike.
     """
     levels = [stage.level for stage in minimum.stages]
     if not minimum.released or minimum.level not in levels:

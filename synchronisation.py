@@ -65,6 +65,7 @@ LARGE = 5.0  # mV
 S_NOISE = 0.5  # mV
 SAME_SPIKES = 0.95  # Gamma of a released cell that is said to be the one of the recording
 N_DRAW = 16
+N_MEMORY = 5.0
 STEEP, N_PART = 1.0, 4  # mV a sample, from which a sample is taken in parts
 T_HISTORY = 2000.0  # ms of potentials that p follows before a window
 
@@ -313,7 +314,7 @@ def synchronised(
 def predicted(
     model: studies.Model, finer: studies.Model | None, release: Callable[[Parameters], studies.Released]
 ) -> Any:
-    """What `identifiability` asks of a driven cell: its potentials; windows are the clusters.
+    """What `identifiability` asks of a driven cell: its potentials; windows are the clusters, or parts of few windows.
 
     The noise that draws the cell, where counting begins if not later, is drawn anew N_DRAW times to see what it moves.
     Nothing is said where the released cell is off by more than noise or has other spikes, whatever the driven one does:
@@ -330,8 +331,9 @@ def predicted(
             raise Undetermined(f"this model does not describe these data: {off} {allowed}")
         n_window, recorded = counts.shape[1], windows.recording
         noise_V = spike_trains.sample_noise(np.asarray(recording.V))
-        if coupling and n_window < 2 * len(x):
-            raise Undetermined(f"{n_window} windows are too few for errors that depend on each other")
+        clusters = clusters_of(counts, recorded.dt, coupling if n_window < 2 * len(x) else 0.0)
+        if coupling and 1 + max(clusters) < 2 * len(x):
+            raise Undetermined(f"{1 + max(clusters)} windows are too few for errors that depend on each other")
 
         def errors(x, model=model, drawn_by=windows):
             output = model(box.parameters(x), drawn_by, coupling)
@@ -351,6 +353,16 @@ def predicted(
 
         noise = studies.V_RESOLUTION, largest
         prediction = Prediction(errors, np.zeros(counts.sum()), *noise, nuisances)
-        return {"V_mV": prediction}, np.nonzero(counts)[1] if n_window >= 2 * len(x) else None
+        return {"V_mV": prediction}, clusters if 1 + max(clusters) >= 2 * len(x) else None
 
     return predictions
+
+
+def clusters_of(counts: np.ndarray, dt: float, coupling: float = 0.0) -> np.ndarray:
+    """Clusters, from 0, of the samples that count (T, n_window): their windows.
+
+    With a coupling (per ms), parts of windows of N_MEMORY times the time in which a driven cell forgets an error.
+    """
+    step, window = np.nonzero(counts)
+    part = (step * dt * coupling / N_MEMORY).astype(int)
+    return np.unique(part * counts.shape[1] + window, return_inverse=True)[1]

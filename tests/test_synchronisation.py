@@ -301,6 +301,17 @@ def test_a_fit_ends_where_the_released_cell_predicts_spikes_and_starts_agree():
     assert not studies.Released(float("nan"), None, 10, 0, 1.0).follows
 
 
+def test_a_minimum_that_has_lost_its_spikes_is_not_taken():
+    def at(gamma):
+        return fitting.Minimum([], released=studies.Released(1.0, gamma, 10, 10, 1.0))
+
+    coarse, fine, silent = at(0.5), at(0.49), at(None)
+    assert fitting._better(coarse, fine) is fine
+    assert fitting._better(coarse, silent) is coarse
+    plain = fitting.Minimum([])
+    assert fitting._better(plain, plain) is plain
+
+
 def test_a_standard_error_is_no_less_than_what_the_coupling_changes():
     box = fitting.Box({"gL": u.Quantity([0.0, 2.0], unit=u.uS), "C": u.Quantity([0.0, 1.0], unit=u.nF)})
     said = dataclasses.replace(fitting.unknown(box, ""), standard_errors=dict(gL=0.3, C=0.1))
@@ -316,6 +327,15 @@ def test_a_standard_error_is_no_less_than_what_the_coupling_changes():
     both = fitting.widened(said, box, at[2]).standard_errors
     assert both == pytest.approx(dict(gL=0.5, C=np.hypot(0.1, 0.2)))
     assert fitting.widened(said, box, stages[2]) is said
+
+
+def test_few_windows_are_clusters_of_what_a_driven_cell_forgets():
+    counts = np.ones((200, 2))
+    counts[:40] = 0
+    whole, parts = (synchronisation.clusters_of(counts, 0.5, coupling) for coupling in (0.0, 0.25))
+    assert set(whole) == {0, 1}
+    np.testing.assert_array_equal(np.bincount(whole), [160, 160])
+    np.testing.assert_array_equal(np.bincount(parts), [40] * 8)  # 20 ms of one window
 
 
 # ---- The script -----------------------------------------------------------------------------------------------------
