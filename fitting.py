@@ -714,10 +714,8 @@ def widened(information: Identifiability, box: Box, minimum: Minimum) -> Identif
     at = levels.index(minimum.level)
     near = [minimum.stages[i].best.x for i in (at - 1, at + 1) if 1 <= i < len(levels)]
     apart = np.max([np.abs(x - minimum.best.x) for x in near], axis=0, initial=0) * (box.high - box.low)
-    errors = {
-        name: math.hypot(error, distance)
-        for (name, error), distance in zip(information.standard_errors.items(), apart, strict=True)
-    }
+    pairs = zip(information.standard_errors.items(), apart, strict=True)
+    errors = {name: math.hypot(error, distance) for (name, error), distance in pairs}
     return dataclasses.replace(information, standard_errors=errors)
 
 
