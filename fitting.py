@@ -144,12 +144,12 @@ class FitProblem:
 
     def _losses(self, X, data, level):
         """The model runs on the traces of all sets as one flat population: XLA vectorises that best on a CPU."""
-        n_trace, chunks = n_traces(data), chunks_of(n_traces(data), N_CELL // len(X))
+        chunks = chunks_of(n_traces(data), N_CELL // len(X))
         if len(chunks.firsts) == 1:
             return jax.vmap(self.study.loss.function, (-2, None))(self._outputs(X, data, level), data)
         parts = jax.lax.map(lambda first: self._outputs(X, chunks.of(data, first), level), jnp.asarray(chunks.firsts))
         once = np.flatnonzero(chunks.is_new.ravel())
-        output = jax.tree.map(lambda y: jnp.concatenate(list(y), axis=-1)[..., once[:n_trace]], parts)
+        output = jax.tree.map(lambda y: jnp.concatenate(list(y), axis=-1)[..., once], parts)
         return jax.vmap(self.study.loss.function, (-2, None))(output, data)
 
     def _grams(self, X, data, level):
@@ -205,9 +205,11 @@ class FitProblem:
         return self.programs[what, n_block, part]
 
     def evaluate(self, X: np.ndarray, what: str = "losses", level: float = 0.0) -> Any:
-        """Losses (n,) at the rows of X (n, k), a round of the history; what: "losses", or besides these "gradients".
+        """Losses (n,) at the rows of X (n, k), and what else is asked for; a round of the history.
 
-        (n, k), or "grams" (n, k + 1, k + 1), of which the last column is half the gradient, and then the loss.
+        Args:
+            what: "losses" alone, or with them "gradients" (n, k), or "grams" (n, k + 1, k + 1), of which the last
+                column is half the gradient, and then the loss.
         """
         asked, n_value = _asked(X, what, level), 1 + math.prod(N_VALUES[what](X.shape[1]))
         values = self.journal and self.journal.recall(asked, n_value)
@@ -786,12 +788,8 @@ def add_fit_arguments(
     add("--load", type=Path, metavar="DIR", help=load)
     resume = "run folder of a fit or comparison that was interrupted or killed, to go on with"
     add("--resume", type=Path, metavar="DIR", help=resume)
-    add(
-        "--n_sample",
-        type=number(int, low=1),
-        default=20,
-        help="starts by gradients; sets that the others try at a time",
-    )
+    n_sample = "starts by gradients; sets that the others try at a time"
+    add("--n_sample", type=number(int, low=1), default=20, help=n_sample)
     add("--n_iter", type=number(int, low=1), default=5, help="rounds of the other methods, but for equal budgets")
     n_point = "the potential error takes every (T // N)-th of the T samples; all without this argument"
     add("--n_point", type=number(int, low=1), metavar="N", help=n_point)

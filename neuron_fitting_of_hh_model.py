@@ -300,7 +300,7 @@ def main(argv: Sequence[str]) -> int:
     source = recordings.source_of(args)
     data = recordings.read_data(source, SHIPPED)
     scheme = args.scheme or ("staggered" if source.own else "exponential_euler")
-    settings = runs.pick(studies.FitSettings, args)
+    settings = runs.pick(studies.FitSettings, args, method=args.method if args.mode == "fit" else None)
     objective = objective_of(args, data)
     by_squares = objective == "synchronised" and args.fit_target == "potential"
     method = args.method or (fitting.GAUSS_NEWTON if by_squares else "L-BFGS-B")

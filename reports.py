@@ -20,7 +20,7 @@ from fitting import Fit, FitProblem, Round, Search, random_starts
 from identifiability import Box, plot_identifiability
 from recordings import Data, Recording
 from spike_trains import SpikeLevel
-from studies import Study, unit_name
+from studies import SQUARED_ERROR, Study, unit_name
 
 T_LOOK = 1000.0  # ms of a recording that a look at it shows beside models
 T_SETTLE = 1000.0  # ms for which a model is held at the first current before one that it has not been fitted to
@@ -33,7 +33,8 @@ def result_of(study: Study, data: Data, fit: Fit, seed: int, extra: Mapping[str,
     box = Box(study.bounds)
     known = None if study.known is None else {name: study.known[name] for name in box.units}
     result = dict(parameters=fit.parameters, units={name: unit_name(unit) for name, unit in box.units.items()})
-    result |= dict(constants=study.constants, known_parameters=known, loss=fit.loss, loss_name=study.loss.name, **extra)
+    result |= dict(constants=study.constants, known_parameters=known, loss=fit.loss, **extra)
+    result["loss_name"] = SQUARED_ERROR.name if fit.released else study.loss.name
     result |= dict(spike_level=data.spike_level, data=data.report)
     result |= dataclasses.asdict(fit.scores["fit"]) if "fit" in fit.scores else {}
     result |= dict(validation=fit.scores.get("validation"))
@@ -137,12 +138,12 @@ def lines_of_release(study: Study, fit: Fit, reached: str) -> list[str]:
     """What is printed of a fit in which the recording drove the model: that it did, and what the released one does."""
     level, stages, unit = fit.minimum.level, fit.minimum.stages, study.annealing.unit.replace("_", " ")
     lines = [
-        f"{study.loss.name}, released: {fit.loss:.3g} ({fit.released.text})",
-        f"the same, driven with {study.annealing.name} {level:g} {unit}: {fit.minimum.best.loss:.3g}{reached}",
+        f"{SQUARED_ERROR.name}, released: {fit.loss:.3g} ({fit.released.text})",
+        f"{study.loss.name}, driven with {study.annealing.name} {level:g} {unit}: {fit.minimum.best.loss:.3g}{reached}",
     ]
     if level and stages and stages[-1].level == 0:
         at_0 = stages[-1].released
-        lines.append(f"a fit at {study.annealing.name} 0 would be worse: {at_0.loss:.3g} ({at_0.text})")
+        lines.append(f"of a fit at {study.annealing.name} 0, released: {at_0.loss:.3g} ({at_0.text})")
     if not fit.released.follows:
         lines.append("WARNING: released, the model does not follow the recording: it is not this cell, or not found")
     return lines

@@ -167,12 +167,12 @@ def before_windows(recording: Recording, starts: np.ndarray, t_history: float) -
         between = scipy.interpolate.CubicSpline(np.arange(len(samples)), V[samples])((parts + 0.5) / N_PART).ravel()
         steep = np.abs(np.diff(V[samples], append=V[-1])) > STEEP
         alone = (steep[:, None] | (near[:, None] & (parts % N_PART == 0))).ravel()
+        values = between, np.repeat(current[samples], N_PART)
         for start in starts:
             first, last = N_PART * start, N_PART * (start + n_history)
             coarse = np.arange(first, max(last, first + 1), N_PART * n_coarse)
             edges = np.union1d(coarse, first + np.flatnonzero(alone[first:last]))
             size = np.diff(edges, append=last)
-            values = between, np.repeat(current[samples], N_PART)
             means = [np.add.reduceat(x[:last], edges) / size for x in values]
             columns.append((*means, size * dt / N_PART))
     longest = max(len(column[0]) for column in columns)
@@ -281,7 +281,8 @@ def releaser(
         gamma = [value for value in score.gamma if value is not None]
         loss = float(np.sum(pieces.mask * (V - pieces.V) ** 2) / np.sum(pieces.mask))
         gamma = float(np.mean(gamma)) if gamma else None
-        return studies.Released(loss, gamma, sum(score.n_spikes), sum(score.n_spikes_model), score.rmse_away)
+        rmse_away = math.nan if score.rmse_away is None else score.rmse_away  # no sample is away from spikes
+        return studies.Released(loss, gamma, sum(score.n_spikes), sum(score.n_spikes_model), rmse_away)
 
     return release
 
@@ -304,7 +305,7 @@ def synchronised(
     return dataclasses.replace(
         study,
         model=model,
-        loss=studies.least_squares(weighted_errors, studies.SQUARED_ERROR.name, predictions),
+        loss=studies.least_squares(weighted_errors, "weighted squared error of predictions (mV^2)", predictions),
         annealing=studies.Annealing("coupling", "per_ms", COUPLINGS, N_FIRST),
         windows=windows_of(recording, t_history=T_HISTORY if slow else 0.0),
         released=release,
