@@ -40,7 +40,7 @@ GRADIENT_BLOCKS = (1, 10, 50)  # parameter sets on each device; the first where 
 N_CELL = 2000  # traces times parameter sets that are simulated at a time
 AGREE = 0.01  # of the range of every parameter, within which two starts are said to have found the same
 SAME_GAMMA = 0.02  # by which two Gamma may differ by chance
-SAME_LOSS, SAME_SHARE = 1e-4, 1.005  # of driven models: what is below (mV^2), or not higher by more, is as good
+SAME_RELEASED, SAME_DRIVEN = 1.1, 1.005  # of the lowest loss of a released or driven model: no worse than that
 MET = 1e-3  # of the range of every parameter, within which two starts of an annealed fit go on as one
 # Tolerances below what float32 resolves: a start ends where its line search finds nothing lower.
 LBFGSB_OPTIONS = {"maxiter": 1000, "maxfun": 20000, "ftol": 1e-12, "gtol": 1e-8}
@@ -503,6 +503,8 @@ def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray, method: st
         return dataclasses.replace(last, released=release(last.best) if math.isfinite(last.best.loss) else None)
     candidates = stages[1:] if problem.first_is_part and len(stages) > 1 else stages
     best = _chosen(candidates)
+    counted = [dataclasses.replace(x, n_gradients=y.n_gradients) for x, y in zip(best.starts, starts, strict=True)]
+    best = dataclasses.replace(best, starts=counted)
     found = dataclasses.replace(best, interrupted=True)
     with contextlib.suppress(KeyboardInterrupt):
         refined = last if last.interrupted else stage(best.level, best.starts, coarse=False)
@@ -520,8 +522,9 @@ def _better(coarse: Minimum, fine: Minimum) -> Minimum:
 def _chosen(stages: Sequence[Minimum]) -> Minimum:
     """The stage of the lowest loss; where models are released, of those with the best Gamma at which the starts agree.
 
-    The loss of a driven model is lowest where it predicts best, as the gain of a Kalman filter is found. Of those that
-    are no worse (SAME_SHARE), the strongest, which asks least of what is not in the model; or the weakest, if exact.
+    Of these the ones of the lowest released loss, which where the model is right falls with the errors of parameters.
+    Then the lowest driven loss, as the gain of a Kalman filter is found, and of those that are no worse the strongest
+    level, which asks least of what is not in the model.
     """
     if not stages[0].released:
         return min(stages, key=lambda stage: stage.best.loss)
@@ -529,10 +532,10 @@ def _chosen(stages: Sequence[Minimum]) -> Minimum:
     stages = [stage for stage, value in zip(stages, gamma, strict=True) if value >= max(gamma) - SAME_GAMMA]
     agreement = [round(stage.agreement, 1) for stage in stages]
     stages = [stage for stage, value in zip(stages, agreement, strict=True) if value == max(agreement)]
+    released = np.nan_to_num([stage.released.loss for stage in stages], nan=math.inf)
+    stages = [stage for stage, loss in zip(stages, released, strict=True) if loss <= SAME_RELEASED * min(released)]
     lowest = min(stage.best.loss for stage in stages)
-    if lowest <= SAME_LOSS:
-        return min((stage for stage in stages if stage.best.loss <= SAME_LOSS), key=lambda stage: stage.level)
-    return max((stage for stage in stages if stage.best.loss <= SAME_SHARE * lowest), key=lambda stage: stage.level)
+    return max((stage for stage in stages if stage.best.loss <= SAME_DRIVEN * lowest), key=lambda stage: stage.level)
 
 
 def _met(starts: Sequence[Start]) -> list[int]:
@@ -760,16 +763,14 @@ def parse_fit_arguments(parser: runs.Parser, argv: Sequence[str] | None, shipped
 
 
 def add_fit_arguments(
-    parser: runs.Parser, ranges: Mapping[str, u.Quantity], fitted: Sequence[str], losses: Sequence[str]
+    parser: runs.Parser, ranges: Mapping[str, u.Quantity], fitted: Sequence[str], targets: Mapping[str, str]
 ) -> None:
-    """Arguments of both neuron scripts: ranges of all parameters, those fitted by default, and what can be fitted."""
+    """Arguments of both neuron scripts: ranges of all parameters, those fitted by default, and {what to fit: how}."""
     add = parser.add_argument_group("fit").add_argument
     mode = "compare: fit by every method, several times; visualize: only draw the target and random models"
     add("--mode", choices=("fit", "compare", "visualize"), default="fit", help=mode)
-    fit_target = (
-        "what to fit: potentials, by mean squared error, or spikes, by van Rossum distance (or both by likelihood)"
-    )
-    add("--fit_target", choices=losses, default="potential", help=fit_target)
+    fit_target = f"what to fit: {'; '.join(f'{name}: {how}' for name, how in targets.items())}"
+    add("--fit_target", choices=targets, default="potential", help=fit_target)
     method = f"L-BFGS-B and {GAUSS_NEWTON}, which is for sums of squares alone, use gradients, the others do not"
     add("--method", choices=(*METHODS, GAUSS_NEWTON), default="L-BFGS-B", help=method)
     listed = (

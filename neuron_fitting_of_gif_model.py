@@ -63,6 +63,10 @@ RANGES = {
     "R_s": u.Quantity([-20.0, 40.0], unit=u.Mohm),
 }
 FITTED = ["a", "b", "k1", "k2"]
+TARGETS = {
+    "potential": "spikes and potentials by their likelihood, or mean squared error of the latter in a simulation",
+    "spike": "the likelihood of the spikes, or their van Rossum distance in a simulation",
+}
 # The neuron behind a simulated target, and the constants of every fit.
 PAPER_PARAMETERS = {"a": 0.005, "b": 0.01, "k1": 0.2, "k2": 0.02, "A1": 0.0, "A2": 0.0, "R1": 0.0, "R2": 1.0, "R": 20.0}
 PAPER_PARAMETERS |= {"tau": 20.0, "V_rest": -70.0, "V_reset": -70.0, "V_th_inf": -50.0, "V_th_reset": -60.0, "R_s": 0.0}
@@ -114,7 +118,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--width_floor", type=runs.number(float, above=0), default=WIDTHS[-1], help=width)
     blank = "the likelihood leaves out the potentials within this time of a recorded spike (ms)"
     add("--t_blank", type=runs.number(float, low=0), default=0.5, help=blank)
-    fitting.add_fit_arguments(parser, RANGES, FITTED, ("potential", "spike"))
+    fitting.add_fit_arguments(parser, RANGES, FITTED, TARGETS)
     comparing.add_compare_arguments(parser)
     recordings.add_data_arguments(parser)
     runs.add_run_arguments(parser)
@@ -361,7 +365,7 @@ def study_of(
     )
     if (settings.objective or ("likelihood" if target.spikes.any() or source.own else "simulation")) == "simulation":
         return study
-    target = recordings.without_spikes(target, settings.t_blank)
+    target = recordings.without_spikes(target, settings.t_blank, settings.t_blank)
     if settings.fit_target == "potential" and not target.mask.any():
         expected = "expected less: no potential is left to fit"
         raise BadInput(f"argument --t_blank: found {settings.t_blank:g}, {expected}")

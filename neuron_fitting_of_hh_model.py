@@ -30,6 +30,7 @@ import comparing
 import fitting
 import recordings
 import reports
+import scoring
 import spike_trains
 import studies
 import synchronisation
@@ -79,9 +80,16 @@ SHIPPED = {
     for name, suffix in (("fit", ""), ("validation", "_validation"))
 }
 SCHEMES = ("exponential_euler", "staggered")
+V_WEIGHT = 0.3  # of potentials beside spikes
 OBJECTIVES = ("synchronised", "simulation")
 # Of a synchronised fit: of potentials by one alone, of spikes from where that ends.
-METHODS = {"potential": (None, fitting.GAUSS_NEWTON), "spike": (None, "L-BFGS-B", "CMA")}
+OF_SPIKES = (None, "L-BFGS-B", "CMA")
+METHODS = {"potential": (None, fitting.GAUSS_NEWTON), "spike": OF_SPIKES, "both": OF_SPIKES}
+TARGETS = {
+    "potential": "mean squared error",
+    "spike": "van Rossum distance",
+    "both": f"the latter, of no spikes 1, + {V_WEIGHT:g} of the variance of V, away from spikes, that is unexplained",
+}
 DERIVATIVE_FREE = set(fitting.METHODS) - set(fitting.SOLVERS)
 SEVERAL = 3  # spikes of a trace, with which the plain loss finds nothing
 
@@ -102,7 +110,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("spiking model").add_argument
     add("--objective", choices=OBJECTIVES, help=objective)
     add("--scheme", choices=SCHEMES, help=scheme)
-    fitting.add_fit_arguments(parser, RANGES, FITTED, list(LOSSES))
+    fitting.add_fit_arguments(parser, RANGES, FITTED, TARGETS)
     comparing.add_compare_arguments(parser)
     recordings.add_data_arguments(parser)
     runs.add_run_arguments(parser)
@@ -172,10 +180,32 @@ def spike_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studie
     return studies.Loss(distance, "van Rossum distance of the spikes", spike_times)
 
 
+def spike_and_potential_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studies.Loss:
+    """Spikes, and the potentials away from those recorded: for a cell that the model is not, and that cannot have both.
+
+    D(model, data) / D(no spikes, data) + V_WEIGHT mean (V - V_data)^2 / var V_data, with the distance D of `spike_loss`
+    and the potentials that count. By the distance alone, potentials between spikes may be anywhere.
+    """
+    distance = spike_loss(settings, spike_level).function
+
+    def loss(output: Mapping[str, jax.Array], recording: Recording) -> jax.Array:
+        silent = {"V": jnp.full_like(output["V"], spike_level.level - 100)}
+        n_sample = jnp.sum(recording.mask)
+        deviations = recording.mask * (recording.V - jnp.sum(recording.mask * recording.V) / n_sample)
+        unexplained = jnp.sum(studies.potential_errors(output, recording) ** 2) / jnp.sum(deviations**2)
+        return distance(output, recording) / distance(silent, recording) + V_WEIGHT * unexplained
+
+    def nothing(study: studies.Study, box: Box, x: np.ndarray) -> Predictions:
+        raise Undetermined("--fit_target both is a compromise, not an estimate")
+
+    return studies.Loss(loss, f"share of the distance of spikes + {V_WEIGHT:g} of the variance of V", nothing)
+
+
 # Another loss is a function of the settings here.
 LOSSES: dict[str, Callable[[studies.FitSettings, SpikeLevel], studies.Loss]] = {
     "potential": potential_loss,
     "spike": spike_loss,
+    "both": spike_and_potential_loss,
 }
 
 
@@ -205,10 +235,12 @@ def make_study(
     targets = recordings.make_targets(source, data, free_run, {}, seed)
     half = dt / studies.substeps(dt, source.dt_sim) / 2
     targets["fit"] = recordings.every(targets["fit"], settings.n_point)
-    if settings.fit_target == "spike":
+    if settings.fit_target != "potential":
         recordings.require_spikes(targets["fit"], data.spike_level)
-    else:
+    if settings.fit_target != "spike":
         recordings.require_potentials(targets["fit"])
+    if settings.fit_target == "both":
+        targets["fit"] = recordings.without_spikes(targets["fit"], *scoring.T_AROUND)
     study = studies.Study(
         model=studies.simulation(cell, with_units(values), source.dt_sim),
         loss=LOSSES[settings.fit_target](settings, data.spike_level),

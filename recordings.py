@@ -629,9 +629,9 @@ def every(recording: Recording, n_point: int | None) -> Recording:
     return dataclasses.replace(recording, mask=recording.mask * mask)
 
 
-def without_spikes(recording: Recording, t_blank: float) -> Recording:
-    """The recording with no sample left to count within t_blank (ms) of a spike."""
-    quiet = away_from_spikes(np.asarray(recording.spikes), recording.dt, (t_blank, t_blank))
+def without_spikes(recording: Recording, t_before: float, t_after: float) -> Recording:
+    """The recording with no sample left to count from t_before before to t_after (ms) after a spike."""
+    quiet = away_from_spikes(np.asarray(recording.spikes), recording.dt, (t_before, t_after))
     return dataclasses.replace(recording, mask=recording.mask * quiet)
 
 

@@ -139,7 +139,6 @@ class Study:
         delta: coincidence window of the scores, to either side (ms).
         annealing: where a fit goes by stages.
         trajectories: as model, each array (T, n_trace), where the model does not return these itself: to find NaN.
-        trajectories: as model, each array (T, n_trace), where the model does not return these itself: to find NaN.
         finer: the model with half the step, of a scheme of second order, where the target knows nothing of the step.
         more: (prediction, parameters, recording, level, seed) -> the prediction with what the model says besides.
         windows: what model and loss are given in place of recordings["fit"]; a pytree of arrays (..., n_trace), of

@@ -23,8 +23,9 @@ the noise of the very sample rewards cells that follow noise: with 1 mV of it, C
 
 When to prefer it: whenever there are more than a few spikes, and potentials are recorded at all of their samples.
 Where there are no spikes, the plain loss is as good. Of the couplings whose released cell has the best Gamma with the
-spikes of the fitted data (to 0.02), the fit ends at the one at which the starts agree and the predictions are best: 0
-for a cell that is the model, without noise; more, the more noise there is and the more the model lacks. It says which.
+spikes of the fitted data (to 0.02), the fit ends at one at which the starts agree and the released cell has the lowest
+mean squared error (to 10 %): a weak one, where the model is the cell. Where they differ by no more, it lacks something,
+and a spike too few moves parameters the more, the weaker the coupling is: then the best one-sample predictions count.
 Potentials and spikes may ask for different cells: `--fit_target spike` goes on from here, by the spikes alone.
 
 Recordings are cut into windows that run side by side. Each begins with a driven warm-up that is not counted; the gate p

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.interpolate
+import scipy.signal
 import scripts
 
 import fitting
@@ -285,17 +286,20 @@ def test_starts_that_have_met_go_on_as_one():
 
 
 def test_a_fit_ends_where_the_released_cell_predicts_spikes_and_starts_agree():
-    def stage(level, gamma, losses, x):
+    def stage(level, gamma, losses, x, released=90.0):
         starts = [fitting.Start(None, np.array(point), loss) for point, loss in zip(x, losses, strict=True)]
-        return fitting.Minimum(starts, level, released=studies.Released(90.0, gamma, 10, 10, 1.0))
+        return fitting.Minimum(starts, level, released=studies.Released(released, gamma, 10, 10, 1.0))
 
     same, apart = [[0.5], [0.5]], [[0.5], [0.9]]
     silent, late = stage(0.0, 0.0, [0.1, 0.1], same), stage(1.0, 0.7, [3.0, 3.0], same)
     assert fitting._chosen([late, silent]) is late
     scattered, better = stage(0.1, 0.71, [1.0, 2.0], apart), stage(0.25, 0.69, [2.0, 2.0], same)
     assert fitting._chosen([late, better, scattered]) is better
-    exact = [stage(level, 1.0, [level * 1e-6] * 2, same) for level in (1.0, 0.1, 0.0)]
-    assert fitting._chosen(exact) is exact[2]
+    strong, weak = (stage(level, 1.0, [1.0, 1.0], same) for level in (1.0, 0.25))
+    worse = [stage(level, 1.0, [1.1, 1.1], same) for level in (10.0, 0.0)]
+    assert fitting._chosen([weak, strong, *worse]) is strong
+    closer = stage(0.1, 1.0, [2.0, 2.0], same, released=70.0)
+    assert fitting._chosen([weak, strong, closer, *worse]) is closer
     assert late.released.follows
     assert not silent.released.follows
     assert not studies.Released(float("nan"), None, 10, 0, 1.0).follows
@@ -363,18 +367,48 @@ def test_spikes_are_fitted_from_where_the_potentials_lead(tmp_path, spiking, cap
     np.savez(tmp_path / "own.npz", current_nA=spiking.current, V_mV=spiking.V, dt_ms=DT)
     near = ["--bounds", "gNa=20:24", "gK=5:6", "gL=0.01:0.02", "V_T=-57:-55"]
     results = {}
-    for method in ("L-BFGS-B", "CMA"):
-        folder = tmp_path / method
+    for method, fit_target in (("L-BFGS-B", "spike"), ("CMA", "spike"), ("CMA", "both")):
+        folder = tmp_path / method / fit_target
         arguments = ["--recording", tmp_path / "own.npz", *SPIKES, *near, "--method", method, "--output", folder]
+        arguments += ["--fit_target", fit_target]
         assert script.main([str(x) for x in arguments]) == 0
-        results[method] = scripts.json.loads((folder / "result.json").read_text())
+        results[method, fit_target] = scripts.json.loads((folder / "result.json").read_text())
         assert "driven, with coupling" in capsys.readouterr().out
     for result in results.values():
         assert result["objective"] == "synchronised"
         assert result["driven"]["gamma"] > 0.9
         assert result["gamma"][0] > 0.9
-        assert result["loss_name"] == "van Rossum distance of the spikes"
-    assert results["CMA"]["n_simulations"] == 12
+    assert results["CMA", "spike"]["n_simulations"] == 12
+    names = {fit_target: result["loss_name"] for (_, fit_target), result in results.items()}
+    assert names["spike"] == "van Rossum distance of the spikes"
+    assert names["both"].startswith("share of the distance of spikes + 0.3 of the variance of V")
+
+
+@pytest.mark.parametrize("method", ["CMA", "L-BFGS-B"])
+def test_spikes_and_potentials_are_weighed_by_what_a_silent_constant_would_leave(method, spiking, x64):
+    settings = studies.FitSettings(fit_target="both", fit_parameters=script.FITTED, method=method)
+    args = script.parse_args(["--target", "simulated"])
+    data = recordings.Data({"fit": spiking})
+    study = script.make_study(settings, data, recordings.source_of(args))
+    target, level = study.recordings["fit"], data.spike_level
+    away = np.asarray(target.mask) > 0
+    assert 0.05 < away.mean() < 0.95
+    assert not away[np.asarray(target.spikes) > 0].any()
+    constant = np.full_like(target.V, target.V[away].mean())
+    assert study.loss.function({"V": constant}, target) == pytest.approx(1 + script.V_WEIGHT)
+    V = np.asarray(target.V) + 3.0 * np.sin(np.arange(len(away)) / 40.0)[:, None]
+    spikes = script.spike_trains.detect_spikes(V, level.level, level.rearm)
+    if method == "L-BFGS-B":
+        spikes = script.soft_spikes(V, level.level)
+    tau, dt = settings.tau_rossum, target.dt
+
+    def filtered(train):
+        return scipy.signal.lfilter([1.0], [1, -np.exp(-dt / tau)], train, axis=0)
+
+    share = (filtered(spikes - target.spikes) ** 2).sum() / (filtered(target.spikes) ** 2).sum()
+    unexplained = ((V - target.V)[away] ** 2).mean() / np.var(target.V[away])
+    expected = share + script.V_WEIGHT * unexplained
+    assert study.loss.function({"V": V}, target) == pytest.approx(expected, rel=1e-6)
 
 
 def test_what_cannot_drive_a_cell_is_refused(capsys, monkeypatch, tmp_path, spiking):

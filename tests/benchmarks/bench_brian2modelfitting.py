@@ -18,13 +18,10 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import runs
 
-from common import run_peer, seconds_of
+from common import BRIAN2MODELFITTING, run_peer, seconds_of
 from workloads import hh_problem
 
 import fitting
-
-REQUIREMENTS = ["brian2modelfitting==0.4", "brian2==2.9.0", "nevergrad==0.3.0", "bayesian-optimization==1.4.3"]
-REQUIREMENTS += ["numpy==1.26.4", "setuptools<81"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     data, bounds = problem.data, problem.study.bounds
     arrays = {f"bounds_{name}": bound.mantissa for name, bound in bounds.items()}
     arrays |= dict(current=data.current, V=data.V, dt=data.dt, n_sample=args.n_sample)
-    result = run_peer("peer_brian2modelfitting.py", REQUIREMENTS, args.rounds, **arrays)
+    result = run_peer("peer_brian2modelfitting.py", BRIAN2MODELFITTING, args.rounds, **arrays)
     log, their_alone = result["log"], args.n_sample / result["seconds_a_round"]
     theirs = (len(log) - 1) * args.n_sample / log[-1][0]
     then = [best for t, best in log if t <= seconds][-1]
-    print(f"{', '.join(REQUIREMENTS[:3])}: {theirs:.0f} simulations a second;", end=" ")
+    print(f"{', '.join(BRIAN2MODELFITTING[:3])}: {theirs:.0f} simulations a second;", end=" ")
     print(f"{then:.3g} mV^2 after {seconds:.1f} s, {log[-1][1]:.3g} mV^2 after {log[-1][0]:.1f} s")
-    print(f"{REQUIREMENTS[0]}, simulations alone: {their_alone:.0f} a second")
+    print(f"{BRIAN2MODELFITTING[0]}, simulations alone: {their_alone:.0f} a second")
     print(f"ratio of simulations a second within DE, ours / theirs: {rate / theirs:.1f}")
     print(f"ratio of losses in equal wall time, theirs / ours: {then / lowest:.3g}")
     print(f"ratio of simulations a second, ours / theirs: {alone / their_alone:.1f}")

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "differentiable-brain-modeling")
+BRIAN2MODELFITTING = ["brian2modelfitting==0.4", "brian2==2.9.0", "nevergrad==0.3.0", "bayesian-optimization==1.4.3"]
+BRIAN2MODELFITTING += ["numpy==1.26.4", "setuptools<81"]
 
 
 def seconds_of(

@@ -1,8 +1,9 @@
 """The part of bench_brian2modelfitting.py that runs in an environment with brian2modelfitting: its fit by DE.
 
-    python peer_brian2modelfitting.py FILE.npz ROUNDS
+    python peer_brian2modelfitting.py FILE.npz ROUNDS [SECONDS]
 
-The last line is JSON: seconds and best loss (mV^2) after each round, and the seconds that the simulations of one take.
+The last line is JSON: seconds and best loss (mV^2) after each round, of which there are ROUNDS, or as many as begin in
+these seconds after the first; the seconds that the simulations of one take; and the best parameters (uS, mV).
 """
 
 import json
@@ -30,6 +31,7 @@ V_T : volt (constant)
 
 def main(argv: Sequence[str]) -> None:
     data, rounds, log, begin = np.load(argv[0]), int(argv[1]), [], time.perf_counter()
+    most = float(argv[2]) if len(argv) > 2 else np.inf
     b2.prefs.codegen.target = "cython"
     constants = dict(C=0.2 * b2.nF, EL=-65 * b2.mV, EK=-90 * b2.mV, ENa=50 * b2.mV)
     fitter = fitting.TraceFitter(
@@ -55,13 +57,16 @@ def main(argv: Sequence[str]) -> None:
 
     def log_round(params, errors, best_params, best_error, *rest):
         log.append((time.perf_counter() - begin, float(best_error) * 1e6))  # V^2 to mV^2
+        return log[-1][0] - log[0][0] > most
 
     units = dict(gL=b2.uS, gNa=b2.uS, gK=b2.uS, V_T=b2.mV)
     bounds = {name: list(data[f"bounds_{name}"] * unit) for name, unit in units.items()}
     optimizer = fitting.NevergradOptimizer(method="DE")
-    fitter.fit(n_rounds=rounds, optimizer=optimizer, metric=fitting.MSEMetric(), callback=log_round, **bounds)
+    best, _ = fitter.fit(n_rounds=rounds, optimizer=optimizer, metric=fitting.MSEMetric(), callback=log_round, **bounds)
+    parameters = {name: float(best[name] / unit) for name, unit in units.items()}
     log = [(seconds - log[0][0], loss) for seconds, loss in log]
-    print(json.dumps(dict(log=log, seconds_a_round=float(np.median(simulating[1:])))))
+    seconds = float(np.median(simulating[1:])) if len(log) > 1 else None
+    print(json.dumps(dict(log=log, seconds_a_round=seconds, parameters=parameters)))
 
 
 if __name__ == "__main__":
