@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import brainstate
@@ -233,6 +233,98 @@ def read_out(
     return loss.sum(), (q, r.sum(axis=0))
 
 
+class OfChunk(NamedTuple):
+    """What the traces of a block of weights owe to a chunk of C steps.
+
+    `by_start` {state: {other: (batch, n_rec)}} and `by_push` {state: (C, batch, n_rec)} are the derivatives of V and I2
+    at its end by all states at its start, and by what the conductance of the block receives in its steps. `sent`
+    (C, batch, n_pre) are the spikes of the neurons before the weights, and p (batch, n_pre) those before the chunk,
+    filtered with tau_syn. `stretch` is the one of the trial that the chunk is in.
+    """
+
+    p: jax.Array
+    sent: jax.Array
+    by_start: dict[str, dict[str, jax.Array]]
+    by_push: dict[str, jax.Array]
+    conductance: str
+    stretch: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Matrices:
+    """Traces of V and I2 at each pair of neurons, of each trial: exact."""
+
+    e: dict[str, jax.Array]
+
+    @classmethod
+    def start(cls, pairs: Pairs, x: jax.Array, V: jax.Array) -> "Matrices":
+        return cls(dict.fromkeys(("V", "I2"), pairs.pre(x) * pairs.post(V)))
+
+    def total(self, pairs: Pairs, by_start: Mapping[str, jax.Array]) -> jax.Array:
+        """Their products with the derivatives by V and I2, summed over the trials."""
+        return sum(trace * pairs.post(by_start[state]) for state, trace in self.e.items()).sum(axis=0)
+
+    def after(self, pairs: Pairs, chunk: OfChunk) -> "Matrices":
+        """The traces after a chunk."""
+        e = {}
+        for state, by_start in chunk.by_start.items():
+            trace = sum(trace * pairs.post(by_start[other]) for other, trace in self.e.items())
+            trace += pairs.pre(chunk.p) * pairs.post(by_start[chunk.conductance])
+            e[state] = trace + pairs.products(chunk.sent, chunk.by_push[state])
+        return Matrices(e)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["x", "f", "unit"], meta_fields=["decay"])
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """Traces of V and I2 that are sums of products x_i f_j, of each trial.
+
+    The first is of V in the last chunk, the others are of I2 in the stretches of the trial.
+
+    Args:
+        x: mean spikes of i in a step (1 + n_stretch, batch, n_pre).
+        f: {state: what it owes to the weight, had i sent a spike in each step} (1 + n_stretch, batch, n_rec).
+        decay: of the weights with which spikes count in the mean of V, in a step back.
+        unit: a spike in each step, filtered with tau_syn.
+    """
+
+    x: jax.Array
+    f: dict[str, jax.Array]
+    decay: float
+    unit: ArrayLike
+
+    def total(self, pairs: Pairs, by_start: Mapping[str, jax.Array]) -> jax.Array:
+        """Their products with the derivatives by V and I2, summed over the trials."""
+        return pairs.total(self.x, sum(f * by_start[state] for state, f in self.f.items()))
+
+    def after(self, pairs: Pairs, chunk: OfChunk) -> "Factors":
+        """The traces after a chunk: V has a new product, and what the last one has left in I2 joins its stretch."""
+        f = {to: sum(f * by[state] for state, f in self.f.items()) for to, by in chunk.by_start.items()}
+        weights = self.decay ** jnp.arange(len(chunk.sent) - 1, -1, -1, dtype=chunk.p.dtype)
+        means = {"V": jnp.tensordot(weights / weights.sum(), chunk.sent, 1), "I2": chunk.sent.mean(axis=0)}
+        own = {
+            state: [
+                (means[state], chunk.by_push[state].sum(axis=0)),
+                (chunk.p / self.unit, self.unit * chunk.by_start[state][chunk.conductance]),
+            ]
+            for state in means
+        }
+        k = 1 + chunk.stretch
+        x_V, f_V = together(own["V"])
+        x_I2, f_I2 = together([*own["I2"], (self.x[0], f["I2"][0]), (self.x[k], f["I2"][k])])
+        f = {"V": f["V"].at[0].set(f_V), "I2": f["I2"].at[0].set(0).at[k].set(f_I2)}
+        return dataclasses.replace(self, x=self.x.at[0].set(x_V).at[k].set(x_I2), f=f)
+
+
+def together(products: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
+    """One product of (x, f) for several: exact where x are the same; else their mean, weighted by the sizes of f."""
+    sizes = [jnp.abs(f).mean(axis=1, keepdims=True) for _, f in products]
+    total = jnp.maximum(sum(sizes), jnp.finfo(sizes[0].dtype).tiny)
+    x = sum(size * x for size, (x, _) in zip(sizes, products, strict=True)) / total
+    return x, sum(f for _, f in products)
+
+
 def diag(model: Model, keys: jax.Array, trace_chunk: int = 100, trace_batch: int = 4) -> BatchGradient:
     r"""The gradient by D-RTRL (Wang et al. 2024), exactly.
 
@@ -255,31 +347,44 @@ def diag(model: Model, keys: jax.Array, trace_chunk: int = 100, trace_batch: int
         trace_chunk: the largest C.
         trace_batch: trials at a time on a device. Their traces are most of the memory; few stay in the cache of a CPU.
     """
-    size = min(trace_batch, len(keys))
+    return in_groups(functools.partial(by_chunks, trace_chunk=trace_chunk), model, keys, trace_batch)
+
+
+def in_groups(rule: Callable[[Model, jax.Array], BatchGradient], model: Model, keys: jax.Array, size: int):
+    """The gradient by a rule of few trials at a time."""
+    size = min(size, len(keys))
     whole, rest = jnp.split(keys, [len(keys) // size * size])
     groups = whole.reshape(-1, size)
     zero = jnp.zeros(())
     none = BatchGradient(zero, jax.tree.map(jnp.zeros_like, model.weights), zero, jnp.zeros((model.task.n_step, 2)))
 
-    def add(total, keys):
-        return jax.tree.map(jnp.add, total, _diag_at_once(model, keys, trace_chunk)), None
+    def at_once(keys):
+        with model.clock():
+            return rule(model, keys)
 
-    total, _ = jax.lax.scan(add, none, groups)
+    total, _ = jax.lax.scan(lambda total, keys: (jax.tree.map(jnp.add, total, at_once(keys)), None), none, groups)
     means = jax.tree.map(lambda x: x / len(groups), total)
     if len(rest):
-        fraction, last = len(rest) / len(keys), _diag_at_once(model, rest, trace_chunk)
-        means = jax.tree.map(lambda x, y: (1 - fraction) * x + fraction * y, means, last)
+        fraction = len(rest) / len(keys)
+        means = jax.tree.map(lambda x, y: (1 - fraction) * x + fraction * y, means, at_once(rest))
     return means
 
 
-def _diag_at_once(model: Model, keys: jax.Array, trace_chunk: int) -> BatchGradient:
-    """`diag` of few trials."""
-    with model.clock():
-        return _diag(model, keys, start_batch(model, keys), trace_chunk)
+def by_chunks(
+    model: Model,
+    keys: jax.Array,
+    trace_chunk: int,
+    start: Callable[[Pairs, jax.Array, jax.Array], Any] = Matrices.start,
+    n_stretch: int = 1,
+) -> BatchGradient:
+    """D-RTRL of few trials, with traces as `diag` has them, or others.
 
-
-def _diag(model: Model, keys: jax.Array, batch: Batch, trace_chunk: int) -> BatchGradient:
-    task, network, states = model.task, model.network, batch.states
+    Args:
+        start: (pairs, zeros (batch, n_pre), zeros (batch, n_rec)) -> traces of a block of weights before the trial.
+        n_stretch: of the trial, of about equal length.
+    """
+    task, network, batch = model.task, model.network, start_batch(model, keys)
+    states = batch.states
     recall, n_pre = task.periods["recall"], {"in": network.n_in} | network.sizes
 
     def simulate(states, pushes, x):
@@ -301,27 +406,25 @@ def _diag(model: Model, keys: jax.Array, batch: Batch, trace_chunk: int) -> Batc
         gradient = {"out": by_out}
         for name, pairs in batch.blocks.items():
             g = CONDUCTANCE[name]
-            by_traces = sum(trace * pairs.post(by_start[state]) for state, trace in traces[name].items())
-            by_traces += pairs.pre(p[name]) * pairs.post(by_start[g])
-            gradient[name] = by_traces.sum(axis=0) + pairs.total(sent[name], by_push[g])
+            gradient[name] = traces[name].total(pairs, by_start) + pairs.total(p[name][None], by_start[g][None])
+            gradient[name] += pairs.total(sent[name], by_push[g])
         return sums + Sums(loss, gradient, r), q
 
-    def propagate(traces, p, sent, pull, zeros):
+    def propagate(traces, p, sent, pull, zeros, stretch):
         """The traces after a chunk: V's and I2's, each from one backward pass."""
         one = jax.tree.map(jnp.ones_like, zeros[0])
         ends = [(zeros[0] | {state: one[state]}, zeros[1]) for state in one]
         by_start, by_push = jax.vmap(pull)(jax.tree.map(lambda *x: jnp.stack(x), *ends))
+        starts = {state: {other: x[i] for other, x in by_start.items()} for i, state in enumerate(one)}
         after = {}
         for name, pairs in batch.blocks.items():
-            g, after[name] = CONDUCTANCE[name], {}
-            for i, state in enumerate(one):
-                trace = sum(trace * pairs.post(by_start[other][i]) for other, trace in traces[name].items())
-                trace += pairs.pre(p[name]) * pairs.post(by_start[g][i])
-                after[name][state] = trace + pairs.products(sent[name], by_push[g][i])
+            g = CONDUCTANCE[name]
+            pushes = {state: by_push[g][i] for i, state in enumerate(one)}
+            after[name] = traces[name].after(pairs, OfChunk(p[name], sent[name], starts, pushes, g, stretch))
         return after
 
-    def run_chunk(carry, steps, learns):
-        states, traces, p, q, sums = carry
+    def run_chunk(carry, now, learns):
+        (states, traces, p, q, sums), (steps, stretch) = carry, now
         x = task.inputs(keys, batch.evidence, steps) & (steps >= 0)[:, None, None]  # before step 0 all is at rest
         none = jnp.zeros((len(steps), *states["V"].shape))
         pushes = {"g_exc": none, "g_inh": none}
@@ -333,18 +436,18 @@ def _diag(model: Model, keys: jax.Array, batch: Batch, trace_chunk: int) -> Batc
             sums, q = learn(sums, traces, p, q, sent, steps, spikes, pull, zeros)
         else:
             q = filtered(q, spikes, network.tau_out)
-        traces = propagate(traces, p, sent, pull, zeros)
+        traces = propagate(traces, p, sent, pull, zeros, stretch)
         p = {name: filtered(p[name], sent[name], network.tau_syn) for name in p}
         return (states, traces, p, q, sums), jax.vmap(network.mean_of_populations)(spikes)
 
-    def no_traces(pairs, p):
-        return dict.fromkeys(("V", "I2"), pairs.pre(p) * pairs.post(states["V"]))
-
     p = {name: jnp.zeros((len(keys), n)) for name, n in n_pre.items()}
-    traces = {name: no_traces(pairs, p[name]) for name, pairs in batch.blocks.items()}
+    traces = {name: start(pairs, p[name], states["V"]) for name, pairs in batch.blocks.items()}
     carry = states, traces, p, states["V"], Sums.zero(model, len(keys))
     before = in_chunks(0, recall.start, trace_chunk, fill_before=True)
     during = in_chunks(recall.start, recall.stop, trace_chunk)
+    n_chunk = len(before) + len(during)
+    stretches = jnp.arange(n_chunk) * n_stretch // n_chunk
+    before, during = (before, stretches[: len(before)]), (during, stretches[len(before) :])
     carry, before = jax.lax.scan(functools.partial(run_chunk, learns=False), carry, before)
     (*_, sums), during = jax.lax.scan(functools.partial(run_chunk, learns=True), carry, during)
     rates = jnp.concatenate([before.reshape(-1, 2)[before.size // 2 - recall.start :], during.reshape(-1, 2)])
@@ -352,21 +455,58 @@ def _diag(model: Model, keys: jax.Array, batch: Batch, trace_chunk: int) -> Batc
     return sums.mean(task, batch.labels, rates[: task.n_step])
 
 
-def expsm_diag(model: Model, keys: jax.Array, etrace_decay: float = 0.98) -> BatchGradient:
-    r"""The gradient by ES-D-RTRL (Wang et al. 2024).
+def expsm_diag(
+    model: Model,
+    keys: jax.Array,
+    etrace_decay: float = 0.98,
+    etrace_groups: int = 2,
+    etrace_stretches: int = 4,
+    trace_chunk: int = 100,
+    etrace_batch: int = 16,
+) -> BatchGradient:
+    r"""The gradient by ES-D-RTRL: `diag`, with traces that are products of a presynaptic and a postsynaptic factor.
 
-    The traces of `diag` are approximated by products of a presynaptic and a postsynaptic factor, each smoothed:
+    One group of states (Wang et al. 2024): a product for all of them, of factors that are smoothed in each step,
 
     .. math:: e_{ij} \approx f_j x_i, \quad x_i(t) = \alpha x_i(t - 1) + z_i(t), \quad
         f_j(t) = \alpha J_j(t) f_j(t - 1) + (1 - \alpha) c_j(t)
 
     with alpha the decay, and in the same way for the readout, whose state is r. brainscale and braintrace compute this,
-    but divide f by a factor that is 1 later on (`by_package`). Memory is that of two numbers a neuron and state, and of
-    one an input. The fastest rule, but the least of a gradient: use it where its memory, 1 / (1 - alpha) steps, is that
-    of the task, and where what a neuron remembers acts as its input does.
+    but divide f by a factor that is 1 later on (`by_package`). Its memory is 1 / (1 - alpha) steps, and the same for
+    what V remembers and for I2, where a spike leaves the opposite of what its input does: with the paper's adaptation
+    the gradient of the inputs in the cues has the wrong sign.
+
+    Two groups: a product for V, of the last chunk of C steps, and one for I2 in each stretch of the trial,
+
+    .. math:: e^V_{ij} \approx \bar z_i F^V_j, \quad e^{I2}_{ij} \approx \sum_k \bar z^k_i F^k_j, \quad
+        F_j = \sum_s G_j(s)
+
+    with G as in `diag`: F_j is exactly what the state owes to W_ij if i sends a spike in each step, so that a product
+    is exact where i fires at a constant rate. Later F goes on by Phi, exactly. What a chunk leaves of I2, with what V's
+    product of the last one has become there, joins the product of its stretch: F is the sum, and the mean of z that of
+    both, weighted by the sizes of their F. That for V weights its spikes by alpha^s, s steps before the end. All else
+    is as in `diag`: exact within a chunk, for the conductances, and for the weights of the readout.
+
+    Memory of one group is that of two numbers a neuron and state; of two, of n_stretch such, and of C steps of the
+    neurons of few trials. One group is the fastest rule; two are near to `diag`, at less than its time and memory.
+
+    Args:
+        etrace_decay: alpha.
+        etrace_groups: 1 or 2.
+        etrace_stretches: into which the trial is divided evenly.
+        trace_chunk, etrace_batch: the largest C, and trials at a time on a device, as in `diag`; of two groups.
     """
-    with model.clock():
-        return _expsm_diag(model, keys, start_batch(model, keys), etrace_decay)
+    if etrace_groups == 1:
+        with model.clock():
+            return _expsm_diag(model, keys, start_batch(model, keys), etrace_decay)
+
+    def start(pairs, x, V):
+        unit = 1 / (1 - numerics.relax(jnp.ones(()), 0.0, 1 / model.network.tau_syn))
+        x, V = (jnp.zeros((1 + etrace_stretches, *zeros.shape), zeros.dtype) for zeros in (x, V))
+        return Factors(x, {"V": V, "I2": V}, etrace_decay, unit)
+
+    rule = functools.partial(by_chunks, trace_chunk=trace_chunk, start=start, n_stretch=etrace_stretches)
+    return in_groups(rule, model, keys, etrace_batch)
 
 
 def _expsm_diag(model: Model, keys: jax.Array, batch: Batch, etrace_decay: float) -> BatchGradient:
@@ -436,6 +576,12 @@ class Rule:
     arguments: Mapping[str, dataclasses.Field] = dataclasses.field(default_factory=dict)
 
 
+CHUNK = setting(
+    100,
+    "steps, at most, by which traces of diag, and of expsm_diag with two groups, advance at once",
+    low=1,
+    metavar="C",
+)
 # Another rule is a function above and a line here; the check of the gradients asks for its oracle.
 RULES: dict[str, Rule] = {
     "bptt": Rule(bptt, "backpropagation through time"),
@@ -443,9 +589,7 @@ RULES: dict[str, Rule] = {
         diag,
         "D-RTRL, online and exact",
         {
-            "trace_chunk": setting(
-                100, "steps, at most, by which the traces of diag advance at once", low=1, metavar="C"
-            ),
+            "trace_chunk": CHUNK,
             "trace_batch": setting(
                 4,
                 "trials whose traces diag has at a time on each device; a GPU may want all of them",
@@ -456,15 +600,27 @@ RULES: dict[str, Rule] = {
     ),
     "expsm_diag": Rule(
         expsm_diag,
-        "ES-D-RTRL, online, with traces that are products of two smoothed factors",
+        "ES-D-RTRL, online, with traces that are products of two factors",
         {
             "etrace_decay": setting(
                 0.98,
                 "decay of the factors of expsm_diag in a step, between 0 and 1, or a rank n, for (n - 1) / (n + 1); "
-                "its memory is 1 / (1 - decay) steps",
+                "with two groups, of the weights of the spikes of a chunk in what V remembers of them",
                 parse=decay_or_rank,
                 metavar="DECAY",
-            )
+            ),
+            "etrace_groups": setting(
+                2,
+                "1: one product of factors for all states, as in the paper, with a memory of 1 / (1 - decay) steps; 2: "
+                "one for V, and one for adaptation in each stretch of the trial",
+                low=1,
+                high=2,
+            ),
+            "etrace_stretches": setting(4, "stretches of the trial for expsm_diag, of equal length", low=1),
+            "trace_chunk": CHUNK,
+            "etrace_batch": setting(
+                16, "trials that expsm_diag, with two groups, has at a time on each device", low=1, metavar="N"
+            ),
         },
     ),
 }

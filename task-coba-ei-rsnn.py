@@ -110,9 +110,8 @@ def split_seed(seed: int) -> Seeds:
 def add_model_arguments(parser: runs.Parser) -> None:
     """Arguments of the rules, the network and the task."""
     add = parser.add_argument_group("rules").add_argument
-    for rule in RULES.values():
-        for name, field in rule.arguments.items():
-            runs.add_setting(add, name, field)
+    for name, field in {name: field for rule in RULES.values() for name, field in rule.arguments.items()}.items():
+        runs.add_setting(add, name, field)
     add = parser.add_argument_group("network").add_argument
     runs.add_settings(add, NetworkSettings)
     seed, seed_number = "seed of the {}, derived from --seed without this argument", runs.number(int, 0, high=2**32 - 1)
@@ -151,8 +150,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     method = "; ".join(f"{name}: {rule.help}" for name, rule in RULES.items())
     add("--method", choices=RULES, default="bptt", help=method)
     engine = (
-        "native: the rules of this project; brainscale, braintrace: diag and expsm_diag by these packages, which are "
-        "slower; brainscale, as in the paper, has a diag that is wrong here"
+        "native: the rules of this project; brainscale, braintrace: diag and expsm_diag (of one group) by these "
+        "packages, which are slower; brainscale, as in the paper, has a diag that is wrong here"
     )
     add("--engine", choices=learning_rules.ENGINES, default="native", help=engine)
     add_model_arguments(parser)

@@ -44,7 +44,7 @@ GROUP = 8  # trials that an oracle has at a time, as it stores all states
 ORACLES: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "bptt": (plain.plain_bptt, ()),
     "diag": (plain.plain_diag, ()),
-    "expsm_diag": (plain.plain_expsm_diag, ("etrace_decay",)),
+    "expsm_diag": (plain.plain_expsm_diag, ("etrace_decay", "etrace_groups", "etrace_stretches", "trace_chunk")),
 }
 
 
@@ -86,7 +86,7 @@ def oracle_rule(method: str, arguments: Mapping[str, Any]) -> task_script.Rule:
         task, network = model.task, model.network
         labels, evidence = task.trials(keys)
         network.init_state(len(keys))
-        steps, recall = jnp.arange(task.n_step), task.periods["recall"]
+        steps, recall = np.arange(task.n_step), task.periods["recall"]
         trials = task.inputs(keys, evidence, steps), labels, (steps >= recall.start) & (steps < recall.stop)
         full = network.full_matrices(model.weights, model.connections)
         with model.clock():
@@ -137,7 +137,7 @@ def alignment(gradient: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 
 
 def rules_to_check(arguments: Mapping[str, Any]) -> dict[tuple[str, str], task_script.Rule]:
-    """{(method, engine or "oracle"): rule}, with a line where a package cannot be used."""
+    """{(method, engine or "oracle"): rule}, with a line where a package cannot be used; those have one group."""
     rules = {(method, "native"): learning_rules.choose_rule(method, "native", arguments) for method in RULES}
     rules |= {(method, "oracle"): oracle_rule(method, arguments) for method in RULES}
     for package in learning_rules.PACKAGES:
@@ -146,6 +146,8 @@ def rules_to_check(arguments: Mapping[str, Any]) -> dict[tuple[str, str], task_s
         else:
             choose = learning_rules.choose_rule
             rules |= {(m, package): choose(m, package, arguments) for m in learning_rules.PACKAGE_RULES}
+            one_group = {**arguments, "etrace_groups": 1}
+            rules["expsm_diag", f"oracle of {package}"] = oracle_rule("expsm_diag", one_group)
     return rules
 
 
@@ -161,8 +163,9 @@ def check(
     bar = runs.progress(rules_to_check(arguments).items(), unit=" rules")
     measured = {name: run_rule(rule, mesh, model, keys) for name, rule in bar}
     rows, failures = [], []
-    for method, engine in (name for name in measured if name[1] != "oracle"):
-        of_rule, oracle = measured[method, engine], measured[method, "oracle"]
+    for method, engine in (name for name in measured if not name[1].startswith("oracle")):
+        of_rule = measured[method, engine]
+        oracle = measured.get((method, f"oracle of {engine}"), measured[method, "oracle"])
         for block, gradient in of_rule.gradient.items():
             of_bptt = alignment(gradient, measured["bptt", "native"].gradient[block])
             of_oracle = alignment(gradient, oracle.gradient[block])

@@ -130,16 +130,37 @@ def plain_diag(step, weights, trials, decay_out):
     return gradient | {"out": plain_bptt(step, weights, trials, decay_out)["out"]}
 
 
-def plain_expsm_diag(step, weights, trials, decay_out, etrace_decay):
-    """The gradient of ES-D-RTRL: traces of |W_ij| that are products of x_i and f_j, both smoothed.
+CONDUCTANCE = {"in": "g_exc", "exc": "g_exc", "inh": "g_inh"}
 
-    What a neuron's next states owe to its states and to the increments are columns of its Jacobian: as neurons do not
-    see each other in a step, that of all is one derivative along ones.
+
+def plain_expsm_diag(
+    step, weights, trials, decay_out, etrace_decay, etrace_groups, etrace_stretches=1, trace_chunk=100
+):
+    """The gradient of ES-D-RTRL, with one group of states or two."""
+    if etrace_groups == 1:
+        return plain_one_product(step, weights, trials, decay_out, etrace_decay)
+    return plain_products(step, weights, trials, decay_out, etrace_decay, etrace_stretches, trace_chunk)
+
+
+def jacobian(step, h, push):
+    """{state: {next state: derivative}} (batch, n_rec), and {conductance: {next state: that by its increment}}.
+
+    As neurons do not see each other in a step, a column of all their Jacobians is one derivative along ones.
     """
+    one = jnp.ones_like(h["V"])
+
+    def column(function, argument):
+        return jax.jvp(function, (argument,), (one,))[1]
+
+    J = {b: column(lambda h_b, b=b: step(h | {b: h_b}, *push.values()), h[b]) for b in h}
+    return J, {g: column(lambda push_g, g=g: step(h, *(push | {g: push_g}).values()), push[g]) for g in push}
+
+
+def plain_one_product(step, weights, trials, decay_out, etrace_decay):
+    """Traces of |W_ij| that are products of x_i and f_j, both smoothed."""
     inputs, labels, counts = trials
     w = {name: abs(x) if name != "out" else x for name, x in weights.items()}
     n_exc, batch, decay = len(w["exc"]), inputs.shape[1], etrace_decay
-    conductance = {"in": "g_exc", "exc": "g_exc", "inh": "g_inh"}
 
     def advance(carry, now):
         (h, f, x, r, f_r, total), (z, counted) = carry, now
@@ -149,16 +170,10 @@ def plain_expsm_diag(step, weights, trials, decay_out, etrace_decay):
         by_r = jnp.where(counted, jax.grad(lambda r: cross_entropy(r, labels).sum())(r), 0)
         by_V = by_r @ w["out"].T * 0.3 * jnp.maximum(0.0, 1 - jnp.abs(h["V"] - 1))
         total["out"] += x["out"].T @ (by_r * f_r)
-        for name, g in conductance.items():
+        for name, g in CONDUCTANCE.items():
             total[name] += x[name].T @ (by_V * f[g]["V"])
         push = {"g_exc": z @ w["in"] + s[:, :n_exc] @ w["exc"], "g_inh": s[:, n_exc:] @ w["inh"]}
-        one = jnp.ones_like(s)
-
-        def column(function, argument):
-            return jax.jvp(function, (argument,), (one,))[1]
-
-        J = {b: column(lambda h_b, b=b: step(h | {b: h_b}, *push.values()), h[b]) for b in h}
-        c = {g: column(lambda push_g, g=g: step(h, *(push | {g: push_g}).values()), push[g]) for g in push}
+        J, c = jacobian(step, h, push)
         f = {g: {a: decay * sum(J[b][a] * f[g][b] for b in h) + (1 - decay) * c[g][a] for a in h} for g in f}
         x |= {name: decay * x[name] + spikes for name, spikes in sources.items()}
         return (step(h, *push.values()), f, x, r, f_r, total), None
@@ -168,5 +183,123 @@ def plain_expsm_diag(step, weights, trials, decay_out, etrace_decay):
     h, total = at_rest(w, batch), jax.tree.map(jnp.zeros_like, w)
     carry = h, {"g_exc": h, "g_inh": h}, x, jnp.zeros((batch, w["out"].shape[1]), dtype), jnp.zeros((), dtype), total
     (*_, total), _ = jax.lax.scan(advance, carry, (inputs, counts))
+    n = batch * counts.sum()
+    return {name: g * (1 if name == "out" else jnp.sign(weights[name])) / n for name, g in total.items()}
+
+
+def chunk_marks(start, stop, chunk, n_stretch):
+    """Of the steps of all chunks: which are the first and the last of one, and the stretch it is in; and the steps.
+
+    The chunks before recall end with it, and may begin before step 0; those in it may go on beyond its end.
+    """
+    n_before, n_during = -(-start // chunk), -(-(stop - start) // chunk)
+    lengths = [-(-start // n_before)] * n_before if n_before else []
+    lengths += [-(-(stop - start) // n_during)] * n_during
+    ends = np.cumsum(lengths)
+    steps = np.arange(ends[-1])
+    which = np.searchsorted(ends, steps, side="right")
+    stretch = which * n_stretch // len(lengths)
+    first_step = start - sum(lengths[:n_before])
+    return np.isin(steps, ends - lengths), np.isin(steps + 1, ends), stretch, first_step + steps
+
+
+def plain_products(step, weights, trials, decay_out, etrace_decay, n_stretch, chunk):
+    """Traces that are exact within a chunk, and products of x_i and f_j from one to the next.
+
+    All goes forward: e are the traces since the chunk began, f what the products of earlier ones have become, and in
+    `unit` what a state would owe to a weight had its neuron sent a spike in each step of this chunk, or before it.
+    """
+    inputs, labels, counts = trials
+    w = {name: abs(x) if name != "out" else x for name, x in weights.items()}
+    n_exc, batch, dtype = len(w["exc"]), inputs.shape[1], w["in"].dtype
+    counted = np.flatnonzero(np.asarray(counts))
+    first, last, stretch, steps = chunk_marks(counted[0], counted[-1] + 1, chunk, n_stretch)
+    exists = (steps >= 0) & (steps < len(inputs))
+    z = jnp.asarray(inputs)[np.clip(steps, 0, len(inputs) - 1)].astype(dtype) * exists[:, None, None]
+    counts = exists & np.asarray(counts)[np.clip(steps, 0, len(inputs) - 1)]
+    slow = ("V", "I2")
+
+    def together(products):
+        sizes = [abs(f).mean(axis=1, keepdims=True) for _, f in products]
+        total = sum(sizes) + (sum(sizes) == 0)
+        return sum(size * x for size, (x, _) in zip(sizes, products, strict=True)) / total, sum(f for _, f in products)
+
+    def advance(carry, now):
+        h, p, p_before, e, unit, f, x, means, q, r, total = carry
+        z, counted, is_first, is_last, k, age = now
+        s = heaviside(h["V"] - 1)
+        sources = {"in": z, "exc": s[:, :n_exc], "inh": s[:, n_exc:]}
+        push = {"g_exc": z @ w["in"] + s[:, :n_exc] @ w["exc"], "g_inh": s[:, n_exc:] @ w["inh"]}
+        J, c = jacobian(step, h, push)
+        decay_syn = J["g_exc"]["g_exc"][0, 0]
+        always = 1 / (1 - decay_syn)
+
+        # A chunk begins.
+        def begin(name, i, e):
+            return p[name][:, :, None] * jnp.ones_like(h["V"])[:, None, :] if i == CONDUCTANCE[name] else 0 * e
+
+        e = {n: {i: jnp.where(is_first, begin(n, i, e_i), e_i) for i, e_i in of.items()} for n, of in e.items()}
+        p_before = {n: jnp.where(is_first, p[n], p_before[n]) for n in p}
+        unit = {
+            g: {
+                when: {
+                    i: jnp.where(is_first, always * (i == g and when == "before") + 0 * u_i, u_i)
+                    for i, u_i in of.items()
+                }
+                for when, of in both.items()
+            }
+            for g, both in unit.items()
+        }
+        means = {n: [jnp.where(is_first, 0, m) for m in of] for n, of in means.items()}
+
+        # The gradient of this step.
+        q, r = decay_out * q + s, decay_out * r + s @ w["out"]
+        by_r = jnp.where(counted, jax.grad(lambda r: cross_entropy(r, labels).sum())(r), 0)
+        by_V = by_r @ w["out"].T * 0.3 * jnp.maximum(0.0, 1 - jnp.abs(h["V"] - 1))
+        total = {n: g for n, g in total.items()} | {"out": total["out"] + q.T @ by_r}
+        for n in CONDUCTANCE:
+            trace = e[n]["V"] + jnp.einsum("pbi,pbj->bij", x[n], f[n]["V"])
+            total[n] += (trace * by_V[:, None, :]).sum(axis=0)
+
+        # What is remembered of it.
+        for n, g in CONDUCTANCE.items():
+            e[n] = {
+                a: sum(J[b][a][:, None, :] * e[n][b] for b in h) + c[g][a][:, None, :] * sources[n][:, :, None]
+                for a in h
+            }
+            f[n] = {a: sum(J[b][a] * f[n][b] for b in slow) for a in slow}
+            means[n] = [means[n][0] + sources[n], etrace_decay * means[n][1] + sources[n]]
+        for g in unit:
+            old = unit[g]
+            unit[g] = {when: {a: sum(J[b][a] * old[when][b] for b in h) for a in h} for when in old}
+            unit[g]["now"] = {a: unit[g]["now"][a] + c[g][a] for a in h}
+
+        # A chunk ends.
+        for n, g in CONDUCTANCE.items():
+            n_weights = (1 - etrace_decay ** (age + 1)) / (1 - etrace_decay)
+            mean, mean_V = means[n][0] / (age + 1), means[n][1] / n_weights
+            of_V = [(mean_V, unit[g]["now"]["V"]), (p_before[n] / always, unit[g]["before"]["V"])]
+            of_I2 = [(mean, unit[g]["now"]["I2"]), (p_before[n] / always, unit[g]["before"]["I2"])]
+            x_V, f_V = together(of_V)
+            x_I2, f_I2 = together([*of_I2, (x[n][0], f[n]["I2"][0]), (x[n][1 + k], f[n]["I2"][1 + k])])
+            ended = x[n].at[0].set(x_V).at[1 + k].set(x_I2)
+            ended_f = {"V": f[n]["V"].at[0].set(f_V), "I2": f[n]["I2"].at[0].set(0.0).at[1 + k].set(f_I2)}
+            x[n] = jnp.where(is_last, ended, x[n])
+            f[n] = {a: jnp.where(is_last, ended_f[a], f[n][a]) for a in slow}
+        p = {n: decay_syn * p[n] + sources[n] for n in p}
+        return (step(h, *push.values()), p, p_before, e, unit, f, x, means, q, r, total), None
+
+    h = at_rest(w, batch)
+    n_rec, sizes = h["V"].shape[1], {n: len(w[n]) for n in CONDUCTANCE}
+    p = {n: jnp.zeros((batch, m), dtype) for n, m in sizes.items()}
+    e = {n: dict.fromkeys(h, jnp.zeros((batch, m, n_rec), dtype)) for n, m in sizes.items()}
+    unit = {g: {"now": dict(h), "before": dict(h)} for g in ("g_exc", "g_inh")}
+    f = {n: dict.fromkeys(slow, jnp.zeros((1 + n_stretch, batch, n_rec), dtype)) for n in sizes}
+    x = {n: jnp.zeros((1 + n_stretch, batch, m), dtype) for n, m in sizes.items()}
+    means = {n: [zeros, zeros] for n, zeros in p.items()}
+    r = jnp.zeros((batch, w["out"].shape[1]), dtype)
+    carry = h, p, p, e, unit, f, x, means, h["V"], r, jax.tree.map(jnp.zeros_like, w)
+    age = np.arange(len(steps)) - np.maximum.accumulate(np.where(first, np.arange(len(steps)), 0))
+    (*_, total), _ = jax.lax.scan(advance, carry, (z, counts, first, last, stretch, age.astype(dtype)))
     n = batch * counts.sum()
     return {name: g * (1 if name == "out" else jnp.sign(weights[name])) / n for name, g in total.items()}

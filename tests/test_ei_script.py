@@ -439,7 +439,7 @@ def test_training_by_another_package(engine, method, monkeypatch, tmp_path, caps
     """It is ours, update by update, where the rule of the package is."""
     monkeypatch.chdir(tmp_path)
     for chosen in ("native", engine):
-        arguments = [*TINY, "--method", method, "--epochs", 3, "--engine", chosen]
+        arguments = [*TINY, "--method", method, "--epochs", 3, "--engine", chosen, "--etrace_groups", 1]
         assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
     folders = sorted(path.name for path in (tmp_path / "results" / script.SCRIPT).iterdir())
     assert folders == sorted([f"train_{method}_{engine}_dense_20_seed0", f"train_{method}_dense_20_seed0"])
@@ -474,6 +474,7 @@ def test_training_by_another_package(engine, method, monkeypatch, tmp_path, caps
         (["--etrace_decay", 0], ["--etrace_decay", "'0'", "between 0 and 1"]),
         (["--etrace_decay", 1.5], ["--etrace_decay", "1.5", "rank"]),
         (["--etrace_decay", "slow"], ["--etrace_decay", "slow"]),
+        (["--etrace_groups", 3], ["--etrace_groups", "3", "<= 2"]),
         (["--trace_chunk", 0], ["--trace_chunk", "0", ">= 1"]),
         (["--engine", "brainscale"], ["--engine", "--method bptt", "diag"]),
     ],

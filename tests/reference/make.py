@@ -268,7 +268,7 @@ SMALL = ["--epochs", 20, "--batch_size", 32, "--eval_every", 10, "--n_heldout", 
 LEARNS = {
     "bptt": ["--ff_scale", 10, "--beta", 0.5],
     "diag": ["--ff_scale", 10, "--beta", 0.5],
-    "expsm_diag": ["--ff_scale", 4, "--beta", -0.05, "--etrace_decay", 0.999],
+    "expsm_diag": ["--ff_scale", 4, "--beta", -0.05, "--etrace_decay", 0.999, "--etrace_groups", 1],
 }
 
 
