@@ -350,7 +350,9 @@ def diag(model: Model, keys: jax.Array, trace_chunk: int = 100, trace_batch: int
     return in_groups(functools.partial(by_chunks, trace_chunk=trace_chunk), model, keys, trace_batch)
 
 
-def in_groups(rule: Callable[[Model, jax.Array], BatchGradient], model: Model, keys: jax.Array, size: int):
+def in_groups(
+    rule: Callable[[Model, jax.Array], BatchGradient], model: Model, keys: jax.Array, size: int
+) -> BatchGradient:
     """The gradient by a rule of few trials at a time."""
     size = min(size, len(keys))
     whole, rest = jnp.split(keys, [len(keys) // size * size])
@@ -462,7 +464,7 @@ def expsm_diag(
     etrace_groups: int = 2,
     etrace_stretches: int = 4,
     trace_chunk: int = 100,
-    etrace_batch: int = 16,
+    etrace_batch: int = 8,
 ) -> BatchGradient:
     r"""The gradient by ES-D-RTRL: `diag`, with traces that are products of a presynaptic and a postsynaptic factor.
 
@@ -619,7 +621,7 @@ RULES: dict[str, Rule] = {
             "etrace_stretches": setting(4, "stretches of the trial for expsm_diag, of equal length", low=1),
             "trace_chunk": CHUNK,
             "etrace_batch": setting(
-                16, "trials that expsm_diag, with two groups, has at a time on each device", low=1, metavar="N"
+                8, "trials that expsm_diag, with two groups, has at a time on each device", low=1, metavar="N"
             ),
         },
     ),

@@ -454,7 +454,7 @@ def behaviour(item: Item) -> None:
 def memory(item: Item) -> None:
     """Peak memory of a process with one device, and seconds of an update with all, against the steps of a trial."""
     lengths = (550, 1100) if item.laptop else (550, 1100, 2200, 4400, 8800, 17600)
-    arguments = ["--n_rec", 100, "--batch_size", 16] if item.laptop else []
+    arguments = ["--etrace_groups", 1, *(["--n_rec", 100, "--batch_size", 16] if item.laptop else [])]
     rows = []
     for n_step in lengths:
         gradients = [bench_ei_online.gradient(method, *arguments, n_step=n_step) for method in RULES]
