@@ -280,7 +280,7 @@ class Matrices:
 class Factors:
     """Traces of V and I2 that are sums of products x_i f_j, of each trial.
 
-    The first is of V in the last chunk, the others are of I2 in the stretches of the trial.
+    The first is of V, the others are of I2 in the stretches of the trial.
 
     Args:
         x: mean spikes of i in a step (1 + n_stretch, batch, n_pre).
@@ -299,7 +299,7 @@ class Factors:
         return pairs.total(self.x, sum(f * by_start[state] for state, f in self.f.items()))
 
     def after(self, pairs: Pairs, chunk: OfChunk) -> "Factors":
-        """The traces after a chunk: V has a new product, and what the last one has left in I2 joins its stretch."""
+        """The traces after a chunk: what it leaves of V joins there, and of I2 its stretch, with what V has left."""
         f = {to: sum(f * by[state] for state, f in self.f.items()) for to, by in chunk.by_start.items()}
         weights = self.decay ** jnp.arange(len(chunk.sent) - 1, -1, -1, dtype=chunk.p.dtype)
         means = {"V": jnp.tensordot(weights / weights.sum(), chunk.sent, 1), "I2": chunk.sent.mean(axis=0)}
@@ -311,7 +311,7 @@ class Factors:
             for state in means
         }
         k = 1 + chunk.stretch
-        x_V, f_V = together(own["V"])
+        x_V, f_V = together([*own["V"], (self.x[0], f["V"][0])])
         x_I2, f_I2 = together([*own["I2"], (self.x[0], f["I2"][0]), (self.x[k], f["I2"][k])])
         f = {"V": f["V"].at[0].set(f_V), "I2": f["I2"].at[0].set(0).at[k].set(f_I2)}
         return dataclasses.replace(self, x=self.x.at[0].set(x_V).at[k].set(x_I2), f=f)
@@ -478,16 +478,16 @@ def expsm_diag(
     what V remembers and for I2, where a spike leaves the opposite of what its input does: with the paper's adaptation
     the gradient of the inputs in the cues has the wrong sign.
 
-    Two groups: a product for V, of the last chunk of C steps, and one for I2 in each stretch of the trial,
+    Two groups: a product for V, and one for I2 in each stretch of the trial, which each chunk of C steps joins,
 
     .. math:: e^V_{ij} \approx \bar z_i F^V_j, \quad e^{I2}_{ij} \approx \sum_k \bar z^k_i F^k_j, \quad
         F_j = \sum_s G_j(s)
 
     with G as in `diag`: F_j is exactly what the state owes to W_ij if i sends a spike in each step, so that a product
-    is exact where i fires at a constant rate. Later F goes on by Phi, exactly. What a chunk leaves of I2, with what V's
-    product of the last one has become there, joins the product of its stretch: F is the sum, and the mean of z that of
-    both, weighted by the sizes of their F. That for V weights its spikes by alpha^s, s steps before the end. All else
-    is as in `diag`: exact within a chunk, for the conductances, and for the weights of the readout.
+    is exact where i fires at a constant rate. Later F goes on by Phi, exactly. Two products become one whose F is the
+    sum and whose mean of z is that of both, weighted by the sizes of their F; so does with its stretch what V's product
+    leaves in I2. In a chunk's mean for V a spike counts alpha^s, s steps before the end. All else is as in `diag`:
+    exact within a chunk, for the conductances, and for the weights of the readout.
 
     Memory of one group is that of two numbers a neuron and state; of two, of n_stretch such, and of C steps of the
     neurons of few trials. One group is the fastest rule; two are near to `diag`, at less than its time and memory.

@@ -198,7 +198,7 @@ def spike_and_potential_loss(settings: studies.FitSettings, spike_level: SpikeLe
     def nothing(study: studies.Study, box: Box, x: np.ndarray) -> Predictions:
         raise Undetermined("--fit_target both is a compromise, not an estimate")
 
-    return studies.Loss(loss, f"share of the distance of spikes + {V_WEIGHT:g} of the variance of V", nothing)
+    return studies.Loss(loss, f"spike distance + {V_WEIGHT:g} variance of V, shares", nothing)
 
 
 # Another loss is a function of the settings here.

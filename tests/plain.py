@@ -279,6 +279,7 @@ def plain_products(step, weights, trials, decay_out, etrace_decay, n_stretch, ch
             n_weights = (1 - etrace_decay ** (age + 1)) / (1 - etrace_decay)
             mean, mean_V = means[n][0] / (age + 1), means[n][1] / n_weights
             of_V = [(mean_V, unit[g]["now"]["V"]), (p_before[n] / always, unit[g]["before"]["V"])]
+            of_V += [(x[n][0], f[n]["V"][0])]
             of_I2 = [(mean, unit[g]["now"]["I2"]), (p_before[n] / always, unit[g]["before"]["I2"])]
             x_V, f_V = together(of_V)
             x_I2, f_I2 = together([*of_I2, (x[n][0], f[n]["I2"][0]), (x[n][1 + k], f[n]["I2"][1 + k])])

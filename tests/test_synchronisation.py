@@ -381,7 +381,7 @@ def test_spikes_are_fitted_from_where_the_potentials_lead(tmp_path, spiking, cap
     assert results["CMA", "spike"]["n_simulations"] == 12
     names = {fit_target: result["loss_name"] for (_, fit_target), result in results.items()}
     assert names["spike"] == "van Rossum distance of the spikes"
-    assert names["both"].startswith("share of the distance of spikes + 0.3 of the variance of V")
+    assert names["both"].startswith("spike distance + 0.3 variance of V")
 
 
 @pytest.mark.parametrize("method", ["CMA", "L-BFGS-B"])

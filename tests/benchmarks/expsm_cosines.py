@@ -28,7 +28,7 @@ NETWORKS = {"the paper's": (), "the README's": ("--tau_a", 10000, "--rec_scale",
 VARIANTS = {"one group": dict(etrace_groups=1)}
 VARIANTS |= {f"two groups, stretches {n}": dict(etrace_stretches=n) for n in (1, 2, 4, 8, 16)}
 VARIANTS |= {f"two groups, decay {decay:g}": dict(etrace_decay=decay) for decay in (0.9, 0.999)}
-VARIANTS |= {f"two groups, chunks of {C}": dict(trace_chunk=C) for C in (25, 50, 200)}
+VARIANTS |= {f"two groups, chunks of {C}": dict(trace_chunk=C) for C in (10, 25, 200)}
 
 
 def print_table(model: utils.Model, keys: jax.Array) -> None:
