@@ -146,6 +146,7 @@ def lines_of_release(study: Study, fit: Fit, reached: str) -> list[str]:
         lines.append(f"of a fit at {study.annealing.name} 0, released: {at_0.loss:.3g} ({at_0.text})")
     if not fit.released.follows:
         lines.append("WARNING: released, the model does not follow the recording: it is not this cell, or not found")
+        lines.append("(its spikes may be had at the cost of its potentials: --fit_target both, or spike)")
     return lines
 
 
