@@ -523,8 +523,8 @@ def _chosen(stages: Sequence[Minimum]) -> Minimum:
     """The stage of the lowest loss; where models are released, of those with the best Gamma at which the starts agree.
 
     Of these the ones of the lowest released loss, which where the model is right falls with the errors of parameters.
-    Then the lowest driven loss, as the gain of a Kalman filter is found, and of those that are no worse the strongest
-    level, which asks least of what is not in the model.
+    Then the lowest driven loss, as the gain of a Kalman filter is found, and of those that are no worse the weakest
+    level, which is nearest to the released model.
     """
     if not stages[0].released:
         return min(stages, key=lambda stage: stage.best.loss)
@@ -535,7 +535,7 @@ def _chosen(stages: Sequence[Minimum]) -> Minimum:
     released = np.nan_to_num([stage.released.loss for stage in stages], nan=math.inf)
     stages = [stage for stage, loss in zip(stages, released, strict=True) if loss <= SAME_RELEASED * min(released)]
     lowest = min(stage.best.loss for stage in stages)
-    return max((stage for stage in stages if stage.best.loss <= SAME_DRIVEN * lowest), key=lambda stage: stage.level)
+    return min((stage for stage in stages if stage.best.loss <= SAME_DRIVEN * lowest), key=lambda stage: stage.level)
 
 
 def _met(starts: Sequence[Start]) -> list[int]:

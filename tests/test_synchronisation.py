@@ -297,7 +297,7 @@ def test_a_fit_ends_where_the_released_cell_predicts_spikes_and_starts_agree():
     assert fitting._chosen([late, better, scattered]) is better
     strong, weak = (stage(level, 1.0, [1.0, 1.0], same) for level in (1.0, 0.25))
     worse = [stage(level, 1.0, [1.1, 1.1], same) for level in (10.0, 0.0)]
-    assert fitting._chosen([weak, strong, *worse]) is strong
+    assert fitting._chosen([weak, strong, *worse]) is weak
     closer = stage(0.1, 1.0, [2.0, 2.0], same, released=70.0)
     assert fitting._chosen([weak, strong, closer, *worse]) is closer
     assert late.released.follows
