@@ -189,11 +189,12 @@ def spike_and_potential_loss(settings: studies.FitSettings, spike_level: SpikeLe
     distance = spike_loss(settings, spike_level).function
 
     def loss(output: Mapping[str, jax.Array], recording: Recording) -> jax.Array:
-        silent = {"V": jnp.full_like(output["V"], spike_level.level - 100)}
+        spikes = recording.spikes * recording.observed
+        silent = spike_trains.van_rossum_distance(0 * spikes, spikes, recording.dt * u.ms, settings.tau_rossum * u.ms)
         n_sample = jnp.sum(recording.mask)
         deviations = recording.mask * (recording.V - jnp.sum(recording.mask * recording.V) / n_sample)
         unexplained = jnp.sum(studies.potential_errors(output, recording) ** 2) / jnp.sum(deviations**2)
-        return distance(output, recording) / distance(silent, recording) + V_WEIGHT * unexplained
+        return distance(output, recording) / silent + V_WEIGHT * unexplained
 
     def nothing(study: studies.Study, box: Box, x: np.ndarray) -> Predictions:
         raise Undetermined("--fit_target both is a compromise, not an estimate")

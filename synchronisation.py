@@ -26,7 +26,8 @@ Where there are no spikes, the plain loss is as good. Of the couplings whose rel
 spikes of the fitted data (to 0.02), the fit ends at one at which the starts agree and the released cell has the lowest
 mean squared error (to 10 %): a weak one, where the model is the cell. Where they differ by no more, it lacks something,
 and a spike too few moves parameters the more, the weaker the coupling is: then the best one-sample predictions count.
-Potentials and spikes may ask for different cells: `--fit_target spike` goes on from here, by the spikes alone.
+Potentials and spikes may ask for different cells: `--fit_target spike` goes on from here, by the spikes alone, and
+`both` by them and the potentials between them.
 
 Recordings are cut into windows that run side by side. Each begins with a driven warm-up that is not counted; the gate p
 of the M current, which forgets too slowly for that, first follows the potentials recorded before the window.

@@ -256,7 +256,7 @@ def plain_products(step, weights, trials, decay_out, etrace_decay, n_stretch, ch
         q, r = decay_out * q + s, decay_out * r + s @ w["out"]
         by_r = jnp.where(counted, jax.grad(lambda r: cross_entropy(r, labels).sum())(r), 0)
         by_V = by_r @ w["out"].T * 0.3 * jnp.maximum(0.0, 1 - jnp.abs(h["V"] - 1))
-        total = {n: g for n, g in total.items()} | {"out": total["out"] + q.T @ by_r}
+        total = total | {"out": total["out"] + q.T @ by_r}
         for n in CONDUCTANCE:
             trace = e[n]["V"] + jnp.einsum("pbi,pbj->bij", x[n], f[n]["V"])
             total[n] += (trace * by_V[:, None, :]).sum(axis=0)

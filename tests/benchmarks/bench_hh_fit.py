@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     problem = hh_problem(args.n_sample)
     x0 = fitting.random_starts(problem, args.seed)
     for n in (1, args.n_sample):  # compile both block sizes
-        problem.evaluate(x0[:n], gradient=True)
+        problem.evaluate(x0[:n], "gradients")
     print(f"{args.n_sample} starts on {problem.mesh.size} devices, jax {runs.version_of('jax')}", end="; ")
     print(f"compiled in {problem.seconds['compile']:.1f} s")
 

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     devices = runs.setup_jax(32, "all")
     current = noisy_current(max(args.lengths), args.seed)
-    print("length (ms), spikes; found by: driven, plain, brian2modelfitting; seconds of each, losses (mV^2)")
+    print("length (ms), spikes; found by: driven, plain, brian2modelfitting; seconds of each; losses (mV^2)")
     for T in args.lengths:
         part, shares, seconds, losses = current[: round(T / DT)], [], [], []
         for objective, method in (("synchronised", fitting.GAUSS_NEWTON), ("simulation", "L-BFGS-B")):
@@ -86,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         shares.append(np.mean([found(result["parameters"]) for result in peers]))
         seconds.append(np.mean([result["log"][-1][0] for result in peers]))
         losses.append(np.median([result["log"][-1][1] for result in peers]))
-        columns = [" ".join(text.format(x) for x in row) for text, row in (("{:.0%}", shares), ("{:.1f}", seconds))]
-        print(f"{T:g}, {int(recording.spikes.sum())}; {'; '.join(columns)}, {losses}", flush=True)
+        columns = ("{:.0%}", shares), ("{:.1f}", seconds), ("{:.3g}", losses)
+        row = "; ".join(" ".join(text.format(x) for x in column) for text, column in columns)
+        print(f"{T:g}, {int(recording.spikes.sum())}; {row}", flush=True)
     print(f"ratio of shares at {T:g} ms, driven / plain: {shares[0]:.2f} / {shares[1]:.2f}")
 
 

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     X, data, box, known = fitting.random_starts(problem, 0), problem.data, problem.box, hh_parameters()
     X[0] = (np.array([known[name] for name in box.units]) - box.low) / (box.high - box.low)
     rmse = float(np.sqrt(problem.evaluate(X)[0]))
-    rate = args.n_sample / seconds_of(lambda: problem.evaluate(X, gradient=True), repeats=5)
+    rate = args.n_sample / seconds_of(lambda: problem.evaluate(X, "gradients"), repeats=5)
     version = runs.version_of("jax")
     print(f"ours, jax {version}: {rate:.0f} gradients a second; {rmse:.2g} mV from Brian2 at its parameters")
 

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))
+sys.path += map(str, Path(__file__).resolve().parents[1:3])
 
 import runs  # noqa: F401 - before JAX
 
 import jax
 import numpy as np
+from check_gradients import alignment
 from common import in_turns
 from workloads import network
 
@@ -46,8 +47,7 @@ def print_table(model: utils.Model, keys: jax.Array) -> None:
         gradient = rules[variant](model, keys).gradient
         pairs = [(gradient[block], exact[block]) for block in ("in", "exc", "inh")]
         pairs.insert(1, tuple(x[:n_cue] for x in pairs[0]))
-        cosines = [float(np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in pairs]
-        row = "".join(f"{cosine:7.3f}" for cosine in cosines)
+        row = "".join(f"{alignment(*pair)['cosine']:7.3f}" for pair in pairs)
         print(f"{variant:28}{row}{seconds[variant] / seconds['diag']:9.2f}", flush=True)
 
 
