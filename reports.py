@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -327,7 +328,7 @@ def plot_losses(fit: Fit, loss_name: str) -> plt.Figure:
     starts, history = fit.minimum.starts, [row for row in fit.history if row.level == fit.minimum.level]
     left.plot(1 + np.arange(len(starts)), sorted(start.loss for start in starts), "k.")
     yscale = "log" if min(row.best_loss for row in history) > 0 else "linear"
-    left.set(xlabel="start, best first", ylabel=loss_name, yscale=yscale)
+    left.set(xlabel="start, best first", ylabel=textwrap.fill(loss_name, 36), yscale=yscale)
     losses = [start.loss for start in starts if math.isfinite(start.loss)]
     left.set_ylim(min(losses) / 3, max(losses) * 3) if yscale == "log" else None
     left.xaxis.get_major_locator().set_params(integer=True)
