@@ -30,6 +30,7 @@ import plain
 import scripts
 from jax.sharding import Mesh, NamedSharding
 
+import engines
 import learning_rules
 import numerics
 from learning_rules import RULES, BatchGradient
@@ -138,14 +139,14 @@ def alignment(gradient: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 
 def rules_to_check(arguments: Mapping[str, Any]) -> dict[tuple[str, str], task_script.Rule]:
     """{(method, engine or "oracle"): rule}, with a line where a package cannot be used; those have one group."""
-    rules = {(method, "native"): learning_rules.choose_rule(method, "native", arguments) for method in RULES}
+    rules = {(method, "native"): engines.choose_rule(method, "native", arguments) for method in RULES}
     rules |= {(method, "oracle"): oracle_rule(method, arguments) for method in RULES}
-    for package in learning_rules.PACKAGES:
-        if reason := learning_rules.why_not(package):
+    for package in engines.PACKAGES:
+        if reason := engines.why_not(package):
             print(f"without {package}: {reason}")
         else:
-            choose = learning_rules.choose_rule
-            rules |= {(m, package): choose(m, package, arguments) for m in learning_rules.PACKAGE_RULES}
+            choose = engines.choose_rule
+            rules |= {(m, package): choose(m, package, arguments) for m in engines.PACKAGE_RULES}
             one_group = {**arguments, "etrace_groups": 1}
             rules["expsm_diag", f"oracle of {package}"] = oracle_rule("expsm_diag", one_group)
     return rules

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scripts
 
-import learning_rules
+import engines
 
 script = scripts.import_script("task-coba-ei-rsnn")
 
@@ -24,7 +24,7 @@ def arguments(*more):
 
 def needs(package):
     """Skips a test where a package cannot be used as an engine."""
-    reason = learning_rules.why_not(package)
+    reason = engines.why_not(package)
     return pytest.mark.skipif(reason is not None, reason=str(reason))
 
 

@@ -10,6 +10,7 @@ import pytest
 import scripts
 from scripts import result_of
 
+import engines
 import learning_rules
 from learning_rules import RULES
 
@@ -25,9 +26,9 @@ def test_check_of_the_gradients(tmp_path):
     assert result["failures"] == []
     with open(folder / "check.csv", newline="") as file:
         rows = {(row["method"], row["engine"], row["block"]): row for row in csv.DictReader(file)}
-    packages = [package for package in learning_rules.PACKAGES if not learning_rules.why_not(package)]
-    engines = [("bptt", "native"), *itertools.product(("diag", "expsm_diag"), ("native", *packages))]
-    assert set(rows) == {(*engine, block) for engine in engines for block in ("in", "exc", "inh", "out")}
+    packages = [package for package in engines.PACKAGES if not engines.why_not(package)]
+    rules = [("bptt", "native"), *itertools.product(("diag", "expsm_diag"), ("native", *packages))]
+    assert set(rows) == {(*rule, block) for rule in rules for block in ("in", "exc", "inh", "out")}
     for (method, engine, block), row in rows.items():
         assert float(row["seconds"]) > 0
         assert float(row["memory_MB"]) > 0
@@ -44,7 +45,7 @@ def test_check_of_the_gradients(tmp_path):
 
 
 def without_packages(monkeypatch):
-    for package in learning_rules.PACKAGES:
+    for package in engines.PACKAGES:
         monkeypatch.setitem(sys.modules, package, None)
 
 

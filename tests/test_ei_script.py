@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import itertools
 import json
 import math
 import os
@@ -13,15 +14,16 @@ import time
 
 import jax
 import numpy as np
+import plain
 import pytest
 import scripts
 from plain import needs
 from scripts import result_of
 
-import learning_rules
+import engines
 
 script = scripts.import_script("task-coba-ei-rsnn")
-TRAINING = "--batch_size 8 --n_heldout 32 --eval_every 2 --save_every 3 --epochs 8 --lr 0.01"
+TRAINING = "--batch_size 8 --n_heldout 32 --eval_every 2 --save_every 3 --epochs 8 --lr 0.01 --schedule constant"
 TINY = [*scripts.SMALL_NETWORK, *TRAINING.split(" ")]
 FIGURES = {"activity.png", "weights.png", "weight_matrix.png"}
 
@@ -81,6 +83,46 @@ def test_training_writes_all_that_it_promises(trained):
     config = json.loads((folder / "config.json").read_text())
     assert {"conn_seed", "weight_seed", "tau_a", "method"} <= config["arguments"].keys()
     assert {"orbax-checkpoint", "optax", "brainevent"} <= config["packages"].keys()
+
+
+def test_the_limit_is_that_of_all_sequences_of_cues():
+    """Of each of 2^7 sequences, by its probability; without adaptation there is none."""
+    model = script.make_model(plain.arguments("--n_cue", 7, "--tau_a", 40))
+    tau_a = plain.tau_a_of(model.network)
+    cues = np.array(list(itertools.product((-1, 1), repeat=7)))
+    left = (cues == -1).sum(axis=1)
+    p = (0.7 ** (7 - left) * 0.3**left + 0.3 ** (7 - left) * 0.7**left) / 2
+    _, evidence = model.task.trials(jax.random.split(jax.random.key(0), 20000))
+    rows = script.fading(model, np.asarray(evidence))
+    assert [row["tau_a"] for row in rows] == pytest.approx([np.mean(tau_a), np.max(tau_a)])
+    for row in rows:
+        ages = (6 - np.arange(7)) * (model.task.t_cue + model.task.t_interval)
+        sums = (cues * np.exp(-ages / row["tau_a"])).sum(axis=1)
+        expected = p[np.sign(sums) == np.sign(cues.sum(axis=1))].sum()
+        assert 0.6 < expected < 0.99
+        assert row["accuracy"] == pytest.approx(expected, abs=0.01)
+    assert script.fading(script.make_model(plain.arguments("--beta", 0)), np.asarray(evidence)) == []
+
+
+def test_a_run_says_what_limits_it_and_what_gets_further(monkeypatch, tmp_path, capsys):
+    arguments = ["--epochs", 1, "--batch_size", 2, "--n_heldout", 4, "--output", "run", "--t_delay", 10]
+    assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert f"{result['fading'][1]['accuracy']:.3f} with {result['fading'][1]['tau_a']:.0f} ms" in lines[-2]
+    assert lines[-1] == "run"
+    args = script.parse_args(["--epochs", "1"])
+    script.print_limit(result, args)
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert command.endswith(f"python {script.SCRIPT}.py {script.LEARNS}")
+    assert script.parse_args(script.LEARNS.split()).tau_a == 10000
+
+
+def test_the_settings_of_the_released_code_are_one_argument():
+    args = script.parse_args(["--released", "--lr", "2e-3"])
+    assert (args.lr, args.batch_size, args.schedule, args.grad_clip) == (2e-3, 128, "constant", None)
+    assert (args.etrace_decay, args.etrace_groups) == (0.9, 1)
+    assert script.parse_args([]).batch_size != 128
 
 
 def test_the_last_and_the_best_checkpoint_are_kept(trained):
@@ -239,6 +281,7 @@ def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
 KILLED = """
 import importlib, os, signal, sys
 sys.path.insert(0, {root!r})
+import checkpoints
 script = importlib.import_module("task-coba-ei-rsnn")
 {patch}
 sys.exit(script.main())
@@ -254,7 +297,7 @@ def killed(*rates):
 script.diagnose = killed
 """
 MIDDLE_OF_SAVE = """
-handler = script.ocp.JsonCheckpointHandler
+handler = checkpoints.ocp.JsonCheckpointHandler
 save, calls = handler.async_save, []
 async def killed(self, directory, *args, **kwargs):
     calls.append(0)
@@ -492,7 +535,7 @@ def test_without_the_package_of_an_engine(package, monkeypatch, tmp_path, capsys
     monkeypatch.setitem(sys.modules, package, None)
     arguments = ["--method", "diag", "--engine", package]
     errors = scripts.refused(script, monkeypatch, capsys, tmp_path, arguments)
-    assert learning_rules.PACKAGES[package] in errors
+    assert engines.PACKAGES[package] in errors
 
 
 @pytest.fixture

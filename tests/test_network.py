@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from plain import arguments, full_matrix, plain_loss, plain_neurons, script, tau_a_of
 
+import engines
 import learning_rules
 import utils
 
@@ -126,7 +127,7 @@ def test_two_devices_give_the_loss_and_gradient_of_one(method):
     assert len(jax.devices()) >= 2
     for n in (1, 2):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:n]), ("batch",))
-        gradient = jax.jit(script.make_gradient(learning_rules.choose_rule(method), mesh))
+        gradient = jax.jit(script.make_gradient(engines.choose_rule(method), mesh))
         results.append(jax.device_get(gradient(model, keys)))
     (loss, gradient, accuracy, rates), (loss_2, gradient_2, accuracy_2, rates_2) = results
     assert rates.sum() > 1

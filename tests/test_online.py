@@ -23,6 +23,7 @@ from plain import (
     tau_a_of,
 )
 
+import engines
 import learning_rules
 import utils
 from learning_rules import RULES, bptt, diag, expsm_diag
@@ -193,21 +194,21 @@ def test_expsm_diag_and_the_sign_of_adaptation(beta, sign):
 
 
 def by_package(model, keys, package, method):
-    return jax.jit(lambda k: learning_rules.by_package(model, k, package, method))(keys)
+    return jax.jit(lambda k: engines.by_package(model, k, package, method))(keys)
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize("package", [pytest.param(name, marks=needs(name)) for name in learning_rules.PACKAGES])
+@pytest.mark.parametrize("package", [pytest.param(name, marks=needs(name)) for name in engines.PACKAGES])
 def test_a_rank_stands_for_a_decay(package):
     """As in brainscale and braintrace: (n - 1) / (n + 1)."""
     module = importlib.import_module(package)
     model, keys, _ = small_model()
     with model.clock():
-        layers = learning_rules.PackageNetwork(module, model)
+        layers = engines.PackageNetwork(module, model)
         layers.init_state(len(keys))
         for text, decay in (("3", 0.5), ("99", 0.98), ("0.98", 0.98)):
             assert arguments("--etrace_decay", text).etrace_decay == pytest.approx(decay)
-            options = dict(mode=learning_rules.brainstate.mixin.Batching()) if package == "brainscale" else {}
+            options = dict(mode=engines.brainstate.mixin.Batching()) if package == "brainscale" else {}
             theirs = module.IODimVjpAlgorithm(layers, float(text) if "." in text else int(text), **options)
             assert arguments("--etrace_decay", text).etrace_decay == pytest.approx(theirs.decay)
 
@@ -255,6 +256,15 @@ def test_diag_is_that_of_braintrace(conn_method):
     assert their_accuracy == accuracy
     np.testing.assert_allclose(their_rates, rates, atol=1e-6)
     assert all(error < 1e-5 for error in relative_errors(theirs, gradient).values())
+
+
+@pytest.mark.newest
+@needs("braintrace")
+def test_signed_layers_of_braintrace_have_the_gradient_of_plain_ones():
+    model, keys, _ = small_model()
+    braintrace = importlib.import_module("braintrace")
+    theirs = engines.by_algorithm(model, keys, braintrace, braintrace.D_RTRL, signed=True).gradient
+    assert all(error < 1e-5 for error in relative_errors(theirs, diag(model, keys).gradient).values())
 
 
 @pytest.mark.newest
@@ -309,7 +319,7 @@ def test_memory_and_the_length_of_the_trial(method):
         model, _, _ = small_model("--t_delay", t_delay, "--n_rec", 60)
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",))
         keys = jax.random.split(jax.random.key(0), 64)
-        rule = learning_rules.choose_rule(method, arguments=dict(trace_chunk=35))
+        rule = engines.choose_rule(method, arguments=dict(trace_chunk=35))
         gradient = script.make_gradient(rule, mesh)
         memory.append(script.memory_of(jax.jit(gradient).lower(model, keys).compile()))
     ratio = memory[1] / memory[0]

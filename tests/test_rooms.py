@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ARROWS = {
     "runs": set(),
     "numerics": set(),
+    "checkpoints": {"runs"},
     "spike_trains": set(),
     "utils": {"numerics"},
     "file_formats": {"runs"},
@@ -20,6 +21,7 @@ ARROWS = {
     "scoring": {"runs", "recordings", "spike_trains"},
     "identifiability": {"runs"},
     "learning_rules": {"utils", "numerics"},
+    "engines": {"utils", "learning_rules"},
     "studies": {"runs", "numerics", "recordings", "scoring", "spike_trains", "identifiability"},
     "synchronisation": {"utils", "recordings", "scoring", "spike_trains", "identifiability", "studies"},
     "fitting": {"runs", "recordings", "scoring", "identifiability", "studies"},

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_ei_online.py
 
-The network, task and batch are the script's defaults (n_rec 200, T 2200, batch 128). All programs are compiled in one
+The network and task are the script's defaults (n_rec 200, T 2200), with 128 trials. All programs are compiled in one
 process and take turns. The packages are brainscale and braintrace, as far as they can be imported; their diag, of which
 a batch takes minutes, has 16 trials and fewer turns, as has ours beside it. Memory is that of the compiled program, and
 the peak of a process of its own during one gradient, above what it had with the program compiled; both with one device,
@@ -19,6 +19,7 @@ import numpy as np
 from common import in_turns, memory_above, run_again
 from workloads import Compiled, network, network_gradient, task_script
 
+import engines
 import learning_rules
 
 LENGTHS = (2200, 8800)
@@ -26,7 +27,9 @@ LENGTHS = (2200, 8800)
 
 def gradient(method: str, *arguments: Any, engine: str = "native", n_step: int = 2200) -> Compiled:
     """The gradient by a rule of that name and engine, in trials of n_step."""
-    return network_gradient(lambda args: learning_rules.choose_rule(method, engine, args), *arguments, n_step=n_step)
+    return network_gradient(
+        lambda args: engines.choose_rule(method, engine, args), "--batch_size", 128, *arguments, n_step=n_step
+    )
 
 
 def memory(method: str, n_step: int, *arguments: Any) -> tuple[float, float]:
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print_memory(*args.memory)
         return
 
-    packages = [package for package in learning_rules.PACKAGES if learning_rules.why_not(package) is None]
+    packages = [package for package in engines.PACKAGES if engines.why_not(package) is None]
     names = [("bptt", "native"), ("diag", "native"), ("expsm_diag", "native")]
     names += [("expsm_diag", package) for package in packages]
     compiled = {name: gradient(name[0], engine=name[1]) for name in names}
@@ -64,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for (method, engine), of_rule in seconds.items():
         to_compile = compiled[method, engine].seconds
         print(f"{method}, {engine}, batch 128: {np.median(of_rule):.3f} s ({to_compile:.1f} s to compile)", flush=True)
-    engines = ["native", *packages]
-    small = [gradient("diag", "--batch_size", 16, engine=engine).run for engine in engines]
-    of_16 = dict(zip(engines, np.median(in_turns(*small, repeats=2), axis=0), strict=True))
+    with_ours = ["native", *packages]
+    small = [gradient("diag", "--batch_size", 16, engine=engine).run for engine in with_ours]
+    of_16 = dict(zip(with_ours, np.median(in_turns(*small, repeats=2), axis=0), strict=True))
     listed = ", ".join(f"{engine} {of_engine:.3f} s" for engine, of_engine in of_16.items())
     print(f"diag, batch 16: {listed}", flush=True)
     peaks = {(method, n): memory(method, n) for method in ("bptt", "diag", "expsm_diag") for n in LENGTHS}

@@ -343,9 +343,9 @@ def plot_training(curves: Sequence[Row]) -> plt.Figure:
 def simulate(item: Item, folder: Path) -> tuple[Row, Path]:
     """result.json of a simulation of the network of a training in a folder, and the folder of the simulation."""
     load = os.path.relpath(folder, ROOT)
-    small = ["--batch_size", 32] if item.laptop else []
+    batch = ["--batch_size", 32 if item.laptop else 128]
     name = f"simulated/{folder.parent.name}_{folder.name}"
-    simulation = item.run(name, TASK, "--mode", "sim", "--load", load, *small)
+    simulation = item.run(name, TASK, "--mode", "sim", "--load", load, *batch)
     return read_json(simulation / "result.json"), simulation
 
 
@@ -355,8 +355,12 @@ def figure3(item: Item) -> None:
     arguments += SMALL if item.laptop else ["--batch_size", 64]
     trainings = {
         "Adam, lr 0.005": ("adam5", ["--epochs", 200, "--schedule", "cosine"], ["--lr", "5e-3"]),
-        "Adam, lr 0.001": ("adam", ["--epochs", 300], []),
-        "SGD, lr 10": ("sgd", ["--epochs", 100], ["--opt", "sgd", "--lr", 10, "--grad_clip", 0.1]),
+        "Adam, lr 0.001": ("adam", ["--epochs", 300, "--schedule", "constant"], ["--lr", "1e-3"]),
+        "SGD, lr 10": (
+            "sgd",
+            ["--epochs", 100, "--schedule", "constant"],
+            ["--opt", "sgd", "--lr", 10, "--grad_clip", 0.1],
+        ),
     }
     if item.laptop:
         trainings = {
