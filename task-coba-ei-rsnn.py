@@ -948,8 +948,13 @@ def print_limit(result: Mapping[str, Any], args: argparse.Namespace) -> None:
     """What limits the accuracy, where it is below the highest of LEVELS, and the command that reaches it."""
     if result["heldout_accuracy"] >= LEVELS[-1] or not result["fading"]:
         return
-    sums = " and ".join(f"{row['accuracy']:.3f} with {row['tau_a']:.0f} ms" for row in result["fading"])
-    print(f"limit: a sum of the cues that fades with adaptation, the mean and the slowest, is right in {sums}")
+    sums = " and ".join(f"{row['accuracy']:.3f} ({row['tau_a']:.0f} ms)" for row in result["fading"])
+    below = result["heldout_interval"][1] < result["fading"][0]["accuracy"]
+    training = (
+        "its training" if args.method == "bptt" else f"its training, or what {args.method} leaves out of the gradient"
+    )
+    limit = f"this network is below both, by {training}" if below else "the memory is the limit"
+    print(f"cues that fade as adaptation does, the mean and the slowest, add up to a right choice in {sums}: {limit}")
     network, task = (runs.pick(kind, args) for kind in (NetworkSettings, TASK))
     same = dict(tau_a=network.tau_a, rec_scale=network.rec_scale, ff_scale=network.ff_scale, beta=network.beta)
     seeds = dict(conn_seed=network.conn_seed, weight_seed=network.weight_seed)

@@ -109,12 +109,17 @@ def test_a_run_says_what_limits_it_and_what_gets_further(monkeypatch, tmp_path, 
     assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert f"{result['fading'][1]['accuracy']:.3f} with {result['fading'][1]['tau_a']:.0f} ms" in lines[-2]
-    assert lines[-1] == "run"
-    args = script.parse_args(["--epochs", "1"])
-    script.print_limit(result, args)
-    command = capsys.readouterr().out.splitlines()[-1]
-    assert command.endswith(f"python {script.SCRIPT}.py {script.LEARNS}")
+    limit = next(line for line in lines if line.startswith("cues that fade"))
+    assert f"{result['fading'][1]['accuracy']:.3f} ({result['fading'][1]['tau_a']:.0f} ms)" in limit
+    args = script.parse_args(["--method", "diag"])
+    result["fading"] = [dict(tau_a=1000.0, accuracy=0.95), dict(tau_a=1500.0, accuracy=0.98)]
+    for interval, texts in (([0.1, 0.2], ["below both", "diag leaves out"]), ([0.9, 0.999], ["memory is the limit"])):
+        script.print_limit(result | dict(heldout_accuracy=0.9, heldout_interval=interval), args)
+        limit, command = capsys.readouterr().out.splitlines()
+        assert all(text in limit for text in texts)
+        assert command.endswith(f"python {script.SCRIPT}.py {script.LEARNS}")
+    script.print_limit(result | dict(heldout_accuracy=0.99), args)
+    assert capsys.readouterr().out == ""
     assert script.parse_args(script.LEARNS.split()).tau_a == 10000
 
 
@@ -408,7 +413,7 @@ def test_training_goes_on_from_a_loaded_network_and_resumes(trained, tmp_path, m
     """With other constants than those of the run that is loaded, which the resumed run has too."""
     _, folder = trained
     arguments = ["--load", folder, *scripts.SMALL_NETWORK, "--tau_a", 500, "--batch_size", 8, "--n_heldout", 32]
-    arguments += ["--eval_every", 2, "--lr", 1e-9]
+    arguments += ["--eval_every", 2, "--lr", 1e-9, "--schedule", "constant"]
     assert scripts.exit_status(script, monkeypatch, tmp_path, [*arguments, "--epochs", 2, "--output", "run"]) == 0
     assert scripts.exit_status(script, monkeypatch, tmp_path, ["--resume", "run", "--epochs", 4]) == 0
     assert scripts.exit_status(script, monkeypatch, tmp_path, [*arguments, "--epochs", 4, "--output", "whole"]) == 0
