@@ -37,14 +37,14 @@ class Cost(NamedTuple):
 
 
 def cost(method: str, conn_method: str, n_rec: int, n_step: int) -> Cost:
-    """Of a gradient of N_TRIAL trials; the fewest seconds of three."""
+    """Of a gradient of N_TRIAL trials; the fewest seconds of two."""
 
     def make_rule(args):
         return task_script.engines.choose_rule(method, arguments=args)
 
     arguments = ("--batch_size", N_TRIAL, "--conn_method", conn_method, "--n_rec", n_rec, "--n_cue", 3)
     compiled = network_gradient(make_rule, *arguments, n_step=n_step)
-    seconds = seconds_of(compiled.run, min, repeats=3)
+    seconds = seconds_of(compiled.run, min, repeats=2)
     return Cost(seconds / (N_TRIAL * n_step / 1000), task_script.memory_of(compiled.program))
 
 
