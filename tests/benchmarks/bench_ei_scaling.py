@@ -18,6 +18,7 @@ import scipy.optimize
 from common import seconds_of
 from workloads import network_gradient, task_script
 
+import engines
 import learning_rules
 
 N_TRIAL, N_STEP = 16, 550
@@ -40,7 +41,7 @@ def cost(method: str, conn_method: str, n_rec: int, n_step: int) -> Cost:
     """Of a gradient of N_TRIAL trials; the fewest seconds of two."""
 
     def make_rule(args):
-        return task_script.engines.choose_rule(method, arguments=args)
+        return engines.choose_rule(method, arguments=args)
 
     arguments = ("--batch_size", N_TRIAL, "--conn_method", conn_method, "--n_rec", n_rec, "--n_cue", 3)
     compiled = network_gradient(make_rule, *arguments, n_step=n_step)
