@@ -5,7 +5,6 @@ evaluates the loss of a study, and its gradient, for many parameter sets in one 
 which method and from how many starts it is minimised. `fit` takes a study and a search and gives an object back.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -15,14 +14,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import runs
-from runs import BadInput, number
+from runs import BadInput
 
 import brainstate
-import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,9 +27,9 @@ import scipy.optimize
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import scoring
-from identifiability import Box, Identifiability, Undetermined, identifiability, unknown
+from identifiability import Box, Identifiability, Likelihood, Undetermined, identifiability, of_likelihood, unknown
 from recordings import Recording
-from studies import Annealing, Released, Study, chunks_of, n_traces, unit_name
+from studies import Annealing, Released, Study, chunks_of, n_traces
 
 METHODS = ("L-BFGS-B", "DE", "PSO", "TwoPointsDE", "CMA", "bayesian", "random")
 GAUSS_NEWTON = "Gauss-Newton"  # of sums of squares alone, and not compared with the others
@@ -41,13 +38,17 @@ N_CELL = 2000  # traces times parameter sets that are simulated at a time
 AGREE = 0.01  # of the range of every parameter, within which two starts are said to have found the same
 SAME_GAMMA = 0.02  # by which two Gamma may differ by chance
 SAME_RELEASED, SAME_DRIVEN = 1.1, 1.005  # of the lowest loss of a released or driven model: no worse than that
+# By which negative log-likelihoods of a part of the data are the same, in whatever direction these say nothing.
+SAME_LIKELIHOOD = 0.05
 MET = 1e-3  # of the range of every parameter, within which two starts of an annealed fit go on as one
 # Tolerances below what float32 resolves: a start ends where its line search finds nothing lower.
 LBFGSB_OPTIONS = {"maxiter": 1000, "maxfun": 20000, "ftol": 1e-12, "gtol": 1e-8}
 COARSE_OPTIONS = LBFGSB_OPTIONS | {"ftol": 1e-6}  # of the stages of an annealed fit before the last
 NEWTON_OPTIONS = {"ftol": 1e-7, "xtol": 1e-6, "gtol": 1e-10, "max_nfev": 100}
 COARSE_NEWTON_OPTIONS = NEWTON_OPTIONS | {"ftol": 1e-6, "xtol": 1e-4, "max_nfev": 40}
-APPROACH_OPTIONS = LBFGSB_OPTIONS | {"maxiter": 20}  # of L-BFGS-B, from a random point to where Gauss-Newton is safe
+# Of L-BFGS-B, by what derivatives, from a random point to where Gauss-Newton is safe: of a likelihood, whose second
+# derivatives cost ten times the first, as far as it goes fast.
+APPROACH_OPTIONS = {"grams": LBFGSB_OPTIONS | {"maxiter": 20}, "gradients": LBFGSB_OPTIONS | {"maxiter": 200}}
 
 # ---- Losses and gradients of many parameter sets --------------------------------------------------------------------
 
@@ -106,9 +107,10 @@ class FitProblem:
     """The loss of a study over its box of parameters, evaluated for many parameter sets at once and recorded.
 
     Losses are one compiled program, a batch of n_sample sets split over the devices. Gradients are in forward mode: k
-    parameters cost about k simulations more and store nothing, where reverse mode stores the trajectory. They are
-    computed in padded blocks of a few sizes, so that the few starts of a fit that take long do not cost what all
-    of them do. Traces of many sets are taken N_CELL at a time, so that memory is that of these, whatever the recording.
+    parameters cost about k simulations more and store nothing, where reverse mode stores the trajectory. A study that
+    is in parallel over time has that mode, set after set on each device. Gradients are computed in padded blocks of a
+    few sizes, so that the few starts of a fit that take long do not cost what all of them do. Traces of many sets are
+    taken N_CELL at a time, so that memory is that of these, whatever the recording.
 
     Args:
         study: of which what is fitted goes to the devices once.
@@ -142,8 +144,14 @@ class FitProblem:
         self.best: dict[float, Start] = {}
         self.begin = time.perf_counter() - self.seconds["compile"]
 
+    def _loss(self, x, data, level):
+        """The loss of one set, whose parameters are scalars."""
+        return self.study.loss.function(self.study.model(self.box.parameters(x), data, level), data)
+
     def _losses(self, X, data, level):
         """The model runs on the traces of all sets as one flat population: XLA vectorises that best on a CPU."""
+        if self.study.gram:
+            return jax.lax.map(lambda x: self._loss(x, data, level), X)
         chunks = chunks_of(n_traces(data), N_CELL // len(X))
         if len(chunks.firsts) == 1:
             return jax.vmap(self.study.loss.function, (-2, None))(self._outputs(X, data, level), data)
@@ -157,7 +165,10 @@ class FitProblem:
 
         Summed over the chunks of traces, so that the derivatives of few potentials are kept at a time.
         """
-        chunks, n_x = chunks_of(n_traces(data), N_CELL // len(X)), X.shape[1]
+        if self.study.gram:
+            grams = jax.lax.map(lambda x: self.study.gram(self.box.parameters, x, data), X)
+            return grams[:, -1, -1], grams
+        chunks = chunks_of(n_traces(data), N_CELL // len(X))
 
         def gram(row):
             first, is_new = row
@@ -170,7 +181,7 @@ class FitProblem:
             def along(direction):
                 return jax.jvp(residuals, (X,), (jnp.broadcast_to(direction, X.shape),))
 
-            r, J = jax.vmap(along, out_axes=(None, 0))(jnp.eye(n_x, dtype=X.dtype))
+            r, J = jax.vmap(along, out_axes=(None, 0))(jnp.eye(X.shape[1], dtype=X.dtype))
             rows = jnp.concatenate([J, r[None]])
             return jnp.einsum("atnw,btnw->nab", rows, rows)
 
@@ -186,6 +197,9 @@ class FitProblem:
         return jax.tree.map(lambda y: y.reshape(*y.shape[:-1], len(X), n_trace), output)
 
     def _losses_and_grads(self, X, data, level):
+        if self.study.gram:
+            return jax.lax.map(lambda x: jax.value_and_grad(self._loss)(x, data, level), X)
+
         def along(direction):
             return jax.jvp(lambda X: self._losses(X, data, level), (X,), (jnp.broadcast_to(direction, X.shape),))
 
@@ -226,7 +240,8 @@ class FitProblem:
     def _evaluate(self, X, what, level):
         """A row of numbers for each row of X."""
         n_all = -(-self.n_sample // self.mesh.size)
-        sizes = sorted({min(size, n_all) for size in GRADIENT_BLOCKS[not self.study.annealing :]})
+        blocks = GRADIENT_BLOCKS[:1] if self.study.gram else GRADIENT_BLOCKS[not self.study.annealing :]
+        sizes = sorted({min(size, n_all) for size in blocks})
         fitting = (size for size in sizes if len(X) <= 3 * size * self.mesh.size)
         n_block = self.mesh.size * (n_all if what == "losses" else next(fitting, sizes[-1]))
         part = self.first_is_part and level == self.study.annealing.levels[0]
@@ -302,7 +317,7 @@ def minimise(problem: FitProblem, search: Search) -> Minimum:
         BadInput: Gauss-Newton, of a loss that is no sum of squares.
     """
     by_gradient, annealing, loss = search.method in SOLVERS, problem.study.annealing, problem.study.loss
-    if search.method == GAUSS_NEWTON and not loss.residuals:
+    if search.method == GAUSS_NEWTON and not (loss.residuals or problem.study.gram):
         raise BadInput(f"argument --method: found {GAUSS_NEWTON}, expected another to minimise the {loss.name}")
     total = None if by_gradient else search.n_iter * problem.n_sample
     with runs.progress(total=total, desc=search.method, unit=" simulations") as bar:
@@ -342,7 +357,7 @@ def random_starts(problem: FitProblem, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).random((problem.n_sample, len(problem.box.low)))
 
 
-Evaluate = Callable[[np.ndarray], tuple[float, np.ndarray]]  # of x: loss and derivatives
+Evaluate = Callable[[np.ndarray, str], tuple[float, np.ndarray]]  # of x: loss and what is asked for besides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,20 +365,19 @@ class Solver:
     """A method that goes from a point to a minimum by derivatives of the loss.
 
     Args:
-        what: these, as `FitProblem.evaluate` names them.
-        solve: (function of x -> loss, derivatives; x; options; whether x is near a minimum) -> why it ended.
+        solve: (function of x -> loss, derivatives; x; options; how to get near a minimum) -> why it ended. The last is
+            what derivatives L-BFGS-B is to go there by, as `FitProblem.evaluate` names them, or "" where x is near.
         options, coarse_options: of SciPy; the latter in the stages of an annealed fit before the last.
     """
 
-    what: str
-    solve: Callable[[Evaluate, np.ndarray, Mapping[str, float], bool], str]
+    solve: Callable[[Evaluate, np.ndarray, Mapping[str, float], str], str]
     options: Mapping[str, float]
     coarse_options: Mapping[str, float]
 
 
-def lbfgsb(function: Evaluate, x: np.ndarray, options: Mapping[str, float], near: bool) -> str:
+def lbfgsb(function: Evaluate, x: np.ndarray, options: Mapping[str, float], approach: str) -> str:
     """SciPy's L-BFGS-B in the box."""
-    return _lbfgsb(function, x, options).message
+    return _lbfgsb(lambda x: function(x, "gradients"), x, options).message
 
 
 def _lbfgsb(function, x, options):
@@ -371,23 +385,23 @@ def _lbfgsb(function, x, options):
     return scipy.optimize.minimize(function, x, jac=True, method="L-BFGS-B", bounds=box, options=dict(options))
 
 
-def gauss_newton(function: Evaluate, x: np.ndarray, options: Mapping[str, float], near: bool) -> str:
+def gauss_newton(function: Evaluate, x: np.ndarray, options: Mapping[str, float], approach: str) -> str:
     """SciPy's `least_squares` in the box, from a random point after a few steps of L-BFGS-B.
 
     A square root of the Gram matrix [J r]^T [J r] stands for J and r: the steps depend on nothing else of them.
     """
 
     def loss_and_gradient(x):
-        loss, gram = function(x)
-        return loss, 2 * gram[:-1, -1]
+        loss, derivatives = function(x, approach)
+        return loss, derivatives if derivatives.ndim == 1 else 2 * derivatives[:-1, -1]
 
-    x = x if near else _lbfgsb(loss_and_gradient, x, APPROACH_OPTIONS).x
+    x = _lbfgsb(loss_and_gradient, x, APPROACH_OPTIONS[approach]).x if approach else x
     at: dict[bytes, np.ndarray] = {}
 
     def root(x):
         if x.tobytes() not in at:
             at.clear()
-            values, vectors = np.linalg.eigh(function(x)[1])
+            values, vectors = np.linalg.eigh(function(x, "grams")[1])
             at[x.tobytes()] = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
         return at[x.tobytes()]
 
@@ -396,8 +410,8 @@ def gauss_newton(function: Evaluate, x: np.ndarray, options: Mapping[str, float]
 
 
 SOLVERS = {
-    "L-BFGS-B": Solver("gradients", lbfgsb, LBFGSB_OPTIONS, COARSE_OPTIONS),
-    GAUSS_NEWTON: Solver("grams", gauss_newton, NEWTON_OPTIONS, COARSE_NEWTON_OPTIONS),
+    "L-BFGS-B": Solver(lbfgsb, LBFGSB_OPTIONS, COARSE_OPTIONS),
+    GAUSS_NEWTON: Solver(gauss_newton, NEWTON_OPTIONS, COARSE_NEWTON_OPTIONS),
 }
 
 
@@ -407,9 +421,9 @@ def multistart(
     method: str = "L-BFGS-B",
     level: float = 0.0,
     coarse: bool = False,
-    near: bool = False,
+    approach: str = "grams",
 ) -> Minimum:
-    """Minimise from every row of x0 (n, k) with one of SOLVERS, all starts advancing together.
+    """Minimise from every row of x0 (n, k) with one of SOLVERS, which has `approach`, all starts advancing together.
 
     Each start is an ordinary call of SciPy in a thread that sleeps while it waits for a loss and derivatives; the
     points that all of them wait for are evaluated in one round. Its iterates are those it would have alone.
@@ -421,8 +435,8 @@ def multistart(
     requests, replies = queue.SimpleQueue(), [queue.SimpleQueue() for _ in starts]
 
     def run(i, start):
-        def function(x):
-            requests.put((i, x.copy()))
+        def function(x, what):
+            requests.put((i, x.copy(), what))
             loss, derivatives = replies[i].get()
             gradient = derivatives if derivatives.ndim == 1 else derivatives[:-1, -1]
             start.flat = start.flat if start.n_gradients else not gradient.any()
@@ -434,29 +448,31 @@ def multistart(
             return loss, derivatives
 
         try:
-            start.status = solver.solve(function, start.x, solver.coarse_options if coarse else solver.options, near)
+            options = solver.coarse_options if coarse else solver.options
+            start.status = solver.solve(function, start.x, options, approach)
         except FloatingPointError as error:
             start.status = str(error)
         except Exception as error:
             failures.append(error)
-        requests.put((i, None))
+        requests.put((i, None, ""))
 
     for i, start in enumerate(starts):
         threading.Thread(target=run, args=(i, start), daemon=True).start()
     active, waiting = len(starts), {}
     try:
         while active and not failures:
-            i, x = requests.get()
+            i, x, what = requests.get()
             if x is None:
                 active -= 1
             else:
-                waiting[i] = x
+                waiting[i] = x, what
             if active and len(waiting) == active:
                 points, waiting = sorted(waiting.items()), {}
-                X = np.stack([x for _, x in points])
-                losses, derivatives = problem.evaluate(X, solver.what, level)
-                for (i, _), *reply in zip(points, losses, derivatives, strict=True):
-                    replies[i].put(reply)
+                for asked in sorted({what for _, (_, what) in points}):
+                    some = [(i, x) for i, (x, what) in points if what == asked]
+                    losses, derivatives = problem.evaluate(np.stack([x for _, x in some]), asked, level)
+                    for (i, _), *reply in zip(some, losses, derivatives, strict=True):
+                        replies[i].put(reply)
     except KeyboardInterrupt:
         interrupted = True  # the threads sleep on, and end with the process
     if failures:
@@ -472,9 +488,10 @@ def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray, method: st
     """
 
     def stage(level, earlier, coarse):
-        followed = _met(earlier)
+        followed = _met(earlier, SAME_LIKELIHOOD if problem.study.gram else 0.0)
         distinct, near = sorted(set(followed)), any(start.n_gradients for start in earlier)
-        minimum = multistart(problem, np.stack([earlier[i].x for i in distinct]), method, level, coarse, near)
+        approach = "" if near else "gradients" if problem.study.gram else "grams"
+        minimum = multistart(problem, np.stack([earlier[i].x for i in distinct]), method, level, coarse, approach)
         ended, starts = dict(zip(distinct, minimum.starts, strict=True)), []
         for i, before in enumerate(earlier):
             after = ended[followed[i]]
@@ -538,11 +555,15 @@ def _chosen(stages: Sequence[Minimum]) -> Minimum:
     return min((stage for stage in stages if stage.best.loss <= SAME_DRIVEN * lowest), key=lambda stage: stage.level)
 
 
-def _met(starts: Sequence[Start]) -> list[int]:
-    """Of every start, the index of the one that is followed for it."""
+def _met(starts: Sequence[Start], same_loss: float = 0.0) -> list[int]:
+    """Of every start, the index of the one that is followed for it: one of its parameters, or nearly of its loss."""
     followed, kept = [0] * len(starts), []
+
+    def met(one, other):
+        return np.abs(one.x - other.x).max() <= MET or one.loss - other.loss < same_loss
+
     for i in sorted(range(len(starts)), key=lambda i: starts[i].loss):
-        near = [j for j in kept if np.abs(starts[i].x - starts[j].x).max() <= MET]
+        near = [j for j in kept if met(starts[i], starts[j])]
         followed[i] = near[0] if near and math.isfinite(starts[i].loss) else i
         kept += [i] * (followed[i] == i)
     return followed
@@ -701,7 +722,8 @@ def determined(study: Study, box: Box, x: np.ndarray) -> Identifiability:
     """
     try:
         with jax.enable_x64(True), brainstate.environ.context(precision=64):
-            return identifiability(box, x, *study.loss.predictions(study, box, x))
+            asked = study.loss.predictions(study, box, x)
+            return of_likelihood(box, x, asked) if isinstance(asked, Likelihood) else identifiability(box, x, *asked)
     except Undetermined as reason:
         return unknown(box, str(reason))
     except Exception as error:
@@ -722,77 +744,3 @@ def widened(information: Identifiability, box: Box, minimum: Minimum) -> Identif
     pairs = zip(information.standard_errors.items(), apart, strict=True)
     errors = {name: math.hypot(error, distance) for (name, error), distance in pairs}
     return dataclasses.replace(information, standard_errors=errors)
-
-
-# ---- Arguments ------------------------------------------------------------------------------------------------------
-
-
-def constant(text: str) -> tuple[str, float]:
-    """argparse type: NAME=VALUE as (name, value)."""
-    name, _, value = text.partition("=")
-    if not math.isfinite(runs.to_number(value)):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=VALUE with a number")
-    return name, float(value)
-
-
-def bound(text: str) -> tuple[str, list[float]]:
-    """argparse type: NAME=LOW:HIGH as (name, [low, high])."""
-    name, _, ends = text.partition("=")
-    limits = [runs.to_number(limit) for limit in ends.split(":")]
-    if len(limits) != 2 or not np.isfinite(limits).all() or limits[0] >= limits[1]:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=LOW:HIGH with numbers LOW < HIGH")
-    return name, limits
-
-
-def parse_fit_arguments(parser: runs.Parser, argv: Sequence[str] | None, shipped: bool) -> argparse.Namespace:
-    """Arguments of a neuron script, checked against each other; `shipped`: there is a recording to fit by default."""
-    args = parser.parse_args(argv)
-    own = args.voltage or args.recording or args.spike_times
-    target = args.target or ("recorded" if own or shipped else "simulated")
-    methods = sorted(set(args.methods), key=METHODS.index)
-    if args.resume and (args.mode == "visualize" or args.output or args.load):
-        parser.error("argument --resume: found with --mode visualize, --load or --output, expected a fit to go on with")
-    if args.load and not (args.current or args.recording):
-        parser.error("argument --load: found it without --current or --recording, expected currents to predict under")
-    if args.mode == "compare" and args.protocol_budget == "equal" and "L-BFGS-B" not in methods:
-        parser.error("argument --methods: found no L-BFGS-B, expected it, as the others get its budget")
-    for name, chosen in (("method", [args.method]), ("methods", methods if args.mode == "compare" else [])):
-        if "CMA" in chosen and len(set(args.fit_parameters)) == 1:
-            parser.error(f"argument --{name}: found CMA with one parameter to fit, expected two or more")
-    return argparse.Namespace(**vars(args) | dict(target=target, methods=methods))
-
-
-def add_fit_arguments(
-    parser: runs.Parser, ranges: Mapping[str, u.Quantity], fitted: Sequence[str], targets: Mapping[str, str]
-) -> None:
-    """Arguments of both neuron scripts: ranges of all parameters, those fitted by default, and {what to fit: how}."""
-    add = parser.add_argument_group("fit").add_argument
-    mode = "compare: fit by every method, several times; visualize: only draw the target and random models"
-    add("--mode", choices=("fit", "compare", "visualize"), default="fit", help=mode)
-    fit_target = f"what to fit: {'; '.join(f'{name}: {how}' for name, how in targets.items())}"
-    add("--fit_target", choices=targets, default="potential", help=fit_target)
-    method = f"L-BFGS-B and {GAUSS_NEWTON}, which is for sums of squares alone, use gradients, the others do not"
-    add("--method", choices=(*METHODS, GAUSS_NEWTON), default="L-BFGS-B", help=method)
-    listed = (
-        f"{name} {limits.mantissa[0]:g}:{limits.mantissa[1]:g} {unit_name(limits.unit)}".strip()
-        for name, limits in ranges.items()
-    )
-    fit_parameters = f"parameters to fit, of (with bounds): {', '.join(listed)}; the others are as in the target"
-    add("--fit_parameters", nargs="+", metavar="NAME", choices=ranges, default=fitted, help=fit_parameters)
-    bounds = "other bounds of fitted parameters, in the units above; without this argument, those above"
-    add("--bounds", nargs="+", type=bound, metavar="NAME=LOW:HIGH", default=[], help=bounds)
-    constants = "values of parameters that are not fitted, in the units above; without this argument, those printed"
-    add("--constants", nargs="+", type=constant, metavar="NAME=VALUE", default=[], help=constants)
-    step = "longest step of the simulation, whatever the sampling (ms)"
-    add("--dt_sim", type=number(float, above=0), help=step)
-    load = "run folder of a fit: predict its response to --current (or --recording), instead of a fit"
-    add("--load", type=Path, metavar="DIR", help=load)
-    resume = "run folder of a fit or comparison that was interrupted or killed, to go on with"
-    add("--resume", type=Path, metavar="DIR", help=resume)
-    n_sample = "starts by gradients; sets that the others try at a time"
-    add("--n_sample", type=number(int, low=1), default=20, help=n_sample)
-    add("--n_iter", type=number(int, low=1), default=5, help="rounds of the other methods, but for equal budgets")
-    n_point = "the potential error takes every (T // N)-th of the T samples; all without this argument"
-    add("--n_point", type=number(int, low=1), metavar="N", help=n_point)
-    add("--tau_rossum", type=number(float, above=0), default=5.0, help="time constant of the spike loss (ms)")
-    add("--delta", type=number(float, above=0), default=4.0, help="half-width of the coincidence window of Gamma (ms)")

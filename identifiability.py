@@ -56,6 +56,18 @@ class Prediction(NamedTuple):
 # How well a fit is determined is asked of these, and of the cluster of each number where they depend on each other.
 Predictions = tuple[dict[str, Prediction], np.ndarray | None]
 
+
+class Likelihood(NamedTuple):
+    """A negative log-likelihood as a function of x -> its sum over each cluster, (n,), which are independent.
+
+    `noise` is of potentials (mV), and `misfits` say why the model does not describe the data, if it does not.
+    """
+
+    costs: Callable[[jax.Array], jax.Array]
+    noise: dict[str, float]
+    misfits: list[str]
+
+
 AT_BOUND = 1e-6  # of the range of a parameter
 # A fit is not at an optimum where the linearised data would move a parameter by more than so many standard errors and
 # more than this share of its range.
@@ -114,8 +126,7 @@ def identifiability(
         residual = np.asarray(y, np.float64) - target
         rms = float(np.sqrt(np.mean(residual**2))) if len(target) else 0.0
         if rms > largest:
-            allowed = f"{name} off by {rms:.3g} where their noise allows {largest:.3g}"
-            misfits.append(f"this model does not describe these data: {allowed}")
+            misfits.append(misfit(name, rms, largest))
         noise[name] = max(rms, smallest)
         J.append(np.asarray(jacobian, np.float64) / noise[name])
         r.append(residual / noise[name])
@@ -124,9 +135,46 @@ def identifiability(
     J, r = np.concatenate(J), np.concatenate(r)
     if not (np.isfinite(J).all() and np.isfinite(r).all() and np.isfinite(moved).all()):
         raise Undetermined("the derivatives of the predictions are not finite")
-    eigenvalues, vectors = np.linalg.eigh(J.T @ J)
-    errors = np.sqrt(np.diag(_covariance(J, r, clusters)) + moved)
-    at_bound, step = (x < AT_BOUND) | (x > 1 - AT_BOUND), _step_left(x, J, r)
+    if clusters is None:
+        return _concluded(box, x, Information(J.T @ J, J.T @ r, None, moved), noise, misfits)
+    scores = np.zeros((1 + max(clusters), len(x)))
+    np.add.at(scores, clusters, J * r[:, None])
+    return _concluded(box, x, Information(J.T @ J, J.T @ r, scores, moved), noise, misfits)
+
+
+def of_likelihood(box: Box, x: np.ndarray, likelihood: Likelihood) -> Identifiability:
+    """As `identifiability`, with the second derivatives of a negative log-likelihood for F and its scores for G.
+
+    Raises:
+        Undetermined: the derivatives are not finite.
+    """
+    at = jnp.asarray(x)
+    total = jax.grad(lambda x: jnp.sum(likelihood.costs(x)))
+    F, gradient = jax.jit(lambda x: (jax.lax.map(lambda v: jax.jvp(total, (x,), (v,))[1], jnp.eye(len(x))), total(x)))(
+        at
+    )
+    scores = jax.jit(lambda x: jax.lax.map(lambda v: jax.jvp(likelihood.costs, (x,), (v,))[1], jnp.eye(len(x))))(at)
+    F, gradient, scores = (np.asarray(y, np.float64) for y in (F, gradient, scores))
+    if not (np.isfinite(F).all() and np.isfinite(scores).all()):
+        raise Undetermined("the derivatives of the likelihood are not finite")
+    information = Information((F + F.T) / 2, gradient, scores.T, np.zeros(len(x)))
+    return _concluded(box, x, information, likelihood.noise, likelihood.misfits)
+
+
+class Information(NamedTuple):
+    """F (k, k), the gradient (k,), G (n, k) or None, and squares of what nuisances move x by, of `identifiability`."""
+
+    F: np.ndarray
+    gradient: np.ndarray
+    scores: np.ndarray | None
+    moved: np.ndarray
+
+
+def _concluded(box, x, information, noise, misfits):
+    """What follows from the information."""
+    eigenvalues, vectors = np.linalg.eigh(information.F)
+    errors = np.sqrt(np.diag(_covariance(information)) + information.moved)
+    at_bound, step = (x < AT_BOUND) | (x > 1 - AT_BOUND), _step_left(x, information)
     far = np.where(np.abs(step) > FAR_IN_BOX, np.abs(step) / errors, 0)
     reasons = _reasons(box, x, at_bound, far, misfits)
     errors = np.sqrt(errors**2 + step**2) * (box.high - box.low)
@@ -143,6 +191,11 @@ def identifiability(
     )
 
 
+def misfit(name: str, rms: float, largest: float) -> str:
+    """Why a model does not describe data."""
+    return f"this model does not describe these data: {name} off by {rms:.3g} where their noise allows {largest:.3g}"
+
+
 def unknown(box: Box, reason: str) -> Identifiability:
     """What is said where there is no error analysis."""
     k = len(box.low)
@@ -151,16 +204,13 @@ def unknown(box: Box, reason: str) -> Identifiability:
     return Identifiability({}, empty, dict.fromkeys(names, reason), nothing, np.full((k, k), np.nan), nothing, [])
 
 
-def _covariance(J: np.ndarray, r: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:
-    """The covariance (k, k) of `identifiability`."""
-    k = J.shape[1]
-    prior = 12 * np.eye(k)
-    covariance = np.linalg.inv(J.T @ J + prior)
-    n_cluster = 0 if clusters is None else 1 + max(clusters)
-    if n_cluster > k:
-        G = np.zeros((n_cluster, k))
-        np.add.at(G, clusters, J * r[:, None])
-        covariance = covariance @ (G.T @ G * n_cluster / (n_cluster - k) + prior) @ covariance
+def _covariance(information: Information) -> np.ndarray:
+    """The covariance (k, k) of `identifiability`; where F has negative eigenvalues, 0 stands for them."""
+    G, k = information.scores, len(information.F)
+    prior, (values, vectors) = 12 * np.eye(k), np.linalg.eigh(information.F)
+    covariance = (vectors / (np.maximum(values, 0) + 12)) @ vectors.T
+    if G is not None and len(G) > k:
+        covariance = covariance @ (G.T @ G * len(G) / (len(G) - k) + prior) @ covariance
     return covariance
 
 
@@ -169,11 +219,12 @@ def _solve(J: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.linalg.solve(J.T @ J + 12 * np.eye(J.shape[1]), J.T @ y)
 
 
-def _step_left(x: np.ndarray, J: np.ndarray, r: np.ndarray) -> np.ndarray:
+def _step_left(x: np.ndarray, information: Information) -> np.ndarray:
     """The Gauss-Newton step within the bounds, of the parameters that are not at theirs."""
     step, free = np.zeros(len(x)), np.flatnonzero((x >= AT_BOUND) & (x <= 1 - AT_BOUND))
     if len(free):
-        step[free] = np.clip(x[free] - _solve(J[:, free], r), 0, 1) - x[free]
+        H = information.F[np.ix_(free, free)] + 12 * np.eye(len(free))
+        step[free] = np.clip(x[free] - np.linalg.solve(H, information.gradient[free]), 0, 1) - x[free]
     return step
 
 

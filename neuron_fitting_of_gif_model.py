@@ -1,11 +1,12 @@
 """Fit a generalised integrate-and-fire neuron to membrane potentials or spike trains.
 
-The neuron is that of Mihalas & Niebur (2009); by default the rates a, b of its threshold and k1, k2 of its
-spike-triggered currents are fitted (1/ms). The gradient of a simulation that spikes by itself is a surrogate, and a
+The neuron is that of Mihalas & Niebur (2009). The gradient of a simulation that spikes by itself is a surrogate, and a
 poor guide. With --objective likelihood the recorded spikes drive the reset instead, and the parameters are those that
 make these spikes the most likely: the gradient is true, and leads from any start to the parameters behind the data. A
 recording of your own is read as it is (ABF, NWB, IBW, NPZ, CSV and others); a part of it is held out, and predicted.
-Without arguments the target is that of the paper's release, five currents of one second.
+Its neuron is refractory, fires by chance, and has a threshold that follows V non-linearly and jumps at spikes; all of
+it is fitted, in bounds that come from the recording. Without arguments the target is that of the paper's release, five
+currents of one second, for which the rates a, b of the threshold and k1, k2 of spike-triggered currents are fitted.
 """
 
 import argparse
@@ -29,12 +30,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 import comparing
+import fit_arguments
 import fitting
 import recordings
 import reports
 import scoring
 import spike_trains
 import studies
+import teacher_forcing
 import utils
 from comparing import PaperResult
 from identifiability import Box, Parameters, Prediction, Predictions
@@ -61,8 +64,26 @@ RANGES = {
     "V_th_inf": u.Quantity([-60.0, -40.0], unit=u.mV),
     "V_th_reset": u.Quantity([-70.0, -50.0], unit=u.mV),
     "R_s": u.Quantity([-20.0, 40.0], unit=u.Mohm),
+    "tau_s": u.Quantity([0.02, 2.0], unit=u.ms),
+    "A_th": u.Quantity([-10.0, 60.0], unit=u.mV),
+    "A_th2": u.Quantity([-5.0, 20.0], unit=u.mV),
+    "b2": u.Quantity([0.001, 0.1], unit=PER_MS),
+    "V_i": u.Quantity([-60.0, -30.0], unit=u.mV),
+    "k_i": u.Quantity([0.2, 10.0], unit=u.mV),
+    "width": u.Quantity([0.05, 10.0], unit=u.mV),
 }
+UNITS = {name: limits.unit for name, limits in RANGES.items()} | {"t_ref": u.ms}
 FITTED = ["a", "b", "k1", "k2"]
+# Of a recording, by the exponential escape rate: the bounds of these, where `teacher_forcing` says no others.
+WIDE = {"a": (0.0, 3.0), "b": (0.001, 2.0), "k1": (0.02, 1.0), "k2": (0.001, 0.05)}
+MEMBRANE = ["R", "tau", "V_rest", "V_reset", "A1", "k1", "A2", "k2", "R_s", "tau_s"]
+THRESHOLD = ["V_th_inf", "a", "b", "A_th", "width"]
+NON_LINEAR = ["V_i", "k_i", "A_th2", "b2"]
+NOT_OF_SPIKES = {"R", "V_rest", "R_s", "tau_s"}  # without potentials there is no scale of V
+OF_SILENCE = {"R", "tau", "V_rest", "R_s", "tau_s"}  # of recordings without spikes
+# Of what is not fitted, where regression says nothing.
+WITHOUT = {"a": 0.0, "b": 0.1, "k1": 0.2, "k2": 0.02, "A1": 0.0, "A2": 0.0, "R1": 1.0, "R2": 1.0, "A_th": 0.0}
+WITHOUT |= {"A_th2": 0.0, "b2": 0.01, "V_i": -50.0, "k_i": 0.0, "width": 1.0, "tau_s": 0.0}
 TARGETS = {
     "potential": "spikes and potentials by their likelihood, or mean squared error of the latter in a simulation",
     "spike": "the likelihood of the spikes, or their van Rossum distance in a simulation",
@@ -70,6 +91,7 @@ TARGETS = {
 # The neuron behind a simulated target, and the constants of every fit.
 PAPER_PARAMETERS = {"a": 0.005, "b": 0.01, "k1": 0.2, "k2": 0.02, "A1": 0.0, "A2": 0.0, "R1": 0.0, "R2": 1.0, "R": 20.0}
 PAPER_PARAMETERS |= {"tau": 20.0, "V_rest": -70.0, "V_reset": -70.0, "V_th_inf": -50.0, "V_th_reset": -60.0, "R_s": 0.0}
+ESCAPES = ("exponential", "threshold")
 PROTOCOLS = {"paper": PAPER_PARAMETERS, "identifiable": PAPER_PARAMETERS | {"A1": 1.0, "A2": -0.1}}
 # Table S2 (loss in mV^2); 100 starts of L-BFGS-B.
 PAPER_STARTS = 100
@@ -91,6 +113,7 @@ PAPER_CURRENTS = [
 WIDTHS = (5.0, 2.0, 0.7, 0.2, 0.07, 0.02, 0.007, 0.002)  # mV
 RISE_FLOOR = 1e-3  # of (V - V_th) / width in a step with a spike, which stays possible where V falls
 DT = 0.1  # ms
+T_BLANK = 0.5  # ms
 MISFIT = 3.0, 0.5  # as in `studies.largest_error`: clusters allow for errors that depend on each other
 N_RUN = 200  # runs with escape noise, for the scores of repeats
 
@@ -114,31 +137,55 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "values of the parameters that are neither fitted nor given by --constants"
     )
     add("--protocol", choices=PROTOCOLS, default="paper", help=protocol)
-    width = "narrowest width of the spike likelihood: L-BFGS-B fits it, from 5 mV downwards, others have this one (mV)"
+    escape = (
+        "how the neuron of the likelihood fires: exponential: exp((V - V_th) / width) per ms, for recordings; "
+        "threshold: only where V - V_th rises, for targets without noise; without this argument, exponential for your "
+        f"potentials and threshold for all others. It is maximised by {fitting.GAUSS_NEWTON}, or by L-BFGS-B"
+    )
+    add("--escape", choices=ESCAPES, help=escape)
+    width = (
+        "narrowest width of --escape threshold: L-BFGS-B fits it, from 5 mV downwards, others have this one (mV); with "
+        "exponential it is a parameter"
+    )
     add("--width_floor", type=runs.number(float, above=0), default=WIDTHS[-1], help=width)
-    blank = "the likelihood leaves out the potentials within this time of a recorded spike (ms)"
-    add("--t_blank", type=runs.number(float, low=0), default=0.5, help=blank)
-    fitting.add_fit_arguments(parser, RANGES, FITTED, TARGETS)
+    tau_noise = (
+        "with --escape exponential one potential every so often is taken for independent of the others (ms); without "
+        "this argument, from the autocorrelation of the residuals of a regression"
+    )
+    add("--tau_noise", type=runs.number(float, above=0), metavar="MS", help=tau_noise)
+    blank = (
+        "the likelihood leaves out the potentials within this time of a recorded spike, and those within t_ref after "
+        f"it (ms); without this argument, {T_BLANK:g}, or {teacher_forcing.T_BEFORE:g} with --escape exponential"
+    )
+    add("--t_blank", type=runs.number(float, low=0), metavar="MS", help=blank)
+    fitted = (
+        f"{' '.join(FITTED)}, or with --escape exponential all but R1, R2 and V_th_reset, in bounds from the recording"
+    )
+    fit_arguments.add_fit_arguments(parser, RANGES, fitted, TARGETS)
     comparing.add_compare_arguments(parser)
     recordings.add_data_arguments(parser)
     runs.add_run_arguments(parser)
-    parser.set_defaults(dt_sim=0.1, precision=64)  # in float32, one start in three ends early
-    return fitting.parse_fit_arguments(parser, argv, shipped=False)
+    parser.set_defaults(dt_sim=0.1, precision=64, method=None)  # in float32, one start in three ends early
+    return fit_arguments.parse_fit_arguments(parser, argv, shipped=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(studies.FitSettings):
     """Besides, what only this neuron has; the arguments of the same names."""
 
-    fit_parameters: Sequence[str] = tuple(FITTED)
+    fit_parameters: Sequence[str] | None = None
     protocol: str = "paper"
     objective: str | None = None
+    escape: str | None = None
     width_floor: float = WIDTHS[-1]
-    t_blank: float = 0.5
+    tau_noise: float | None = None
+    t_blank: float | None = None
 
 
 # ---- Model ----------------------------------------------------------------------------------------------------------
 
+# What a neuron predicts besides: (prediction, parameters, recording, width, seed) -> the prediction with it.
+More = Callable[[scoring.Prediction, Parameters, Recording, float, int], scoring.Prediction]
 # What becomes of a carry in a step: (carry, V, V - V_th, row of the recording) -> carry, output.
 Observer = Callable[[Any, jax.Array, jax.Array, Recording], tuple[Any, Any]]
 
@@ -344,31 +391,40 @@ def study_of(
         source: of the targets.
         known: {name: value} of the neuron behind the targets, where there is one.
         spike_level: of the targets.
+
+    Raises:
+        BadInput: settings that these targets do not have what it takes for.
     """
-    values = values_of(settings)
-    constants, dt_sim = with_units(values), source.dt_sim
-    model, trajectories = studies.simulation(utils.GIF, constants, dt_sim), make_trajectories(constants, dt_sim)
     target = recordings.every(targets["fit"], settings.n_point)
     if settings.fit_target == "spike":
         recordings.require_spikes(target, spike_level or SpikeLevel())
     else:
         recordings.require_potentials(target)
+    targets = {**targets, "fit": target}
+    objective = settings.objective or ("likelihood" if target.spikes.any() or source.own else "simulation")
+    if escape_of(settings, target, source) == "exponential":
+        return escaping_study(settings, targets)
+    settings = dataclasses.replace(settings, fit_parameters=settings.fit_parameters or FITTED)
+    values = values_of(settings)
+    constants, dt_sim = with_units(values), source.dt_sim
+    model, trajectories = studies.simulation(utils.GIF, constants, dt_sim), make_trajectories(constants, dt_sim)
     study = studies.Study(
         model=model,
         loss=simulation_loss(settings, trajectories),
         bounds=studies.select_bounds(settings.fit_parameters, RANGES, settings.bounds),
-        recordings={**targets, "fit": target},
+        recordings=targets,
         free_run=studies.free_run_of(model),
         constants={name: value for name, value in values.items() if name not in settings.fit_parameters},
         known=known,
         delta=settings.delta,
     )
-    if (settings.objective or ("likelihood" if target.spikes.any() or source.own else "simulation")) == "simulation":
+    if objective == "simulation":
         return study
-    target = recordings.without_spikes(target, settings.t_blank, settings.t_blank)
+    t_blank = T_BLANK if settings.t_blank is None else settings.t_blank
+    target = recordings.without_spikes(target, t_blank, t_blank)
     if settings.fit_target == "potential" and not target.mask.any():
         expected = "expected less: no potential is left to fit"
-        raise BadInput(f"argument --t_blank: found {settings.t_blank:g}, {expected}")
+        raise BadInput(f"argument --t_blank: found {t_blank:g}, {expected}")
     widths = (*(width for width in WIDTHS if width > settings.width_floor), settings.width_floor)
     return dataclasses.replace(
         study,
@@ -376,18 +432,89 @@ def study_of(
         loss=likelihood_loss(settings, trajectories),
         recordings={**targets, "fit": target},
         annealing=studies.Annealing("width", "mV", widths),
+        objective=dict(escape="threshold"),
         trajectories=trajectories,
-        more=make_more(constants, trajectories, dt_sim),
+        more=more_by_threshold(constants, dt_sim),
     )
 
 
-def make_more(constants: Parameters, trajectories: studies.Model, dt_sim: float) -> Callable[..., scoring.Prediction]:
+def escape_of(settings: Settings, target: Recording, source: recordings.Source) -> str | None:
+    """One of ESCAPES, or None where the model runs freely.
+
+    Raises:
+        BadInput: what is asked for has no such neuron.
+    """
+    if settings.objective == "simulation":
+        if settings.escape:
+            expected = "expected --objective likelihood"
+            raise BadInput(f"argument --escape: found {settings.escape} with --objective simulation, {expected}")
+        return None
+    has_V = np.any(target.mask)
+    if settings.escape == "exponential" and not has_V:
+        raise BadInput("argument --escape: found exponential without potentials, expected threshold")
+    escape = settings.escape or ("exponential" if source.own and has_V else "threshold")
+    given = {*(settings.fit_parameters or ()), *dict(settings.constants)}
+    if escape == "exponential" and "V_th_reset" in given:
+        expected = "expected A_th, the jump of a threshold without floor, or --escape threshold"
+        raise BadInput(f"argument --fit_parameters or --constants: found V_th_reset, {expected}")
+    return escape
+
+
+def escaping_study(settings: Settings, targets: Mapping[str, Recording]) -> studies.Study:
+    """The study of the neuron with an exponential escape rate on a recording, from which its bounds come."""
+    estimates = teacher_forcing.first_estimates(targets["fit"], dict(settings.constants).get("t_ref"))
+    with_potentials, has_spikes = settings.fit_target == "potential", bool(targets["fit"].spikes.any())
+    fitted = settings.fit_parameters or [
+        name
+        for name in (*MEMBRANE, *THRESHOLD, *NON_LINEAR)
+        if (with_potentials or name not in NOT_OF_SPIKES) and (has_spikes or name in OF_SILENCE)
+    ]
+    values = studies.select_constants(WITHOUT | estimates.values, settings.constants, fitted)
+    ranges = RANGES | {name: u.Quantity(limits, unit=UNITS[name]) for name, limits in (WIDE | estimates.bounds).items()}
+    constants = {name: value * UNITS[name] for name, value in values.items() if name not in fitted}
+    noise = teacher_forcing.Noise(settings.tau_noise or estimates.tau_noise, with_potentials)
+    t_blank = teacher_forcing.T_BEFORE if settings.t_blank is None else settings.t_blank
+    neuron = teacher_forcing.Escaping(constants, noise, t_blank)
+    model = studies.simulation(utils.GIF, constants | {"V_th_reset": teacher_forcing.NO_FLOOR})
+    study = studies.Study(
+        model=model,
+        loss=simulation_loss(settings, model),
+        bounds=studies.select_bounds(fitted, ranges, settings.bounds),
+        recordings=targets,
+        free_run=studies.free_run_of(model),
+        constants={name: value for name, value in values.items() if name not in fitted},
+        delta=settings.delta,
+        more=more_by_escape(neuron),
+        objective=dict(escape="exponential", tau_noise_ms=noise.tau_noise),
+    )
+    return neuron.study(study)
+
+
+def more_by_threshold(constants: Parameters, dt_sim: float) -> More:
+    """What the neuron of --escape threshold predicts besides, as `make_more` has it."""
+    trajectories = make_trajectories(constants, dt_sim)
+    forced = jax.jit(lambda parameters, recording: trajectories(parameters, recording)["V"])
+    noisy = jax.jit(with_escape_noise, static_argnums=3)
+    return make_more(forced, lambda parameters, *others: noisy(constants | parameters, *others[:2], dt_sim, others[2]))
+
+
+def more_by_escape(neuron: teacher_forcing.Escaping) -> More:
+    """What the neuron with an exponential escape rate predicts besides; its width is one of its parameters."""
+    return make_more(neuron.forced, lambda parameters, recording, width, key: neuron.noisy(parameters, recording, key))
+
+
+def make_more(
+    forced: Callable[[Parameters, Recording], ArrayLike],
+    noisy: Callable[[Parameters, Recording, float, jax.Array], ArrayLike],
+) -> More:
     """What the neuron predicts besides: potentials with its spikes forced, and its spikes with escape noise.
 
     The latter are N_RUN runs, or a few more, for every current that comes more than once.
+
+    Args:
+        forced: (parameters, recording) -> V (T, n_trace).
+        noisy: (parameters, recording, width, key) -> spikes (T, n_trace).
     """
-    forced = jax.jit(lambda parameters, recording: trajectories(parameters, recording)["V"])
-    noisy = jax.jit(with_escape_noise, static_argnums=3)
 
     def more(
         prediction: scoring.Prediction, parameters: Parameters, recording: Recording, width: float, seed: int
@@ -400,7 +527,7 @@ def make_more(constants: Parameters, trajectories: studies.Model, dt_sim: float)
         traces = np.repeat(np.concatenate(groups), n_run)
         V_start = None if recording.V_start is None else recording.V_start[traces]
         driven = Recording(recording.current[:, traces], V_start=V_start, dt=recording.dt)
-        spikes = np.asarray(noisy(constants | parameters, driven, width, dt_sim, jax.random.key(seed)))
+        spikes = np.asarray(noisy(parameters, driven, width, jax.random.key(seed)))
         stochastic = np.zeros((*recording.current.shape, n_run), np.uint8)
         stochastic[:, np.concatenate(groups)] = spikes.reshape(len(spikes), -1, n_run)
         return dataclasses.replace(prediction, V_forced=V_forced, stochastic=stochastic)
@@ -415,7 +542,7 @@ def values_of(settings: Settings) -> dict[str, float]:
 
 def with_units(values: Mapping[str, float]) -> Parameters:
     """{name: value with unit}."""
-    return {name: value * RANGES[name].unit for name, value in values.items()}
+    return {name: value * UNITS[name] for name, value in values.items()}
 
 
 def make_study(settings: Settings, data: Data, source: recordings.Source, seed: int = 0) -> studies.Study:
@@ -513,12 +640,19 @@ def make_plan(args: argparse.Namespace, study: studies.Study) -> comparing.Plan:
 
 def responder(result: Mapping[str, Any], source: recordings.Source, seed: int) -> reports.Responder:
     """The neuron that a fit has found, by its result.json."""
-    parameters = with_units(result["constants"] | result["parameters"])
-    free_run = studies.free_run_of(studies.simulation(utils.GIF, {}, source.dt_sim))
-    more, width = make_more({}, make_trajectories({}, source.dt_sim), source.dt_sim), result.get("width_mV")
+    parameters, width = with_units(result["constants"] | result["parameters"]), result.get("width_mV")
+    if result.get("escape") == "exponential":
+        more = more_by_escape(teacher_forcing.Escaping(parameters, teacher_forcing.Noise(result["tau_noise_ms"])))
+        free_run = studies.free_run_of(
+            studies.simulation(utils.GIF, parameters | {"V_th_reset": teacher_forcing.NO_FLOOR})
+        )
+        parameters = {}
+    else:
+        more = more_by_threshold({}, source.dt_sim) if width else None
+        free_run = studies.free_run_of(studies.simulation(utils.GIF, {}, source.dt_sim))
 
     def complete(prediction: scoring.Prediction, recording: Recording) -> scoring.Prediction:
-        return more(prediction, parameters, recording, width, seed) if width else prediction
+        return more(prediction, parameters, recording, width, seed) if more else prediction
 
     return reports.Responder(functools.partial(free_run, parameters), complete)
 
@@ -537,6 +671,7 @@ def main(argv: Sequence[str]) -> int:
     data = read_data(source, args.protocol)
     study = make_study(settings, data, source, noise_seed)
     objective = "likelihood" if study.annealing else "simulation"
+    args.method = args.method or (fitting.GAUSS_NEWTON if study.gram else "L-BFGS-B")
     budget = args.protocol_budget if args.mode == "compare" else args.method
     name = f"{args.mode}_{args.protocol}_{objective}_{args.fit_target}_{budget}_seed{args.seed}"
     run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats", "gradient_cost"})
@@ -560,8 +695,9 @@ def main(argv: Sequence[str]) -> int:
         journal = runs.Journal(run, functools.partial(run.save_config, argv, devices))
         fit, extra = fitting.fit(study, search, devices, journal), dict(script=SCRIPT, objective=objective)
         interrupted = fit.minimum.interrupted
-        if study.annealing:
-            extra[study.annealing.label] = fit.minimum.level
+        extra |= study.objective
+        if objective == "likelihood":
+            extra |= {} if study.gram else {study.annealing.label: fit.minimum.level}
         elif args.method == "L-BFGS-B" and not interrupted:
             random = random_search(study, fit, random_seed, devices)
             interrupted = random.interrupted

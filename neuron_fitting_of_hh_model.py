@@ -27,6 +27,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 import comparing
+import fit_arguments
 import fitting
 import recordings
 import reports
@@ -110,12 +111,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("spiking model").add_argument
     add("--objective", choices=OBJECTIVES, help=objective)
     add("--scheme", choices=SCHEMES, help=scheme)
-    fitting.add_fit_arguments(parser, RANGES, FITTED, TARGETS)
+    fit_arguments.add_fit_arguments(parser, RANGES, FITTED, TARGETS)
     comparing.add_compare_arguments(parser)
     recordings.add_data_arguments(parser)
     runs.add_run_arguments(parser)
     parser.set_defaults(dt_sim=0.01, method=None)
-    return fitting.parse_fit_arguments(parser, argv, shipped=True)
+    return fit_arguments.parse_fit_arguments(parser, argv, shipped=True)
 
 
 # ---- Model and loss -------------------------------------------------------------------------------------------------

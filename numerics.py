@@ -57,4 +57,38 @@ def relax(x: Number, x_inf: Number, rate: u.Quantity) -> Number:
 
 def is_zero(x: Number) -> bool:
     """Whether x is known to be 0, which it is not while a gradient or a batch is traced through it."""
-    return not isinstance(u.get_magnitude(x), jax.core.Tracer) and not np.any(u.get_magnitude(x))
+    return not isinstance(u.get_magnitude(x), jax.core.Tracer) and not np.any(np.asarray(u.get_magnitude(x)))
+
+
+BLOCK = 32  # samples that a triangular matrix filters at once
+
+
+@jax.custom_jvp
+def exponential_filter(x: jax.Array, rate: ArrayLike, start: ArrayLike) -> jax.Array:
+    """y (n, T) with y[0] = start and y[k + 1] = exp(-rate) y[k] + x[k], in parallel over time.
+
+    Blocks of BLOCK samples are products with a triangular matrix, and what each leaves to the next is such a filter
+    again. Derivatives are filters too, of x' - rate' exp(-rate) y, in both modes.
+
+    Args:
+        x: shape (n, T).
+        rate: of the decay, per sample; a scalar.
+        start: shape (n,).
+    """
+    n, T = x.shape
+    n_block = -(-T // BLOCK)
+    blocks = jnp.pad(x, ((0, 0), (0, n_block * BLOCK - T))).reshape(n, n_block, BLOCK)
+    k = np.arange(BLOCK)
+    lag = k - k[:, None]  # from sample i, the row, to sample j, the column
+    within = jnp.exp(-rate * np.maximum(lag - 1, 0)) * (lag > 0)
+    left = jnp.exp(-rate * (BLOCK - 1 - k))  # of each sample, at the end of its block
+    carried = start[:, None] if n_block == 1 else exponential_filter(blocks @ left, rate * BLOCK, start)
+    return (blocks @ within + carried[:, :, None] * jnp.exp(-rate * k)).reshape(n, -1)[:, :T]
+
+
+@exponential_filter.defjvp
+def _exponential_filter_jvp(primals, tangents):
+    x, rate, start = primals
+    x_dot, rate_dot, start_dot = tangents
+    y = exponential_filter(x, rate, start)
+    return y, exponential_filter(x_dot - rate_dot * jnp.exp(-rate) * y, rate, start_dot)

@@ -21,8 +21,8 @@ from jax.typing import ArrayLike
 import recordings
 import scoring
 import spike_trains
-from identifiability import Box, Parameters, Prediction, Predictions
-from numerics import Number
+from identifiability import Box, Likelihood, Parameters, Prediction, Predictions
+from numerics import Number, exponential_filter, is_zero
 from recordings import Recording
 from spike_trains import SpikeLevel
 
@@ -40,6 +40,11 @@ class Model(Protocol):
     def __call__(self, parameters: Parameters, recording: Recording, level: ArrayLike) -> Any: ...
 
 
+# (x -> parameters, x (k,), what is fitted) -> (k + 1, k + 1): in its last column half the gradient, and then the loss;
+# the rest is half of what stands for the second derivatives, as of a sum of squares the Gram matrix of J and residuals.
+Gram = Callable[[Callable[[jax.Array], Parameters], jax.Array, Any], jax.Array]
+
+
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """A loss: (output of the model, recording) -> scalar; its name with unit; and what `identifiability` asks.
@@ -50,7 +55,7 @@ class Loss:
 
     function: Callable[[Any, Any], jax.Array]
     name: str
-    predictions: Callable[["Study", Box, np.ndarray], Predictions]
+    predictions: Callable[["Study", Box, np.ndarray], Predictions | Likelihood]
     is_log: bool = False
     residuals: Callable[[Any, Any], jax.Array] | None = None
 
@@ -144,6 +149,9 @@ class Study:
         windows: what model and loss are given in place of recordings["fit"]; a pytree of arrays (..., n_trace), of
             which the first is (T, n_trace).
         released: (parameters) -> what the model does that is not driven, where it is while it is fitted.
+        objective: what result.json says of it besides.
+        gram: that of a likelihood. The model is then given one set of parameters at a time, scalars, and gradients
+            are in reverse mode.
     """
 
     model: Model
@@ -160,6 +168,8 @@ class Study:
     more: Callable[[scoring.Prediction, Parameters, Recording, float, int], scoring.Prediction] | None = None
     windows: Any = None
     released: Callable[[Parameters], Released] | None = None
+    objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    gram: Gram | None = None
 
     @property
     def fitted(self) -> Any:
@@ -250,11 +260,24 @@ def simulation(
 
 
 def behind_electrode(parameters: Parameters, recording: Recording) -> tuple[Parameters, ArrayLike]:
-    """The parameters without R_s, and what the electrode adds to the potential, R_s I (T, n_trace) (mV)."""
-    others = {name: value for name, value in parameters.items() if name != "R_s"}
+    """The parameters without R_s and tau_s, and what the electrode adds to the potential (T, n_trace) (mV)."""
+    others = {name: value for name, value in parameters.items() if name not in ("R_s", "tau_s")}
+    return others, electrode_potential(parameters, recording)
+
+
+def electrode_potential(parameters: Parameters, recording: Recording) -> ArrayLike:
+    """What an electrode adds to the potential, R_s times the current, slowed by tau_s: (T, n_trace) (mV), or 0.0.
+
+    E[k] = e E[k - 1] + (1 - e) R_s I[k] with e = exp(-dt / tau_s); before the recording the current was the first.
+    """
     if "R_s" not in parameters:
-        return others, 0.0
-    return others, parameters["R_s"].to_decimal(u.Mohm) * recording.current
+        return 0.0
+    R_s, tau_s = parameters["R_s"].to_decimal(u.Mohm), parameters.get("tau_s", 0.0 * u.ms).to_decimal(u.ms)
+    if is_zero(tau_s):
+        return R_s * recording.current
+    current, rate = jnp.asarray(recording.current), recording.dt / tau_s
+    charging = (1 - jnp.exp(-rate)) * jnp.concatenate([current[1:], current[:1]])
+    return R_s * exponential_filter(charging.T, rate, current[0]).T
 
 
 def held_at(recording: Recording, electrode: ArrayLike = 0.0) -> u.Quantity | None:

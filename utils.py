@@ -126,24 +126,31 @@ class HH(brainpy.state.Neuron):
 
 
 class GIF(brainpy.state.Neuron):
-    r"""Generalised integrate-and-fire neuron (Mihalas & Niebur 2009).
+    r"""Generalised integrate-and-fire neuron (Mihalas & Niebur 2009), with what recordings need besides.
 
     .. math::
 
         \tau \dot V &= -(V - V_{rest}) + R (I + I_1 + I_2), \quad \dot I_1 = -k_1 I_1, \quad \dot I_2 = -k_2 I_2 \\
-        \dot V_{th} &= a (V - V_{rest}) - b (V_{th} - V_{th,inf})
+        \dot V_{th} &= a g(V) - b (V_{th} - V_{th,inf}), \quad \dot V_{th2} = -b_2 V_{th2} \\
+        g(V) &= V - V_{rest}, \quad \textrm{or with } k_i > 0 \quad k_i \log(1 + \exp((V - V_i) / k_i))
 
-    A step emits a spike if V >= V_th at its start; resets I_j -> R_j I_j + A_j and V -> V_reset (`spk_reset` 'hard') or
-    V - V_th ('soft'); floors V_th at V_th_reset; and then integrates by exponential Euler. The surrogate gradient
-    `spk_fun` acts on (V - V_th) / |V_th|. What cannot change is not integrated: V_th if a = b = 0, and I_j if A_j = 0.
+    A step floors V_th at V_th_reset. If V >= V_th + V_th2 at its start it emits a spike: V -> V_reset (`spk_reset`
+    'hard') or V - V_th ('soft'), V_th -> V_th + A_th, V_th2 -> V_th2 + A_th2, I_j -> R_j I_j + A_j, the latter at the
+    end of t_ref, until which V is held and no spike emitted. Then it integrates by exponential Euler. The surrogate
+    gradient `spk_fun` acts on (V - V_th) / |V_th|. What cannot change is not integrated: V_th if a, b and A_th are 0,
+    V_th2 if A_th2 is, and I_j if A_j is. The g with k_i is as in the iGIF of Mensi et al. (2016).
 
     Args:
         in_size: number or shape of the neurons.
-        a, b, k1, k2: rates of threshold and currents (1/ms).
-        V_rest, V_reset, V_th_inf, V_th_reset: potentials (mV); V starts at V_rest, V_th at V_th_inf, I_1 and I_2 at 0,
-            unless `settle` is called.
+        a, b, b2, k1, k2: rates of thresholds and currents (1/ms).
+        V_rest, V_reset, V_th_inf, V_th_reset: potentials (mV); V starts at V_rest, V_th at V_th_inf, I_1, I_2 and V_th2
+            at 0, unless `settle` is called.
         R, tau: membrane resistance (Mohm) and time constant (ms).
         R1, R2, A1, A2: factor and increment (nA) of I_1 and I_2 at a spike.
+        t_ref: absolute refractory period, rounded to steps (ms).
+        A_th, A_th2: jumps of the thresholds at a spike (mV).
+        V_i, k_i: (mV); a k_i of 0 is the linear threshold.
+        width: of the escape noise of `escape_rate` (mV); the neuron itself has none.
         spk_fun, spk_reset, name: as in `brainpy.state.Neuron`; by default the paper's surrogate.
 
     Potentials, R and currents may be numbers without unit, as long as all of them are.
@@ -166,37 +173,71 @@ class GIF(brainpy.state.Neuron):
         R2: Number = 1.0,
         A1: Number = 0.0 * u.nA,
         A2: Number = 0.0 * u.nA,
+        t_ref: Number = 0.0 * u.ms,
+        A_th: Number | None = None,
+        A_th2: Number | None = None,
+        b2: Number = 0.01 / u.ms,
+        V_i: Number | None = None,
+        k_i: Number | None = None,
+        width: Number | None = None,
         spk_fun=SURROGATE,
         spk_reset: str = "hard",
         name: str | None = None,
     ):
         super().__init__(in_size, spk_fun=spk_fun, spk_reset=spk_reset, name=name)
+        none = u.Quantity(0.0, unit=u.get_unit(V_th_inf))  # known to be 0, whatever is traced
+        A_th, A_th2, V_i, k_i, width = (none if x is None else x for x in (A_th, A_th2, V_i, k_i, width))
         constants = dict(a=a, b=b, k1=k1, k2=k2, V_rest=V_rest, V_reset=V_reset, V_th_inf=V_th_inf, tau=tau)
-        constants |= dict(V_th_reset=V_th_reset, R=R, R1=R1, R2=R2, A1=A1, A2=A2)
+        constants |= dict(V_th_reset=V_th_reset, R=R, R1=R1, R2=R2, A1=A1, A2=A2, A_th=A_th, A_th2=A_th2, b2=b2)
+        constants |= dict(V_i=V_i, k_i=k_i, width=width, t_ref=t_ref)
         for key, value in constants.items():
             setattr(self, key, braintools.init.param(value, self.varshape))
-        self.changes = {"V_th": not is_zero(a) or not is_zero(b), "I1": not is_zero(A1), "I2": not is_zero(A2)}
+        self.changes = {"I1": not is_zero(A1), "I2": not is_zero(A2), "V_th2": not is_zero(A_th2)}
+        self.changes |= {"V_th": not (is_zero(a) and is_zero(b) and is_zero(A_th))}
+        self.changes |= {"wait": not is_zero(t_ref)}
+        self.linear = is_zero(k_i)
 
     def init_state(self, batch_size: int | None = None, **kwargs) -> None:
         def state(value):
             return brainstate.HiddenState.init(braintools.init.Constant(value), self.varshape, batch_size)
 
         self.V, self.V_th, self.I1, self.I2 = map(state, (self.V_rest, self.V_th_inf, 0 * self.A1, 0 * self.A2))
+        if self.changes["V_th2"]:
+            self.V_th2 = state(0 * self.A_th2)
+        if self.changes["wait"]:  # steps until a refractory period ends, or -1, and the spike whose currents wait
+            self.wait, self.pending = state(-1.0), state(0.0)
 
     def settle(self, V: Number) -> None:
         """The states of a neuron that has been held at potential V and had no spike: the threshold at its steady state.
 
-        That is V_th_inf + a / b (V - V_rest). A threshold slower than 10 s, or one with b = 0, is given 1 / b = 10 s.
+        That is V_th_inf + a / b g(V). A threshold slower than 10 s, or one with b = 0, is given 1 / b = 10 s.
         """
         self.V.value = V
         if self.changes["V_th"]:
             b = u.math.maximum(self.b, 1e-4 / u.ms)
-            self.V_th.value = self.V_th_inf + (self.a / b) * (V - self.V_rest)
+            self.V_th.value = self.V_th_inf + (self.a / b) * self.drive_of_threshold(V)
+
+    def drive_of_threshold(self, V: Number) -> Number:
+        """g(V)."""
+        if self.linear:
+            return V - self.V_rest
+        return self.k_i * jax.nn.softplus(u.get_magnitude((V - self.V_i) / self.k_i))
+
+    @property
+    def threshold(self) -> Number:
+        """V_th + V_th2."""
+        return self.V_th.value + self.V_th2.value if self.changes["V_th2"] else self.V_th.value
 
     def get_spike(self) -> jax.Array:
-        """1 where V >= V_th, else 0, with the surrogate gradient."""
-        V_th = self.V_th.value
-        return self.spk_fun(u.get_magnitude((self.V.value - V_th) / u.math.abs(V_th)))
+        """1 where V is at the threshold and not held, else 0, with the surrogate gradient."""
+        V_th = self.threshold
+        spike = self.spk_fun(u.get_magnitude((self.V.value - V_th) / u.math.abs(V_th)))
+        return spike * (self.wait.value <= 0) if self.changes["wait"] else spike
+
+    def escape_rate(self) -> u.Quantity:
+        """Rate at which a neuron with escape noise fires, exp((V - V_th - V_th2) / width) per ms, 0 while V is held."""
+        rate = jnp.exp(u.get_magnitude((self.V.value - self.threshold) / self.width)) / u.ms
+        return rate * (self.wait.value <= 0) if self.changes["wait"] else rate
 
     def update(self, x: Number = 0.0 * u.nA, spike: ArrayLike | None = None, g: Number | None = None) -> jax.Array:
         """One step under the current x - g V; the spikes of its start, or those given, which then drive the reset.
@@ -207,18 +248,35 @@ class GIF(brainpy.state.Neuron):
         g = 0 / self.R if g is None else g
         V, V_th = self.V.value, u.math.maximum(self.V_th.value, self.V_th_reset)
         V = V + spike * (self.V_reset - V) if self.spk_reset == "hard" else V - spike * self.V_th.value
-        I = self.sum_current_inputs(x, V)
+        I, (jump, held) = self.sum_current_inputs(x, V), self._refractory(spike)
         for name, factor, increment, k in (("I1", self.R1, self.A1, self.k1), ("I2", self.R2, self.A2, self.k2)):
             if self.changes[name]:
                 I_j = getattr(self, name).value
-                I_j = I_j + spike * ((factor - 1) * I_j + increment)
+                I_j = I_j + jump * ((factor - 1) * I_j + increment)
                 I = I + I_j
                 getattr(self, name).value = exp_euler(I_j, -k * I_j, k)
         drift = (self.R * (I - g * V) - (V - self.V_rest)) / self.tau
-        self.V.value = self.sum_delta_inputs(exp_euler(V, drift, (1 + self.R * g) / self.tau))
+        after = self.sum_delta_inputs(exp_euler(V, drift, (1 + self.R * g) / self.tau))
+        self.V.value = after if held is None else u.math.where(held, V, after)
         if self.changes["V_th"]:
-            self.V_th.value = exp_euler(V_th, self.a * (V - self.V_rest) - self.b * (V_th - self.V_th_inf), self.b)
+            V_th = V_th + spike * self.A_th
+            drift = self.a * self.drive_of_threshold(V) - self.b * (V_th - self.V_th_inf)
+            self.V_th.value = exp_euler(V_th, drift, self.b)
+        if self.changes["V_th2"]:
+            self.V_th2.value = relax(self.V_th2.value + spike * self.A_th2, 0 * self.A_th2, self.b2)
         return spike
+
+    def _refractory(self, spike):
+        """The spikes whose currents begin in this step, and where V is held in it (None: nowhere)."""
+        if not self.changes["wait"]:
+            return spike, None
+        n_step = jnp.round(u.Quantity(self.t_ref / brainstate.environ.get_dt()).to_decimal())
+        ends = self.wait.value == 0
+        jump = self.pending.value * ends + spike * (n_step == 0)
+        self.pending.value = jnp.where(spike > 0, spike * (n_step > 0), self.pending.value * ~ends)
+        wait = jnp.where(spike > 0, jnp.where(n_step > 0, n_step, -1.0), self.wait.value)
+        self.wait.value = jnp.where(spike > 0, wait - (n_step > 0), jnp.maximum(wait - 1, -1.0))
+        return jump, wait > 0
 
 
 # ---- Settings -------------------------------------------------------------------------------------------------------

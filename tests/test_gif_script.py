@@ -271,7 +271,7 @@ def test_a_recording_with_action_potentials(tmp_path):
     V[1:][spikes[:-1] > 0] = 25.0
     files = write_traces(tmp_path / "I.csv", current.T), write_traces(tmp_path / "V.csv", V.T)
     recording = ["--current", files[0], "--voltage", files[1], "--current_unit", "nA", "--dt", DT]
-    recording += ["--protocol", "identifiable"]
+    recording += ["--protocol", "identifiable", "--escape", "threshold"]
     result, folder = result_of(run(*recording, "--fit_parameters", "R", "tau", "--n_sample", 4, cwd=tmp_path), tmp_path)
     assert result["n_spikes"] == spikes.sum(0).tolist()
     assert result["parameters"]["R"] == pytest.approx(30, rel=1e-3)

@@ -23,14 +23,16 @@ ARROWS = {
     "learning_rules": {"utils", "numerics"},
     "engines": {"utils", "learning_rules"},
     "studies": {"runs", "numerics", "recordings", "scoring", "spike_trains", "identifiability"},
+    "teacher_forcing": {"runs", "utils", "numerics", "recordings", "identifiability", "studies"},
     "synchronisation": {"utils", "recordings", "scoring", "spike_trains", "identifiability", "studies"},
     "fitting": {"runs", "recordings", "scoring", "identifiability", "studies"},
+    "fit_arguments": {"runs", "studies", "fitting"},
     "reports": {"runs", "recordings", "scoring", "spike_trains", "identifiability", "studies", "fitting"},
     "comparing": {"runs", "recordings", "studies", "fitting"},
 }
 SCRIPTS = ("neuron_fitting_of_gif_model", "neuron_fitting_of_hh_model", "task-coba-ei-rsnn")
 FILES = (*ARROWS, *SCRIPTS)
-LINES = {"utils": 650, "task-coba-ei-rsnn": 1100}  # others 800
+LINES = {"utils": 670, "task-coba-ei-rsnn": 1100}  # others 800
 # Constructors of neurons have a parameter a constant, as is the custom of brainpy.
 MANY_PARAMETERS = {("utils", "HH"), ("utils", "GIF")}
 

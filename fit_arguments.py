@@ -1,0 +1,91 @@
+"""The arguments that the neuron scripts share: what is fitted, by which method, and how it is scored."""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import runs
+from runs import number
+
+import brainunit as u
+import numpy as np
+
+from fitting import GAUSS_NEWTON, METHODS
+from studies import unit_name
+
+
+def constant(text: str) -> tuple[str, float]:
+    """argparse type: NAME=VALUE as (name, value)."""
+    name, _, value = text.partition("=")
+    if not math.isfinite(runs.to_number(value)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=VALUE with a number")
+    return name, float(value)
+
+
+def bound(text: str) -> tuple[str, list[float]]:
+    """argparse type: NAME=LOW:HIGH as (name, [low, high])."""
+    name, _, ends = text.partition("=")
+    limits = [runs.to_number(limit) for limit in ends.split(":")]
+    if len(limits) != 2 or not np.isfinite(limits).all() or limits[0] >= limits[1]:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=LOW:HIGH with numbers LOW < HIGH")
+    return name, limits
+
+
+def parse_fit_arguments(parser: runs.Parser, argv: Sequence[str] | None, shipped: bool) -> argparse.Namespace:
+    """Arguments of a neuron script, checked against each other; `shipped`: there is a recording to fit by default."""
+    args = parser.parse_args(argv)
+    own = args.voltage or args.recording or args.spike_times
+    target = args.target or ("recorded" if own or shipped else "simulated")
+    methods = sorted(set(args.methods), key=METHODS.index)
+    if args.resume and (args.mode == "visualize" or args.output or args.load):
+        parser.error("argument --resume: found with --mode visualize, --load or --output, expected a fit to go on with")
+    if args.load and not (args.current or args.recording):
+        parser.error("argument --load: found it without --current or --recording, expected currents to predict under")
+    if args.mode == "compare" and args.protocol_budget == "equal" and "L-BFGS-B" not in methods:
+        parser.error("argument --methods: found no L-BFGS-B, expected it, as the others get its budget")
+    for name, chosen in (("method", [args.method]), ("methods", methods if args.mode == "compare" else [])):
+        if "CMA" in chosen and len(set(args.fit_parameters or "ab")) == 1:
+            parser.error(f"argument --{name}: found CMA with one parameter to fit, expected two or more")
+    return argparse.Namespace(**vars(args) | dict(target=target, methods=methods))
+
+
+def add_fit_arguments(
+    parser: runs.Parser, ranges: Mapping[str, u.Quantity], fitted: Sequence[str] | str, targets: Mapping[str, str]
+) -> None:
+    """Arguments of both neuron scripts: ranges of all parameters, those fitted by default, and {what to fit: how}.
+
+    Where what is fitted by default depends on the target, `fitted` is a text, and the default None.
+    """
+    add = parser.add_argument_group("fit").add_argument
+    mode = "compare: fit by every method, several times; visualize: only draw the target and random models"
+    add("--mode", choices=("fit", "compare", "visualize"), default="fit", help=mode)
+    fit_target = f"what to fit: {'; '.join(f'{name}: {how}' for name, how in targets.items())}"
+    add("--fit_target", choices=targets, default="potential", help=fit_target)
+    method = f"L-BFGS-B and {GAUSS_NEWTON}, which is for sums of squares alone, use gradients, the others do not"
+    add("--method", choices=(*METHODS, GAUSS_NEWTON), default="L-BFGS-B", help=method)
+    listed = (
+        f"{name} {limits.mantissa[0]:g}:{limits.mantissa[1]:g} {unit_name(limits.unit)}".strip()
+        for name, limits in ranges.items()
+    )
+    fit_parameters = f"parameters to fit, of (with bounds): {', '.join(listed)}; the others are as in the target"
+    fit_parameters += f"; without this argument, {fitted}" * isinstance(fitted, str)
+    default = None if isinstance(fitted, str) else fitted
+    add("--fit_parameters", nargs="+", metavar="NAME", choices=ranges, default=default, help=fit_parameters)
+    bounds = "other bounds of fitted parameters, in the units above; without this argument, those above"
+    add("--bounds", nargs="+", type=bound, metavar="NAME=LOW:HIGH", default=[], help=bounds)
+    constants = "values of parameters that are not fitted, in the units above; without this argument, those printed"
+    add("--constants", nargs="+", type=constant, metavar="NAME=VALUE", default=[], help=constants)
+    step = "longest step of the simulation, whatever the sampling (ms)"
+    add("--dt_sim", type=number(float, above=0), help=step)
+    load = "run folder of a fit: predict its response to --current (or --recording), instead of a fit"
+    add("--load", type=Path, metavar="DIR", help=load)
+    resume = "run folder of a fit or comparison that was interrupted or killed, to go on with"
+    add("--resume", type=Path, metavar="DIR", help=resume)
+    n_sample = "starts by gradients; sets that the others try at a time"
+    add("--n_sample", type=number(int, low=1), default=20, help=n_sample)
+    add("--n_iter", type=number(int, low=1), default=5, help="rounds of the other methods, but for equal budgets")
+    n_point = "the potential error takes every (T // N)-th of the T samples; all without this argument"
+    add("--n_point", type=number(int, low=1), metavar="N", help=n_point)
+    add("--tau_rossum", type=number(float, above=0), default=5.0, help="time constant of the spike loss (ms)")
+    add("--delta", type=number(float, above=0), default=4.0, help="half-width of the coincidence window of Gamma (ms)")

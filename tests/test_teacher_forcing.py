@@ -1,0 +1,343 @@
+"""The GIF neuron that recorded spikes drive, in parallel over time: its filters, its likelihood, and what it finds.
+
+Oracles are `utils.GIF` step by step, plain loops, finite differences, and the law of intervals by quadrature.
+"""
+
+import dataclasses
+import json
+import math
+
+import brainstate
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+import scripts
+from jax.test_util import check_grads
+from scripts import write_traces
+
+import fitting
+import neuron_fitting_of_gif_model as gif
+import recordings
+import studies
+import teacher_forcing
+import utils
+from numerics import exponential_filter
+from recordings import Recording
+
+DT = 0.1
+NEURON = {"R": 100.0, "tau": 20.0, "V_rest": -65.0, "V_reset": -50.0, "V_th_inf": -48.0, "a": 0.05, "b": 0.1}
+NEURON |= {"A1": -0.3, "k1": 0.1, "A2": -0.05, "k2": 0.01, "R1": 0.5, "R2": 1.0, "t_ref": 4.0, "A_th": 12.0}
+NEURON |= {"width": 1.0, "A_th2": 2.0, "b2": 0.01, "V_i": -50.0, "k_i": 3.0, "R_s": 8.0, "tau_s": 0.4}
+PLAIN = {"t_ref": 0.0, "A_th": 0.0, "A_th2": 0.0, "k_i": 0.0, "R1": 0.0, "R2": 1.0, "tau_s": 0.0, "V_reset": -60.0}
+
+
+def with_units(values):
+    return {name: value * gif.UNITS[name] for name, value in values.items()}
+
+
+def noise(n_step, n_trace, mean=0.25, sd=0.3, seed=0):
+    """Ornstein-Uhlenbeck currents (nA) of 5 ms."""
+    decay, rng = math.exp(-DT / 5), np.random.default_rng(seed)
+    x = np.zeros((n_step, n_trace))
+    for k in range(1, n_step):
+        x[k] = decay * x[k - 1] + math.sqrt(1 - decay**2) * rng.standard_normal(n_trace)
+    return mean + sd * x
+
+
+def step_by_step(values, current, V_start, spikes=None):
+    """V as recorded, V - V_th, escape rate and spikes of `utils.GIF`, driven by spikes or free, (T, n_trace) each."""
+    recording = Recording(current, V_start=V_start, dt=DT)
+    own, electrode = studies.behind_electrode(with_units(values), recording)
+    cell = utils.GIF(current.shape[1], **own, V_th_reset=teacher_forcing.NO_FLOOR)
+    with brainstate.environ.context(dt=DT * u.ms):
+        cell.init_state()
+        cell.settle((V_start - np.asarray(electrode)[0]) * u.mV)
+
+        def step(x, spike):
+            before = cell.V.value / u.mV, (cell.V.value - cell.threshold) / u.mV, cell.escape_rate() * u.ms
+            return *before, cell.update(x * u.nA, None if spikes is None else spike)
+
+        given = jnp.zeros_like(current) if spikes is None else jnp.asarray(spikes)
+        V, distance, rate, fired = brainstate.transform.for_loop(step, jnp.asarray(current), given)
+    return np.asarray(V) + np.asarray(electrode), *map(np.asarray, (distance, rate, fired))
+
+
+def recorded(values, n_step=6000, n_trace=3, **changes):
+    """A recording of the neuron that fires at its threshold, and what it was."""
+    current, V_start = noise(n_step, n_trace), np.linspace(-64, -60, n_trace)
+    V, distance, rate, spikes = step_by_step(values, current, V_start)
+    ones = np.ones_like(V)
+    recording = Recording(current, V, spikes, ones, ones, V_start=V_start, dt=DT)
+    return dataclasses.replace(recording, **changes), distance, rate
+
+
+# ---- Filters and the neuron -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.003, 0.5, 50.0])
+@pytest.mark.parametrize("n_step", [1, 31, 32, 33, 3000])
+def test_a_filter_in_parallel_is_the_recursion(rate, n_step, x64):
+    x = np.random.default_rng(0).normal(size=(2, n_step))
+    y = np.empty_like(x)
+    last = np.array([2.0, -1.0])
+    for k in range(n_step):
+        y[:, k], last = last, math.exp(-rate) * last + x[:, k]
+    np.testing.assert_allclose(exponential_filter(jnp.asarray(x), rate, jnp.array([2.0, -1.0])), y, atol=1e-11)
+
+
+def test_derivatives_of_a_filter_in_both_modes(x64):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 100)))
+
+    def f(x, rate, start):
+        return jnp.sum(jnp.sin(exponential_filter(x, rate, start)))
+
+    check_grads(f, (x, 0.3, jnp.ones(2)), order=2, modes=("fwd", "rev"))
+
+
+def test_the_neuron_is_its_equations(x64):
+    """A plain loop over steps, with the time since the last spike in place of a state."""
+    current = noise(5000, 1)
+    V, distance, rate, spikes = step_by_step(NEURON, current, np.array([-62.0]))
+    p, n_ref = NEURON, round(NEURON["t_ref"] / DT)
+    I_s, since, v = current[0, 0], 10**6, -62.0 - 8 * current[0, 0]
+
+    def g(v):
+        return p["k_i"] * math.log1p(math.exp((v - p["V_i"]) / p["k_i"]))
+
+    th, th2, I1, I2 = p["V_th_inf"] + p["a"] / p["b"] * g(v), 0.0, 0.0, 0.0
+    for k, (I,) in enumerate(current):
+        I_s = I if k == 0 else I_s + (1 - math.exp(-DT / p["tau_s"])) * (I - I_s)
+        assert V[k, 0] == pytest.approx(v + p["R_s"] * I_s, abs=1e-9)
+        assert distance[k, 0] == pytest.approx(v - th - th2, abs=1e-9)
+        free = since >= n_ref
+        assert rate[k, 0] == pytest.approx(math.exp((v - th - th2) / p["width"]) if free else 0.0)
+        spike = free and v >= th + th2
+        assert bool(spikes[k, 0]) == spike
+        if since == n_ref:
+            I1, I2 = p["R1"] * I1 + p["A1"], p["R2"] * I2 + p["A2"]
+        if spike:
+            since, v, th, th2 = 0, p["V_reset"], th + p["A_th"], th2 + p["A_th2"]
+        slow = math.exp(-p["b"] * DT)
+        th = p["V_th_inf"] + (th - p["V_th_inf"]) * slow + p["a"] * g(v) * (1 - slow) / p["b"]
+        th2 *= math.exp(-p["b2"] * DT)
+        if since >= n_ref:
+            v_inf = p["V_rest"] + p["R"] * (I + I1 + I2)
+            v = v_inf + (v - v_inf) * math.exp(-DT / p["tau"])
+        I1, I2, since = I1 * math.exp(-p["k1"] * DT), I2 * math.exp(-p["k2"] * DT), since + 1
+    assert spikes.sum() > 3
+
+
+@pytest.mark.parametrize("changes", [{}, PLAIN, {"t_ref": 0.1}], ids=["all", "plain", "one step"])
+def test_in_parallel_it_is_the_neuron_step_by_step(changes, x64):
+    values = NEURON | changes
+    recording, distance, rate = recorded(values)
+    assert recording.spikes.sum() > 15
+    driven = teacher_forcing.driven_by(recording, values["t_ref"])
+    out = teacher_forcing.trajectories({})(with_units(values), driven)
+    np.testing.assert_allclose(out["V"], recording.V, atol=1e-10)
+    free = rate > 0
+    np.testing.assert_allclose(np.asarray(out["distance"])[free], distance[free] / values["width"], atol=1e-10)
+    assert (np.asarray(driven.silent) > 0)[free & (recording.spikes == 0)].all()
+    assert not np.asarray(driven.silent)[~free].any()
+
+
+def test_intervals_have_the_law_of_the_escape_rate(x64):
+    """At a constant current, with a threshold that stays: survival is the exponential of the integral of the rate."""
+    values = NEURON | {"a": 0.0, "A_th": 0.0, "A_th2": 0.0, "A1": 0.0, "A2": 0.0, "R_s": 0.0, "width": 3.0}
+    values["V_reset"] = -60.0
+    n_trace, I = 200, 0.15
+    constants = with_units(values)
+    neuron = teacher_forcing.Escaping(constants, teacher_forcing.Noise(10.0))
+    current = np.full((8000, n_trace), I)
+    spikes = neuron.noisy({}, Recording(current, V_start=np.full(n_trace, -60.0), dt=DT), jax.random.key(0))
+    intervals = np.concatenate([np.diff(np.flatnonzero(train)) for train in spikes.T]) * DT
+
+    def cumulative(t):
+        fine = np.linspace(0, 600, 60_001)
+        V = -65 + 100 * I + (values["V_reset"] + 65 - 100 * I) * np.exp(-fine / 20)
+        integral = np.concatenate([[0], np.cumsum(np.exp((V[1:] + V[:-1] + 96) / 6) * np.diff(fine))])
+        return 1 - np.exp(-np.interp(t - values["t_ref"], fine, integral))
+
+    assert len(intervals) > 2000
+    assert intervals.min() >= values["t_ref"]
+    assert scipy.stats.ks_1samp(intervals + DT / 2, cumulative).statistic < 1.6 / math.sqrt(len(intervals)) + DT / 10
+
+
+# ---- The likelihood -------------------------------------------------------------------------------------------------
+
+FITTED = ("R", "tau", "V_rest", "A1", "k2", "R_s", "a", "b", "A_th", "width", "V_i", "k_i", "b2")
+
+
+def problem_of(**changes):
+    """A problem with noise in the potentials and gaps, and a point off the truth."""
+    recording, *_ = recorded(NEURON, 1500, 2, **changes)
+    rng = np.random.default_rng(1)
+    V, observed = recording.V + 0.5 * rng.standard_normal(recording.V.shape), np.ones_like(recording.V)
+    observed[200:300, 1] = 0
+    recording = dataclasses.replace(recording, V=V, mask=observed, observed=observed)
+    bounds = {
+        name: u.Quantity(np.sort([0.5 * NEURON[name], 1.7 * NEURON[name]]), unit=gif.UNITS[name]) for name in FITTED
+    }
+    constants = {name: value for name, value in with_units(NEURON).items() if name not in FITTED}
+    neuron = teacher_forcing.Escaping(constants, teacher_forcing.Noise(5.0))
+    model = studies.simulation(utils.GIF, constants | {"V_th_reset": teacher_forcing.NO_FLOOR})
+    study = studies.Study(model, None, bounds, {"fit": recording}, studies.free_run_of(model))
+    study = neuron.study(study)
+    return fitting.FitProblem(dataclasses.replace(study, annealing=None), 2, jax.devices()[:1])
+
+
+def test_the_likelihood_is_what_its_equation_says(x64):
+    problem = problem_of()
+    x = np.full(len(FITTED), 0.42)
+    recording = problem.study.recordings["fit"]
+    values = NEURON | problem.box.values(x)
+    V, _, rate, _ = step_by_step(values, recording.current, recording.V_start, recording.spikes)
+    expected = 0.0
+    for step, trace in np.argwhere(recording.observed):
+        mean = DT * rate[step, trace]
+        expected += -math.log(-math.expm1(-mean)) if recording.spikes[step, trace] else mean
+    counts = recording.mask > 0
+    assert 0.3 < counts.mean() < 0.95
+    mse = np.mean((V - recording.V)[counts] ** 2)
+    expected += counts.sum() * DT / 5.0 / 2 * math.log1p(mse / studies.V_RESOLUTION**2)
+    assert problem.evaluate(x[None])[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_its_derivatives_are_those_of_finite_differences(x64):
+    problem = problem_of()
+    x = np.full(len(FITTED), 0.42)
+    _, (gradient,) = problem.evaluate(x[None], "gradients")
+    losses, (gram,) = problem.evaluate(x[None], "grams")
+    np.testing.assert_allclose(2 * gram[:-1, -1], gradient, rtol=1e-8, atol=1e-8 * np.abs(gradient).max())
+    assert losses[0] == gram[-1, -1] == pytest.approx(problem.evaluate(x[None])[0])
+    for i in range(len(FITTED)):
+        low, high = (problem.evaluate((x + step * np.eye(len(x))[i])[None])[0] for step in (-1e-6, 1e-6))
+        assert abs(gradient[i]) > 1e-3
+        assert gradient[i] == pytest.approx((high - low) / 2e-6, rel=1e-4, abs=1e-4)
+
+
+def test_the_quadratic_form_is_the_second_derivative_where_the_model_is_right(x64):
+    """Of potentials without noise, at the truth: what is left out is proportional to residuals."""
+    problem = problem_of()
+    study = problem.study
+    recording, *_ = recorded(NEURON, 1500, 2)
+    silenced = dataclasses.replace(study.windows, recording=recording, silent=0 * study.windows.silent,
+                                   fired=0 * study.windows.fired)  # fmt: skip
+    x = np.array([(NEURON[name] - low) / (high - low) for name, low, high in
+                  zip(FITTED, problem.box.low, problem.box.high, strict=True)])  # fmt: skip
+    names = [i for i, name in enumerate(FITTED) if name in ("R", "tau", "V_rest", "A1", "k2", "R_s")]
+    gram = study.gram(problem.box.parameters, jnp.asarray(x), silenced)[:-1, :-1]
+    hessian = jax.hessian(
+        lambda x: study.loss.function(study.model(problem.box.parameters(x), silenced, 0.0), silenced)
+    )(x)
+    np.testing.assert_allclose(2 * np.asarray(gram)[np.ix_(names, names)], hessian[np.ix_(names, names)], rtol=1e-5)
+
+
+# ---- What it finds --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def noisy_recording():
+    """12 s of a neuron with t_ref, A_th, escape noise and R_s, as two sweeps, with noise in V."""
+    truth = NEURON | {"k_i": 0.0, "A_th2": 0.0, "R1": 1.0, "tau_s": 0.0, "width": 1.5}
+    with jax.enable_x64(True), brainstate.environ.context(precision=64):
+        current = noise(60_000, 2, mean=0.25, sd=0.35)
+        neuron = teacher_forcing.Escaping(with_units(truth), teacher_forcing.Noise(DT))
+        silent = Recording(current, V_start=np.full(2, -60.0), dt=DT)
+        spikes = neuron.noisy({}, silent, jax.random.key(1))
+        V = neuron.forced({}, dataclasses.replace(silent, spikes=spikes))
+    V = V + 0.5 * np.random.default_rng(0).standard_normal(V.shape)
+    return truth, current, V, spikes
+
+
+def test_estimates_before_a_fit_are_near(noisy_recording):
+    truth, current, V, spikes = noisy_recording
+    ones = np.ones_like(V)
+    recording = Recording(current, V, spikes.astype(float), ones, ones, V_start=V[0], dt=DT)
+    estimates = teacher_forcing.first_estimates(recording, t_ref=4.0)
+    for name, tolerance in {"R": 0.2, "tau": 0.25, "V_rest": 0.03, "V_reset": 0.05, "R_s": 0.3}.items():
+        assert estimates.values[name] == pytest.approx(truth[name], rel=tolerance), name
+    assert estimates.tau_noise == pytest.approx(DT, rel=0.5)
+    inside = [low < truth[name] < high for name, (low, high) in estimates.bounds.items()]
+    assert all(inside)
+
+
+def files_of(folder, current, V, spikes):
+    """A recording whose spikes are seen: 1 ms at 30 mV from the step after that in which each begins."""
+    V = V.copy()
+    for step, trace in np.argwhere(spikes):
+        V[step + 1 : step + 11, trace] = 30.0
+    files = write_traces(folder / "I.csv", current.T), write_traces(folder / "V.csv", V.T)
+    return ["--current", files[0], "--voltage", files[1], "--current_unit", "nA", "--dt", DT]
+
+
+def test_the_neuron_behind_a_recording_is_found_from_every_start(noisy_recording, tmp_path):
+    truth, *recording = noisy_recording
+    fitted = ["R", "tau", "V_rest", "V_reset", "A1", "k1", "A2", "k2", "R_s", "V_th_inf", "a", "b", "A_th", "width"]
+    arguments = [*files_of(tmp_path, *recording), "--constants", "t_ref=4", "--n_sample", 4, "--validation", "none"]
+    done = scripts.run(gif, *arguments, "--fit_parameters", *fitted, "--output", "out", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["escape"], result["n_spikes"]) == ("exponential", recording[2].sum(0).tolist())
+    best = min(start["loss"] for start in result["starts"])
+    assert sum(start["loss"] <= best + 0.5 for start in result["starts"]) >= 2
+    errors = result["identifiability"]["standard_errors"]
+    away = {name: abs(result["parameters"][name] - truth[name]) / errors[name] for name in fitted}
+    assert max(away.values()) < 4, away
+    assert np.mean(np.array(list(away.values())) < 2) > 0.75, away
+    assert errors["tau"] < 2
+    assert result["variance_explained_forced"] > 0.9
+    assert {"window_fit.png", "losses.png", "identifiability.png"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    # The response to the same current, by the saved run.
+    again = scripts.run(gif, "--load", "out", *arguments[:8], "--output", "again", cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (0, "")
+    loaded = json.loads((tmp_path / "again" / "result.json").read_text())
+    assert loaded["score"]["variance_explained_forced"] == pytest.approx(result["variance_explained_forced"], abs=0.02)
+
+
+def test_a_recording_without_spikes_tells_of_the_membrane(tmp_path):
+    current, p = noise(20_000, 1, mean=0.0, sd=0.1), NEURON
+    V, rng = np.full(20_000, -65.0), np.random.default_rng(0)
+    for k in range(19_999):
+        V[k + 1] = -65 + 100 * current[k, 0] + (V[k] + 65 - 100 * current[k, 0]) * math.exp(-DT / 20)
+    V = (V + p["R_s"] * current[:, 0] + 0.2 * rng.standard_normal(20_000))[:, None]
+    done = scripts.run(gif, *files_of(tmp_path, current, V, np.zeros_like(V)), "--n_sample", 2, "--output", "out",
+                       cwd=tmp_path)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    for name in ("R", "tau", "V_rest", "R_s"):
+        error = result["identifiability"]["standard_errors"][name]
+        assert abs(result["parameters"][name] - p[name]) < 4 * error, name
+    assert set(result["parameters"]) == gif.OF_SILENCE
+
+
+BAD = {
+    "--constants t_ref=400": "argument --constants: found t_ref=400 with spikes ",
+    "--fit_parameters a V_th_reset": "found V_th_reset, expected A_th, the jump of a threshold without floor",
+    "--escape exponential --objective simulation": "argument --escape: found exponential with --objective simulation",
+    "--t_blank 1e5": "argument --t_blank: found 100000, expected less: no potential is left to fit",
+    "--tau_noise 0": "argument --tau_noise: found '0', expected a number > 0",
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_bad_arguments(text, noisy_recording, tmp_path, monkeypatch, capsys):
+    _, *recording = noisy_recording
+    short = [x[:20_000] for x in recording]
+    arguments = [*map(str, files_of(tmp_path, *short)), *text.split()]
+    assert BAD[text] in scripts.refused(gif, monkeypatch, capsys, tmp_path, arguments)
+
+
+def test_a_spike_within_the_refractory_period_drives_nothing(x64):
+    recording, *_ = recorded(NEURON, 2000, 1)
+    steps = np.flatnonzero(recording.spikes[:, 0])
+    close = recording.spikes.copy()
+    close[steps[0] + 5] = 1
+    assert recordings.observed_in(recording).all()
+    kept = teacher_forcing.driven_by(dataclasses.replace(recording, spikes=close), 4.0)
+    np.testing.assert_array_equal(np.asarray(kept.at_spike), recording.spikes)
