@@ -9,6 +9,14 @@ import brainunit as u
 import jax
 import pytest
 
+LONGEST = ("test_reference", "test_ei_script", "test_online", "test_cases")  # minutes each, in a process of its own
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no process waits at the end for another."""
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def plot_style():
