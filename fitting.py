@@ -48,7 +48,7 @@ NEWTON_OPTIONS = {"ftol": 1e-7, "xtol": 1e-6, "gtol": 1e-10, "max_nfev": 100}
 COARSE_NEWTON_OPTIONS = NEWTON_OPTIONS | {"ftol": 1e-6, "xtol": 1e-4, "max_nfev": 40}
 # Of L-BFGS-B, by what derivatives, from a random point to where Gauss-Newton is safe: of a likelihood, whose second
 # derivatives cost ten times the first, as far as it goes fast.
-APPROACH_OPTIONS = {"grams": LBFGSB_OPTIONS | {"maxiter": 20}, "gradients": LBFGSB_OPTIONS | {"maxiter": 200}}
+APPROACH_OPTIONS = {"grams": LBFGSB_OPTIONS | {"maxiter": 20}, "gradients": LBFGSB_OPTIONS | {"maxiter": 150}}
 
 # ---- Losses and gradients of many parameter sets --------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ RANGES = {
 UNITS = {name: limits.unit for name, limits in RANGES.items()} | {"t_ref": u.ms}
 FITTED = ["a", "b", "k1", "k2"]
 # Of a recording, by the exponential escape rate: the bounds of these, where `teacher_forcing` says no others.
-WIDE = {"a": (0.0, 3.0), "b": (0.001, 2.0), "k1": (0.02, 1.0), "k2": (0.001, 0.05)}
+WIDE = {"a": (0.0, 3.0), "b": (0.001, 2.0), "k1": (0.05, 1.0), "k2": (0.001, 0.05)}
 MEMBRANE = ["R", "tau", "V_rest", "V_reset", "A1", "k1", "A2", "k2", "R_s", "tau_s"]
 THRESHOLD = ["V_th_inf", "a", "b", "A_th", "width"]
 NON_LINEAR = ["V_i", "k_i", "A_th2", "b2"]

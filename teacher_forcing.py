@@ -337,10 +337,9 @@ def make_gram(constants: Parameters, noise: Noise) -> studies.Gram:
 
     def gram(parameters_of: Callable[[jax.Array], Parameters], x: jax.Array, driven: Driven) -> jax.Array:
         def of_trace(trace):
-            def along(direction):
-                return jax.jvp(lambda x: respond(parameters_of(x), trace), (x,), (direction,))
-
-            (V, distance), (dV, dx) = jax.vmap(along, out_axes=(None, 0))(jnp.eye(len(x)))
+            # A direction at a time: its arrays stay in the cache.
+            (V, distance), along = jax.linearize(lambda x: respond(parameters_of(x), trace), x)
+            dV, dx = jax.lax.map(along, jnp.eye(len(x)))
             total, slope = jax.value_and_grad(lambda y: sum(map(jnp.sum, spike_costs(y, trace))))(distance)
             error, mask = errors_of(V, trace), jnp.asarray(trace.mask).T
             dV, dx = dV[:, 0], dx[:, 0]
@@ -479,7 +478,7 @@ def bounds_of(values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
     bounds = {"R": (R / 3, 3 * R), "tau": (tau / 3, 3 * tau), "V_rest": (V_rest - 20, V_rest + 20)}
     bounds |= {"V_reset": (min(V_rest, values["V_reset"]) - 20, max(V_spike, values["V_reset"]) + 20)}
     bounds |= {"A1": (-20 * current, 10 * current), "A2": (-4 * current, 2 * current)}
-    bounds |= {"V_th_inf": (V_spike - 20, V_spike + 20), "V_i": (V_spike - 20, V_spike + 20)}
+    bounds |= {"V_th_inf": (V_spike - 20, V_spike + 20), "V_i": (V_spike - 20, V_spike + 5)}
     return bounds | {"R_s": (min(0.0, values["R_s"]) - 20, max(0.0, values["R_s"]) + 20)}
 
 

@@ -9,6 +9,7 @@ import math
 
 import brainstate
 import brainunit as u
+import cells
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,9 +29,7 @@ from numerics import exponential_filter
 from recordings import Recording
 
 DT = 0.1
-NEURON = {"R": 100.0, "tau": 20.0, "V_rest": -65.0, "V_reset": -50.0, "V_th_inf": -48.0, "a": 0.05, "b": 0.1}
-NEURON |= {"A1": -0.3, "k1": 0.1, "A2": -0.05, "k2": 0.01, "R1": 0.5, "R2": 1.0, "t_ref": 4.0, "A_th": 12.0}
-NEURON |= {"width": 1.0, "A_th2": 2.0, "b2": 0.01, "V_i": -50.0, "k_i": 3.0, "R_s": 8.0, "tau_s": 0.4}
+NEURON = cells.ESCAPING
 PLAIN = {"t_ref": 0.0, "A_th": 0.0, "A_th2": 0.0, "k_i": 0.0, "R1": 0.0, "R2": 1.0, "tau_s": 0.0, "V_reset": -60.0}
 
 
@@ -97,37 +96,15 @@ def test_derivatives_of_a_filter_in_both_modes(x64):
     check_grads(f, (x, 0.3, jnp.ones(2)), order=2, modes=("fwd", "rev"))
 
 
-def test_the_neuron_is_its_equations(x64):
+@pytest.mark.parametrize("changes", [{}, PLAIN, {"t_ref": 0.1}], ids=["all", "plain", "one step"])
+def test_the_neuron_is_its_equations(changes, x64):
     """A plain loop over steps, with the time since the last spike in place of a state."""
-    current = noise(5000, 1)
-    V, distance, rate, spikes = step_by_step(NEURON, current, np.array([-62.0]))
-    p, n_ref = NEURON, round(NEURON["t_ref"] / DT)
-    I_s, since, v = current[0, 0], 10**6, -62.0 - 8 * current[0, 0]
-
-    def g(v):
-        return p["k_i"] * math.log1p(math.exp((v - p["V_i"]) / p["k_i"]))
-
-    th, th2, I1, I2 = p["V_th_inf"] + p["a"] / p["b"] * g(v), 0.0, 0.0, 0.0
-    for k, (I,) in enumerate(current):
-        I_s = I if k == 0 else I_s + (1 - math.exp(-DT / p["tau_s"])) * (I - I_s)
-        assert V[k, 0] == pytest.approx(v + p["R_s"] * I_s, abs=1e-9)
-        assert distance[k, 0] == pytest.approx(v - th - th2, abs=1e-9)
-        free = since >= n_ref
-        assert rate[k, 0] == pytest.approx(math.exp((v - th - th2) / p["width"]) if free else 0.0)
-        spike = free and v >= th + th2
-        assert bool(spikes[k, 0]) == spike
-        if since == n_ref:
-            I1, I2 = p["R1"] * I1 + p["A1"], p["R2"] * I2 + p["A2"]
-        if spike:
-            since, v, th, th2 = 0, p["V_reset"], th + p["A_th"], th2 + p["A_th2"]
-        slow = math.exp(-p["b"] * DT)
-        th = p["V_th_inf"] + (th - p["V_th_inf"]) * slow + p["a"] * g(v) * (1 - slow) / p["b"]
-        th2 *= math.exp(-p["b2"] * DT)
-        if since >= n_ref:
-            v_inf = p["V_rest"] + p["R"] * (I + I1 + I2)
-            v = v_inf + (v - v_inf) * math.exp(-DT / p["tau"])
-        I1, I2, since = I1 * math.exp(-p["k1"] * DT), I2 * math.exp(-p["k2"] * DT), since + 1
-    assert spikes.sum() > 3
+    values, current, V_start = NEURON | changes, noise(5000, 2), np.array([-62.0, -64.0])
+    for ours, plain in zip(
+        step_by_step(values, current, V_start), cells.escaping(current, DT, V_start, **values), strict=True
+    ):
+        np.testing.assert_allclose(ours, plain, atol=1e-9)
+    assert plain.sum() > 6
 
 
 @pytest.mark.parametrize("changes", [{}, PLAIN, {"t_ref": 0.1}], ids=["all", "plain", "one step"])
@@ -243,13 +220,9 @@ def test_the_quadratic_form_is_the_second_derivative_where_the_model_is_right(x6
 def noisy_recording():
     """12 s of a neuron with t_ref, A_th, escape noise and R_s, as two sweeps, with noise in V."""
     truth = NEURON | {"k_i": 0.0, "A_th2": 0.0, "R1": 1.0, "tau_s": 0.0, "width": 1.5}
-    with jax.enable_x64(True), brainstate.environ.context(precision=64):
-        current = noise(60_000, 2, mean=0.25, sd=0.35)
-        neuron = teacher_forcing.Escaping(with_units(truth), teacher_forcing.Noise(DT))
-        silent = Recording(current, V_start=np.full(2, -60.0), dt=DT)
-        spikes = neuron.noisy({}, silent, jax.random.key(1))
-        V = neuron.forced({}, dataclasses.replace(silent, spikes=spikes))
-    V = V + 0.5 * np.random.default_rng(0).standard_normal(V.shape)
+    current, rng = noise(60_000, 2, mean=0.25, sd=0.35), np.random.default_rng(1)
+    V, _, _, spikes = cells.escaping(current, DT, np.full(2, -60.0), rng.random(current.shape), **truth)
+    V = V + 0.5 * rng.standard_normal(V.shape)
     return truth, current, V, spikes
 
 
