@@ -365,3 +365,60 @@ def plot_methods(
         axes[-1, column].set_xlabel("t (ms)")
     axes[0, 0].set_ylabel("I (nA)")
     return figure
+
+
+# ---- Terms of a model -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A model with some terms, and what the fitted data say of it: aic = 2 (n_parameters + negative log-likelihood)."""
+
+    terms: str
+    n_parameters: int
+    negative_log_likelihood: float
+    aic: float
+    kept: bool
+
+
+def choose_terms(
+    study_of: Callable[[Sequence[str]], Study], terms: Sequence[str], search: Search, devices: Sequence[jax.Device]
+) -> tuple[list[str], list[Candidate]]:
+    """Terms that lower Akaike's information criterion (1974) of the fitted data, each tried on top of those before it.
+
+    The first fit begins at random, the others at the best model so far and random values of what that does not have.
+
+    Args:
+        study_of: terms, or ["none"] -> the study of a likelihood; bounds of one parameter are the same in all of them.
+        terms: in the order in which they are tried.
+
+    Raises:
+        KeyboardInterrupt: a fit is not complete.
+    """
+    chosen, rows, best = [], [], {}
+    for term in ("none", *terms):
+        study = study_of([*chosen, term])
+        problem = FitProblem(study, search.n_sample, devices)
+        x0 = random_starts(problem, search.seed)
+        for i, name in enumerate(study.bounds):
+            x0[:, i] = best.get(name, x0[:, i])
+        minimum = minimise(problem, dataclasses.replace(search, x0=x0))
+        if minimum.interrupted:
+            raise KeyboardInterrupt
+        n, loss = len(study.bounds), minimum.best.loss
+        kept = not rows or 2 * (n + loss) < min(row.aic for row in rows)
+        rows.append(Candidate(" ".join([*chosen, term]), n, loss, 2 * (n + loss), kept))
+        if kept:
+            chosen = [*chosen, term] if term != "none" else []
+            best = dict(zip(study.bounds, minimum.best.x, strict=True))
+    return chosen or ["none"], rows
+
+
+def candidate_lines(rows: Sequence[Candidate]) -> list[str]:
+    """The table of `choose_terms` as text."""
+    least = min(row.aic for row in rows)
+    lines = [f"{'terms':36} parameters  -log likelihood   AIC - least"]
+    for row in rows:
+        numbers = f"{row.n_parameters:10d} {row.negative_log_likelihood:16.2f} {row.aic - least:13.2f}"
+        lines.append(f"{row.terms:36} {numbers}{'  kept' * row.kept}")
+    return lines

@@ -71,6 +71,9 @@ RANGES = {
     "V_i": u.Quantity([-60.0, -30.0], unit=u.mV),
     "k_i": u.Quantity([0.2, 10.0], unit=u.mV),
     "width": u.Quantity([0.05, 10.0], unit=u.mV),
+    "A3": u.Quantity([-1.0, 1.0], unit=u.nA),
+    "k3": u.Quantity([0.0003, 0.005], unit=PER_MS),
+    "lapse": u.Quantity([1e-6, 0.01], unit=PER_MS),
 }
 UNITS = {name: limits.unit for name, limits in RANGES.items()} | {"t_ref": u.ms}
 FITTED = ["a", "b", "k1", "k2"]
@@ -78,12 +81,25 @@ FITTED = ["a", "b", "k1", "k2"]
 WIDE = {"a": (0.0, 3.0), "b": (0.001, 2.0), "k1": (0.05, 1.0), "k2": (0.001, 0.05)}
 MEMBRANE = ["R", "tau", "V_rest", "V_reset", "A1", "k1", "A2", "k2", "R_s", "tau_s"]
 THRESHOLD = ["V_th_inf", "a", "b", "A_th", "width"]
-NON_LINEAR = ["V_i", "k_i", "A_th2", "b2"]
+# What may be added to that neuron, whose threshold is linear, and the parameters of each.
+TERMS = {"tau_s": ["tau_s"], "non_linear": ["V_i", "k_i"], "A_th2": ["A_th2", "b2"], "I3": ["A3", "k3"]}
+TERMS |= {"lapse": ["lapse"]}
+DEFAULT_TERMS = ("tau_s", "non_linear", "A_th2")
 NOT_OF_SPIKES = {"R", "V_rest", "R_s", "tau_s"}  # without potentials there is no scale of V
 OF_SILENCE = {"R", "tau", "V_rest", "R_s", "tau_s"}  # of recordings without spikes
 # Of what is not fitted, where regression says nothing.
 WITHOUT = {"a": 0.0, "b": 0.1, "k1": 0.2, "k2": 0.02, "A1": 0.0, "A2": 0.0, "R1": 1.0, "R2": 1.0, "A_th": 0.0}
-WITHOUT |= {"A_th2": 0.0, "b2": 0.01, "V_i": -50.0, "k_i": 0.0, "width": 1.0, "tau_s": 0.0}
+WITHOUT |= {
+    "A_th2": 0.0,
+    "b2": 0.01,
+    "V_i": -50.0,
+    "k_i": 0.0,
+    "width": 1.0,
+    "tau_s": 0.0,
+    "A3": 0.0,
+    "k3": 0.005,
+    "lapse": 0.0,
+}
 TARGETS = {
     "potential": "spikes and potentials by their likelihood, or mean squared error of the latter in a simulation",
     "spike": "the likelihood of the spikes, or their van Rossum distance in a simulation",
@@ -148,6 +164,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "exponential it is a parameter"
     )
     add("--width_floor", type=runs.number(float, above=0), default=WIDTHS[-1], help=width)
+    terms = (
+        "with --escape exponential, what is fitted beyond R, tau, V_rest, V_reset, R_s, two currents after spikes and "
+        "a threshold linear in V: tau_s of the electrode, a threshold that follows V non-linearly, a second jump of "
+        "it, a third current, a constant rate of spikes; or none; or auto: each of these that lowers Akaike's "
+        "criterion of the data that are fitted, with a table; without this argument and --fit_parameters, "
+        f"{' '.join(DEFAULT_TERMS)}"
+    )
+    add("--model_terms", nargs="+", choices=(*TERMS, "none", "auto"), metavar="TERM", help=terms)
     tau_noise = (
         "with --escape exponential one potential every so often is taken for independent of the others (ms); without "
         "this argument, from the autocorrelation of the residuals of a regression"
@@ -166,7 +190,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     recordings.add_data_arguments(parser)
     runs.add_run_arguments(parser)
     parser.set_defaults(dt_sim=0.1, precision=64, method=None)  # in float32, one start in three ends early
-    return fit_arguments.parse_fit_arguments(parser, argv, shipped=False)
+    args = fit_arguments.parse_fit_arguments(parser, argv, shipped=False)
+    terms = set(args.model_terms or ())
+    if len(args.model_terms or ()) > 1 and {"auto", "none"} & terms:
+        parser.error(f"argument --model_terms: found {' '.join(args.model_terms)}, expected auto or none alone")
+    if "auto" in terms and args.mode != "fit":
+        parser.error(f"argument --model_terms: found auto with --mode {args.mode}, expected --mode fit")
+    return args
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +208,7 @@ class Settings(studies.FitSettings):
     objective: str | None = None
     escape: str | None = None
     width_floor: float = WIDTHS[-1]
+    model_terms: Sequence[str] | None = None
     tau_noise: float | None = None
     t_blank: float | None = None
 
@@ -445,15 +476,19 @@ def escape_of(settings: Settings, target: Recording, source: recordings.Source) 
         BadInput: what is asked for has no such neuron.
     """
     if settings.objective == "simulation":
-        if settings.escape:
-            expected = "expected --objective likelihood"
-            raise BadInput(f"argument --escape: found {settings.escape} with --objective simulation, {expected}")
+        for name in ("escape", "model_terms"):
+            if given := getattr(settings, name):
+                found = f"found {given if name == 'escape' else ' '.join(given)} with --objective simulation"
+                raise BadInput(f"argument --{name}: {found}, expected --objective likelihood")
         return None
     has_V = np.any(target.mask)
     if settings.escape == "exponential" and not has_V:
         raise BadInput("argument --escape: found exponential without potentials, expected threshold")
     escape = settings.escape or ("exponential" if source.own and has_V else "threshold")
     given = {*(settings.fit_parameters or ()), *dict(settings.constants)}
+    if settings.model_terms and (escape == "threshold" or settings.fit_parameters):
+        found = "--escape threshold" if escape == "threshold" else "--fit_parameters"
+        raise BadInput(f"argument --model_terms: found it with {found}, expected one of them alone")
     if escape == "exponential" and "V_th_reset" in given:
         expected = "expected A_th, the jump of a threshold without floor, or --escape threshold"
         raise BadInput(f"argument --fit_parameters or --constants: found V_th_reset, {expected}")
@@ -464,10 +499,14 @@ def escaping_study(settings: Settings, targets: Mapping[str, Recording]) -> stud
     """The study of the neuron with an exponential escape rate on a recording, from which its bounds come."""
     estimates = teacher_forcing.first_estimates(targets["fit"], dict(settings.constants).get("t_ref"))
     with_potentials, has_spikes = settings.fit_target == "potential", bool(targets["fit"].spikes.any())
+    beyond = [name for names in TERMS.values() for name in names]
+    terms = {name for term in settings.model_terms or DEFAULT_TERMS for name in TERMS.get(term, [])}
     fitted = settings.fit_parameters or [
         name
-        for name in (*MEMBRANE, *THRESHOLD, *NON_LINEAR)
-        if (with_potentials or name not in NOT_OF_SPIKES) and (has_spikes or name in OF_SILENCE)
+        for name in dict.fromkeys((*MEMBRANE, *THRESHOLD, *beyond))
+        if (name not in beyond or name in terms)
+        and (with_potentials or name not in NOT_OF_SPIKES)
+        and (has_spikes or name in OF_SILENCE)
     ]
     values = studies.select_constants(WITHOUT | estimates.values, settings.constants, fitted)
     ranges = RANGES | {name: u.Quantity(limits, unit=UNITS[name]) for name, limits in (WIDE | estimates.bounds).items()}
@@ -676,7 +715,15 @@ def main(argv: Sequence[str]) -> int:
     name = f"{args.mode}_{args.protocol}_{objective}_{args.fit_target}_{budget}_seed{args.seed}"
     run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats", "gradient_cost"})
     print(*data.report, sep="\n", end="\n" * bool(data.report))
-    search, interrupted = runs.pick(fitting.Search, args, seed=fit_seed), False
+    search, interrupted, candidates = runs.pick(fitting.Search, args, seed=fit_seed), False, []
+    if args.model_terms == ["auto"]:
+
+        def with_terms(terms):
+            return make_study(dataclasses.replace(settings, model_terms=terms), data, source, noise_seed)
+
+        terms, candidates = comparing.choose_terms(with_terms, tuple(TERMS), search, devices)
+        study = with_terms(terms)
+        print(*comparing.candidate_lines(candidates), sep="\n")
     if args.mode == "compare":
         plan = make_plan(args, study)
         run.save_config(argv, devices)  # first: a comparison that is killed is resumed by it
@@ -706,6 +753,8 @@ def main(argv: Sequence[str]) -> int:
         reports.print_fit(study, fit, extra)
         run.save_config(argv, devices)
         reports.save_fit(run, study, data, fit, extra)
+        if candidates:
+            run.save("model_terms.csv", [dataclasses.asdict(row) for row in candidates])
         if not interrupted:
             journal.discard()
     print(run.path)

@@ -9,9 +9,9 @@ I_1, I_2 and the thresholds begin anew at spikes, or add to what is left, which 
 of n samples takes some products of matrices instead of n steps, and reverse mode as many again. It is the simulation of
 `utils.GIF`, step by step, to rounding errors; a floor of the threshold (V_th_reset) alone is not to be had in this way.
 
-The neuron fires by chance, at the rate exp((V - V_th) / width) per ms of `utils.GIF.escape_rate`, and n potentials, of
-which one every tau_noise is taken for independent, have normal errors of a size that is fitted too. The negative
-logarithm of the probability of both is
+The neuron fires by chance, at the rate h = exp((V - V_th) / width) + lapse of `utils.GIF.escape_rate`, and n
+potentials, of which one every tau_noise is taken for independent, have normal errors of a size that is fitted too. The
+negative logarithm of the probability of both is
 
 .. math::
 
@@ -133,7 +133,7 @@ def shortest_interval(recording: Recording) -> float:
 
 
 def trajectories(constants: Parameters) -> studies.Model:
-    """The driven neuron: (parameters, driven) -> V and V - V_th in units of the width, each (T, n_trace).
+    """The driven neuron: (parameters, driven) -> V and the logarithm of its escape rate, each (T, n_trace).
 
     V is what an electrode records (mV); both are before a spike of the same step resets the neuron.
 
@@ -144,8 +144,8 @@ def trajectories(constants: Parameters) -> studies.Model:
     respond = potentials_of(constants)
 
     def model(parameters: Parameters, driven: Driven, level: ArrayLike = 0.0) -> dict[str, jax.Array]:
-        V, distance = respond(parameters, driven)
-        return dict(V=V.T, distance=distance.T)
+        V, log_rate = respond(parameters, driven)
+        return dict(V=V.T, log_rate=log_rate.T)
 
     return model
 
@@ -156,8 +156,8 @@ def potentials_of(constants: Parameters) -> Callable[[Parameters, Driven], tuple
 
 
 def potentials(parameters: Parameters, driven: Driven) -> tuple[jax.Array, jax.Array]:
-    """V (mV) and (V - V_th) / width, (n_trace, T)."""
-    p = {name: u.get_magnitude(value) for name, value in parameters.items()}
+    """V (mV) and the logarithm of the escape rate, were V not held (per ms), (n_trace, T)."""
+    p = {"A3": 0.0, "lapse": 0.0} | {name: u.get_magnitude(value) for name, value in parameters.items()}
     recording, dt = driven.recording, driven.recording.dt
     current, ends = jnp.asarray(recording.current).T, driven.ends.T
     electrode = jnp.asarray(studies.electrode_potential(parameters, recording) + 0 * recording.current).T
@@ -165,10 +165,10 @@ def potentials(parameters: Parameters, driven: Driven) -> tuple[jax.Array, jax.A
     at_spike = jnp.asarray(driven.at_spike).T
 
     drive = current
-    for j in "12":
+    for j, factor in (("1", p["R1"]), ("2", p["R2"]), ("3", 1.0)):
         if not is_zero(p[f"A{j}"]):
             rate = p[f"k{j}"] * dt
-            jumps = place(driven.real.T * jumps_of(p[f"A{j}"], p[f"R{j}"], rate, driven), ends, current)
+            jumps = place(driven.real.T * jumps_of(p[f"A{j}"], factor, rate, driven), ends, current)
             drive = drive + jumps + exponential_filter(jnp.exp(-rate) * jumps, rate, 0 * y_start)
     rate, r = dt / p["tau"], p["V_reset"] - p["V_rest"]
     x = p["R"] * (1 - jnp.exp(-rate)) * drive
@@ -187,7 +187,7 @@ def potentials(parameters: Parameters, driven: Driven) -> tuple[jax.Array, jax.A
         rate = p["b2"] * dt
         theta = theta + exponential_filter(p["A_th2"] * jnp.exp(-rate) * at_spike, rate, 0 * y_start)
     V = p["V_rest"] + y
-    return V + electrode, (V - p["V_th_inf"] - theta) / p["width"]
+    return V + electrode, log_escape_rate((V - p["V_th_inf"] - theta) / p["width"], p["lapse"])
 
 
 def drive_of_threshold(p: Mapping[str, Any], y: jax.Array) -> jax.Array:
@@ -243,8 +243,8 @@ def make_costs(constants: Parameters) -> studies.Model:
     def model(parameters: Parameters, driven: Driven, level: ArrayLike = 0.0) -> dict[str, jax.Array]:
         @jax.checkpoint
         def of_trace(trace):
-            V, distance = respond(parameters, trace)
-            silent, fired = spike_costs(distance, trace)
+            V, log_rate = respond(parameters, trace)
+            silent, fired = spike_costs(log_rate, trace)
             return dict(spike_cost=silent.sum() + fired.sum(), error=jnp.sum(errors_of(V, trace) ** 2))
 
         return jax.lax.map(of_trace, each_trace(driven))
@@ -262,11 +262,11 @@ def errors_of(V: jax.Array, driven: Driven) -> jax.Array:
     return jnp.asarray(driven.mask).T * (V - jnp.asarray(driven.recording.V).T)
 
 
-def spike_costs(distance: jax.Array, driven: Driven) -> tuple[jax.Array, jax.Array]:
+def spike_costs(log_rate: jax.Array, driven: Driven) -> tuple[jax.Array, jax.Array]:
     """Negative log-probabilities of no spike (n_trace, T), and of those recorded (n_trace, n_spike)."""
     dt = driven.recording.dt
-    silent = jnp.asarray(driven.silent).T * dt * jnp.exp(log_escape_rate(distance))
-    log_mean = jnp.log(dt) + log_escape_rate(taken(distance, driven.spikes.T))
+    silent = jnp.asarray(driven.silent).T * dt * jnp.exp(log_rate)
+    log_mean = jnp.log(dt) + taken(log_rate, driven.spikes.T)
     # log(1 - exp(-x)), by its series where x is small and rounding would leave nothing of it.
     small = log_mean < -12
     mean = jnp.exp(log_mean)
@@ -274,9 +274,10 @@ def spike_costs(distance: jax.Array, driven: Driven) -> tuple[jax.Array, jax.Arr
     return silent, -jnp.asarray(driven.fired).T * log_p
 
 
-def log_escape_rate(distance: jax.Array) -> jax.Array:
-    """Logarithm of the rate per ms, x = (V - V_th) / width; from STEEPEST on that of the tangent of exp(x)."""
-    return jnp.minimum(distance, STEEPEST) + jnp.log1p(jnp.maximum(distance - STEEPEST, 0))
+def log_escape_rate(distance: jax.Array, lapse: ArrayLike) -> jax.Array:
+    """log(exp(x) + lapse), x = (V - V_th) / width; from STEEPEST on the tangent of exp(x) in its place."""
+    log_rate = jnp.minimum(distance, STEEPEST) + jnp.log1p(jnp.maximum(distance - STEEPEST, 0))
+    return log_rate if is_zero(lapse) else jnp.logaddexp(log_rate, jnp.log(lapse))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,8 +318,8 @@ def likelihood(constants: Parameters, noise: Noise) -> studies.Loss:
             return jnp.pad(y, ((0, 0), (0, n_part * n_each - n_step))).reshape(n_trace, n_part, n_each).sum(2).ravel()
 
         def costs(x):
-            V, distance = respond(box.parameters(x), driven)
-            silent, fired = spike_costs(distance, driven)
+            V, log_rate = respond(box.parameters(x), driven)
+            silent, fired = spike_costs(log_rate, driven)
             everywhere = silent + noise.weight(recording) / (2 * size**2) * errors_of(V, driven) ** 2
             return parts(everywhere + place(fired, driven.spikes.T, everywhere))
 
@@ -330,20 +331,20 @@ def likelihood(constants: Parameters, noise: Noise) -> studies.Loss:
 def make_gram(constants: Parameters, noise: Noise) -> studies.Gram:
     """The quadratic form of the likelihood by which Gauss-Newton steps, as `studies.Gram` has it.
 
-    The Fisher information of the potentials, and of a rate h that is exp(x) that of x, h dt in each step: second
-    derivatives of V and x are left out. L-BFGS-B takes ten times as many evaluations along the valley of a, b and A_th.
+    The Fisher information of the potentials, and of a rate h that of its logarithm, h dt in each step: second
+    derivatives of V and log h are left out. L-BFGS-B takes ten times as many evaluations, along a valley of a, b, A_th.
     """
     respond = potentials_of(constants)
 
     def gram(parameters_of: Callable[[jax.Array], Parameters], x: jax.Array, driven: Driven) -> jax.Array:
         def of_trace(trace):
             # A direction at a time: its arrays stay in the cache.
-            (V, distance), along = jax.linearize(lambda x: respond(parameters_of(x), trace), x)
-            dV, dx = jax.lax.map(along, jnp.eye(len(x)))
-            total, slope = jax.value_and_grad(lambda y: sum(map(jnp.sum, spike_costs(y, trace))))(distance)
+            (V, log_rate), along = jax.linearize(lambda x: respond(parameters_of(x), trace), x)
+            dV, dlog = jax.lax.map(along, jnp.eye(len(x)))
+            total, slope = jax.value_and_grad(lambda y: sum(map(jnp.sum, spike_costs(y, trace))))(log_rate)
             error, mask = errors_of(V, trace), jnp.asarray(trace.mask).T
-            dV, dx = dV[:, 0], dx[:, 0]
-            spikes = form(dx, jnp.maximum(slope[0], 0), slope[0], total)
+            dV, dlog = dV[:, 0], dlog[:, 0]
+            spikes = form(dlog, jnp.maximum(slope[0], 0), slope[0], total)
             return spikes, form(dV, mask[0], error[0], jnp.sum(error**2) / 2)
 
         spikes, errors = (part.sum(0) for part in jax.lax.map(of_trace, each_trace(driven)))
@@ -477,7 +478,7 @@ def bounds_of(values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
     current = max(abs(V_spike - V_rest), 1.0) / R
     bounds = {"R": (R / 3, 3 * R), "tau": (tau / 3, 3 * tau), "V_rest": (V_rest - 20, V_rest + 20)}
     bounds |= {"V_reset": (min(V_rest, values["V_reset"]) - 20, max(V_spike, values["V_reset"]) + 20)}
-    bounds |= {"A1": (-20 * current, 10 * current), "A2": (-4 * current, 2 * current)}
+    bounds |= {"A1": (-20 * current, 10 * current), "A2": (-4 * current, 2 * current), "A3": (-current, current / 2)}
     bounds |= {"V_th_inf": (V_spike - 20, V_spike + 20), "V_i": (V_spike - 20, V_spike + 5)}
     return bounds | {"R_s": (min(0.0, values["R_s"]) - 20, max(0.0, values["R_s"]) + 20)}
 

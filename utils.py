@@ -130,7 +130,7 @@ class GIF(brainpy.state.Neuron):
 
     .. math::
 
-        \tau \dot V &= -(V - V_{rest}) + R (I + I_1 + I_2), \quad \dot I_1 = -k_1 I_1, \quad \dot I_2 = -k_2 I_2 \\
+        \tau \dot V &= -(V - V_{rest}) + R (I + I_1 + I_2 + I_3), \quad \dot I_j = -k_j I_j \\
         \dot V_{th} &= a g(V) - b (V_{th} - V_{th,inf}), \quad \dot V_{th2} = -b_2 V_{th2} \\
         g(V) &= V - V_{rest}, \quad \textrm{or with } k_i > 0 \quad k_i \log(1 + \exp((V - V_i) / k_i))
 
@@ -142,15 +142,15 @@ class GIF(brainpy.state.Neuron):
 
     Args:
         in_size: number or shape of the neurons.
-        a, b, b2, k1, k2: rates of thresholds and currents (1/ms).
+        a, b, b2, k1, k2, k3: rates of thresholds and currents (1/ms).
         V_rest, V_reset, V_th_inf, V_th_reset: potentials (mV); V starts at V_rest, V_th at V_th_inf, I_1, I_2 and V_th2
             at 0, unless `settle` is called.
         R, tau: membrane resistance (Mohm) and time constant (ms).
-        R1, R2, A1, A2: factor and increment (nA) of I_1 and I_2 at a spike.
+        R1, R2, A1, A2, A3: factor and increment (nA) of I_1 and I_2 at a spike, and increment of a third current.
         t_ref: absolute refractory period, rounded to steps (ms).
         A_th, A_th2: jumps of the thresholds at a spike (mV).
         V_i, k_i: (mV); a k_i of 0 is the linear threshold.
-        width: of the escape noise of `escape_rate` (mV); the neuron itself has none.
+        width, lapse: of the noise of `escape_rate` (mV, 1/ms); the neuron itself has none.
         spk_fun, spk_reset, name: as in `brainpy.state.Neuron`; by default the paper's surrogate.
 
     Potentials, R and currents may be numbers without unit, as long as all of them are.
@@ -177,9 +177,12 @@ class GIF(brainpy.state.Neuron):
         A_th: Number | None = None,
         A_th2: Number | None = None,
         b2: Number = 0.01 / u.ms,
+        A3: Number | None = None,
+        k3: Number = 0.05 / u.ms,
         V_i: Number | None = None,
         k_i: Number | None = None,
         width: Number | None = None,
+        lapse: Number = 0.0 / u.ms,
         spk_fun=SURROGATE,
         spk_reset: str = "hard",
         name: str | None = None,
@@ -187,14 +190,15 @@ class GIF(brainpy.state.Neuron):
         super().__init__(in_size, spk_fun=spk_fun, spk_reset=spk_reset, name=name)
         none = u.Quantity(0.0, unit=u.get_unit(V_th_inf))  # known to be 0, whatever is traced
         A_th, A_th2, V_i, k_i, width = (none if x is None else x for x in (A_th, A_th2, V_i, k_i, width))
+        A3 = u.Quantity(0.0, unit=u.get_unit(A1)) if A3 is None else A3
         constants = dict(a=a, b=b, k1=k1, k2=k2, V_rest=V_rest, V_reset=V_reset, V_th_inf=V_th_inf, tau=tau)
         constants |= dict(V_th_reset=V_th_reset, R=R, R1=R1, R2=R2, A1=A1, A2=A2, A_th=A_th, A_th2=A_th2, b2=b2)
-        constants |= dict(V_i=V_i, k_i=k_i, width=width, t_ref=t_ref)
+        constants |= dict(V_i=V_i, k_i=k_i, width=width, lapse=lapse, t_ref=t_ref, A3=A3, k3=k3)
         for key, value in constants.items():
             setattr(self, key, braintools.init.param(value, self.varshape))
-        self.changes = {"I1": not is_zero(A1), "I2": not is_zero(A2), "V_th2": not is_zero(A_th2)}
+        jumps = {"I1": A1, "I2": A2, "I3": A3, "V_th2": A_th2, "wait": t_ref}
+        self.changes = {name: not is_zero(value) for name, value in jumps.items()}
         self.changes |= {"V_th": not (is_zero(a) and is_zero(b) and is_zero(A_th))}
-        self.changes |= {"wait": not is_zero(t_ref)}
         self.linear = is_zero(k_i)
 
     def init_state(self, batch_size: int | None = None, **kwargs) -> None:
@@ -202,6 +206,8 @@ class GIF(brainpy.state.Neuron):
             return brainstate.HiddenState.init(braintools.init.Constant(value), self.varshape, batch_size)
 
         self.V, self.V_th, self.I1, self.I2 = map(state, (self.V_rest, self.V_th_inf, 0 * self.A1, 0 * self.A2))
+        if self.changes["I3"]:
+            self.I3 = state(0 * self.A3)
         if self.changes["V_th2"]:
             self.V_th2 = state(0 * self.A_th2)
         if self.changes["wait"]:  # steps until a refractory period ends, or -1, and the spike whose currents wait
@@ -235,8 +241,8 @@ class GIF(brainpy.state.Neuron):
         return spike * (self.wait.value <= 0) if self.changes["wait"] else spike
 
     def escape_rate(self) -> u.Quantity:
-        """Rate at which a neuron with escape noise fires, exp((V - V_th - V_th2) / width) per ms, 0 while V is held."""
-        rate = jnp.exp(u.get_magnitude((self.V.value - self.threshold) / self.width)) / u.ms
+        """Rate at which a noisy neuron fires, exp((V - V_th - V_th2) / width) per ms + lapse, 0 while V is held."""
+        rate = jnp.exp(u.get_magnitude((self.V.value - self.threshold) / self.width)) / u.ms + self.lapse
         return rate * (self.wait.value <= 0) if self.changes["wait"] else rate
 
     def update(self, x: Number = 0.0 * u.nA, spike: ArrayLike | None = None, g: Number | None = None) -> jax.Array:
@@ -249,7 +255,8 @@ class GIF(brainpy.state.Neuron):
         V, V_th = self.V.value, u.math.maximum(self.V_th.value, self.V_th_reset)
         V = V + spike * (self.V_reset - V) if self.spk_reset == "hard" else V - spike * self.V_th.value
         I, (jump, held) = self.sum_current_inputs(x, V), self._refractory(spike)
-        for name, factor, increment, k in (("I1", self.R1, self.A1, self.k1), ("I2", self.R2, self.A2, self.k2)):
+        currents = ("I1", self.R1, self.A1, self.k1), ("I2", self.R2, self.A2, self.k2), ("I3", 1.0, self.A3, self.k3)
+        for name, factor, increment, k in currents:
             if self.changes[name]:
                 I_j = getattr(self, name).value
                 I_j = I_j + jump * ((factor - 1) * I_j + increment)

@@ -24,7 +24,7 @@ import numpy as np
 
 SCRIPT = Path(__file__).resolve().parents[2] / "neuron_fitting_of_gif_model.py"
 DT, NOISE = 0.1, 0.5  # ms, mV
-RECORDED = cells.ESCAPING | {"k_i": 0.0, "A_th2": 0.0, "R1": 1.0, "tau_s": 0.0, "width": 1.5}
+RECORDED = cells.ESCAPING | {"k_i": 0.0, "A_th2": 0.0, "R1": 1.0, "tau_s": 0.0, "width": 1.5, "A3": 0.0, "lapse": 0.0}
 OF_RECORDING = ["R", "tau", "V_rest", "V_reset", "A1", "k1", "A2", "k2", "R_s", "V_th_inf", "a", "b", "A_th", "width"]
 # arguments, seeds, parameters that the data determine, and how near a start must come to them
 CASES = {

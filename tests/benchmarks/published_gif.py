@@ -9,6 +9,7 @@ that grow with the time after a spike. Units: mV, ms, nA, nF, uS, Mohm.
 """
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class Published:
 
 
 def electrode_kernel(current: np.ndarray, V: np.ndarray, dt: float) -> np.ndarray:
-    """The response of an electrode to current (T,), of a cell that is silent: that of both, less an exponential tail."""
+    """The response of the electrode to a current (T,), of a silent cell: that of both, less an exponential tail."""
     n, cut = round(T_KERNEL / dt), round(T_ELECTRODE / dt)
     x, y = current - current.mean(), V - V.mean()
 
@@ -81,8 +82,8 @@ def electrode_response(current: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 @numba.njit
-def _since(spikes, n_ref):
-    """Bins' clock: steps since each past spike's refractory period began to count, for the latest spikes."""
+def _free_to_fire(spikes, n_ref):
+    """Where the neuron could fire: not within n_ref steps after a spike (T, n_trace)."""
     T, n = spikes.shape
     free = np.ones((T, n), np.bool_)
     for trace in range(n):
@@ -104,7 +105,7 @@ def in_bins(spikes: np.ndarray, dt: float) -> np.ndarray:
         index = np.arange(len(spikes)) - lag + 1
         return np.where(index[:, None] > 0, before[np.maximum(index, 0)], 0.0)
 
-    counts = [until(first + low) - until(first + high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    counts = [until(first + low) - until(first + high) for low, high in itertools.pairwise(edges)]
     return np.stack(counts, axis=2)
 
 
@@ -169,7 +170,7 @@ def extract(recording: Recording, kernel: np.ndarray) -> Published:
     C = 1 / b[1]
     gL, EL, eta = -b[0] * C, -b[2] / b[0], b[3:] * C
     forced = _forced(current, spikes, bins @ eta, V[0], C, gL, EL, V_reset, n_ref, dt)
-    free = _since(spikes, n_ref)
+    free = _free_to_fire(spikes, n_ref)
     X = np.column_stack([forced[free], np.ones(free.sum()), -bins[free]])
     fired = spikes[free] > 0
     w = np.zeros(X.shape[1])
