@@ -131,7 +131,7 @@ RISE_FLOOR = 1e-3  # of (V - V_th) / width in a step with a spike, which stays p
 DT = 0.1  # ms
 T_BLANK = 0.5  # ms
 MISFIT = 3.0, 0.5  # as in `studies.largest_error`: clusters allow for errors that depend on each other
-N_RUN = 200  # runs with escape noise, for the scores of repeats
+N_RUN, N_COUNT = 200, 20  # runs with escape noise, for the scores of repeats, or where there are none, for rates
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -548,7 +548,7 @@ def make_more(
 ) -> More:
     """What the neuron predicts besides: potentials with its spikes forced, and its spikes with escape noise.
 
-    The latter are N_RUN runs, or a few more, for every current that comes more than once.
+    The latter are N_RUN runs, or a few more, for every current that comes more than once, or else N_COUNT a current.
 
     Args:
         forced: (parameters, recording) -> V (T, n_trace).
@@ -559,16 +559,13 @@ def make_more(
         prediction: scoring.Prediction, parameters: Parameters, recording: Recording, width: float, seed: int
     ) -> scoring.Prediction:
         V_forced = np.asarray(forced(parameters, recording), np.float64)
-        groups = recordings.repeats_of(recording)
-        if not groups:
-            return dataclasses.replace(prediction, V_forced=V_forced)
-        n_run = -(-N_RUN // min(map(len, groups)))
-        traces = np.repeat(np.concatenate(groups), n_run)
+        n_trace, groups = recording.current.shape[1], recordings.repeats_of(recording)
+        n_run = -(-N_RUN // min(map(len, groups))) if groups else N_COUNT
+        traces = np.repeat(np.arange(n_trace), n_run)
         V_start = None if recording.V_start is None else recording.V_start[traces]
         driven = Recording(recording.current[:, traces], V_start=V_start, dt=recording.dt)
-        spikes = np.asarray(noisy(parameters, driven, width, jax.random.key(seed)))
-        stochastic = np.zeros((*recording.current.shape, n_run), np.uint8)
-        stochastic[:, np.concatenate(groups)] = spikes.reshape(len(spikes), -1, n_run)
+        spikes = np.asarray(noisy(parameters, driven, width, jax.random.key(seed)), np.uint8)
+        stochastic = spikes.reshape(len(spikes), n_trace, n_run)
         return dataclasses.replace(prediction, V_forced=V_forced, stochastic=stochastic)
 
     return more

@@ -75,6 +75,7 @@ class Score:
         variance_explained_forced: of the model that the recorded spikes drive, away from these.
         gamma: coincidence factors (Jolivet et al. 2008).
         n_spikes, n_spikes_model, n_spikes_same_step: spikes of the recording, of the model, and of both in one step.
+        n_spikes_noise: the mean of runs with the model's own noise; None where it has none.
         rate, rate_model: spikes of the recording and of the model over the observed time (Hz).
         repeats: of every current that comes more than once.
     """
@@ -87,6 +88,7 @@ class Score:
     n_spikes: list[int]
     n_spikes_model: list[int]
     n_spikes_same_step: list[int]
+    n_spikes_noise: list[float] | None
     rate: float | None
     rate_model: float | None
     repeats: list[RepeatScore]
@@ -103,7 +105,16 @@ def score(recording: Recording, prediction: Prediction, delta: float = 4.0) -> S
     counts = [x.sum(0).astype(int).tolist() for x in (data, model, data * model)]
     groups = recordings.repeats_of(recording)
     repeats = [score_repeats(recording, prediction, group) for group in groups]
-    return Score(*score_potentials(recording, prediction), gamma, *counts, rate, rate_model, repeats)
+    noisy = counts_with_noise(prediction, observed)
+    return Score(*score_potentials(recording, prediction), gamma, *counts, noisy, rate, rate_model, repeats)
+
+
+def counts_with_noise(prediction: Prediction, observed: np.ndarray) -> list[float] | None:
+    """Spikes of every trace while it is observed (T, n_trace), the mean of the runs with noise, if there are any."""
+    if prediction.stochastic is None:
+        return None
+    runs_of_traces = zip(np.moveaxis(prediction.stochastic, 1, 0), np.asarray(observed).T > 0, strict=True)
+    return [float(trains[seen].sum(0).mean()) for trains, seen in runs_of_traces]
 
 
 def defined(value: float) -> float | None:
@@ -171,6 +182,9 @@ def lines_of(name: str, score: Score) -> list[str]:
         potentials += f", away from spikes {score.rmse_away:.3g} mV" + f" ({'; '.join(explained)})" * bool(explained)
     same = f"{sum(score.n_spikes_same_step)} of {sum(score.n_spikes)} spikes at the same step"
     rates = "" if score.rate is None else f"{score.rate_model:.3g} Hz for {score.rate:.3g} Hz"
+    if rates and score.n_spikes_noise and score.rate:
+        with_noise = score.rate * sum(score.n_spikes_noise) / sum(score.n_spikes)
+        rates += f" ({with_noise:.3g} Hz with its escape noise)"
     pieces = (potentials, rates, f"Gamma {listed(score.gamma)}", same)
     lines = [f"{name}, free-running: {', '.join(filter(None, pieces))}"]
     for repeats in score.repeats:
@@ -314,13 +328,15 @@ def window_of(recording: Recording, traces: list[int]) -> slice:
 
 
 def plot_f_I(recording: Recording, prediction: Prediction) -> plt.Figure:
-    """Rates (Hz) during the steps of a family against their height (nA)."""
+    """Rates (Hz) during the steps of a family against their height (nA); of a model with noise, those of its runs."""
     figure, axis = plt.subplots(figsize=(runs.WIDTH / 2, 2.8), layout="constrained")
     observed, steps = recordings.observed_in(recording), recordings.steps_of(recording) or []
+    noisy = prediction.stochastic
+    model = prediction.spikes if noisy is None else np.mean(noisy, axis=2, dtype=np.float32)
     heights, rates = [], []
     for trace, step in enumerate(steps):
         seen = observed[step.first : step.last, trace]
-        trains = (np.asarray(x)[step.first : step.last, trace] for x in (recording.spikes, prediction.spikes))
+        trains = (np.asarray(x)[step.first : step.last, trace] for x in (recording.spikes, model))
         if seen.any():
             heights.append(step.height)
             rates.append([1000 * np.sum(train * seen) / (seen.sum() * recording.dt) for train in trains])
@@ -328,7 +344,9 @@ def plot_f_I(recording: Recording, prediction: Prediction) -> plt.Figure:
     if len(order):
         x, (data, model) = np.array(heights)[order], np.array(rates)[order].T
         axis.plot(x, data, "o", color=DATA, ms=4, label="recorded")
-        axis.plot(x, model, "x-", color=MODEL, ms=5, lw=0.8, label="model")
+        axis.plot(
+            x, model, "x-", color=MODEL, ms=5, lw=0.8, label="model" if noisy is None else "model, with its noise"
+        )
         axis.legend(loc="upper left")
     axis.set(xlabel="step of current (nA)", ylabel="rate (Hz)")
     axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
+import comparing
 import fitting
 import neuron_fitting_of_hh_model as hh
 import studies
@@ -350,3 +351,32 @@ def test_methods_without_gradients_have_the_last_level_or_that_of_the_search():
     assert fitting.minimise(problem, Search("random", n_iter=2)).level == 1.0
     assert fitting.minimise(problem, Search("random", n_iter=2, level=0.5)).level == 0.5
     assert {row.level for row in problem.history} == {1.0, 0.5}
+
+
+def test_terms_are_chosen_by_akaikes_criterion_of_the_fitted_data(x64):
+    """Against least squares by NumPy, of every nested model: y = a + b t + c t^2, with sin t of no use."""
+    t, rng = np.linspace(0, 3, 200), np.random.default_rng(2)
+    columns = {"a": 1 + 0 * t, "b": t, "c": t**2, "d": np.sin(9 * t)}
+    y = (0.5 - 0.2 * t + 0.3 * t**2 + 0.1 * rng.standard_normal(200))[:, None]
+    terms = {"none": "a", "linear": "b", "square": "c", "sine": "d"}
+
+    def study_of(chosen):
+        def model(parameters, data, level):
+            return sum(p.to_decimal(u.mV) * columns[name][:, None] for name, p in parameters.items())
+
+        names = dict.fromkeys(["a", *(terms[term] for term in chosen)])
+        bounds = {name: u.Quantity([-3.0, 3.0], unit=u.mV) for name in names}
+        loss = Loss(lambda V, data: jnp.sum((V - data["V"]) ** 2) / 2 / 0.1**2, "-log likelihood", None)
+        return Study(model, loss, bounds, {"fit": {"V": y}}, free_run=None)
+
+    chosen, rows = comparing.choose_terms(study_of, ("linear", "square", "sine"), Search(n_sample=2), jax.devices())
+    assert (chosen, [row.terms.split() for row in rows]) == (
+        ["linear", "square"],
+        [["none"], ["linear"], ["linear", "square"], ["linear", "square", "sine"]],
+    )
+    assert [row.kept for row in rows] == [True, True, True, False]
+    for row, names in zip(rows, ("a", "ab", "abc", "abcd"), strict=True):
+        X = np.stack([columns[name] for name in names], axis=1)
+        residual = y[:, 0] - X @ np.linalg.lstsq(X, y[:, 0])[0]
+        assert row.aic == pytest.approx(2 * len(names) + np.sum(residual**2) / 0.1**2, abs=1e-5)
+    assert [line.endswith("kept") for line in comparing.candidate_lines(rows)[1:]] == [True, True, True, False]

@@ -265,9 +265,10 @@ def test_the_neuron_behind_a_recording_is_found_from_every_start(noisy_recording
     truth, *recording = noisy_recording
     fitted = ["R", "tau", "V_rest", "V_reset", "A1", "k1", "A2", "k2", "R_s", "V_th_inf", "a", "b", "A_th", "width"]
     arguments = [*files_of(tmp_path, *recording), "--constants", "t_ref=4", "--n_sample", 4, "--validation", "none"]
-    done = scripts.run(gif, *arguments, "--fit_parameters", *fitted, "--output", "out", cwd=tmp_path)
+    done = scripts.run(gif, *arguments, "--model_terms", "none", "--output", "out", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert set(result["parameters"]) == set(fitted)
     assert (result["escape"], result["n_spikes"]) == ("exponential", recording[2].sum(0).tolist())
     best = min(start["loss"] for start in result["starts"])
     assert sum(start["loss"] <= best + 0.5 for start in result["starts"]) >= 2
@@ -308,6 +309,11 @@ BAD = {
     "--fit_parameters a V_th_reset": "found V_th_reset, expected A_th, the jump of a threshold without floor",
     "--escape exponential --objective simulation": "argument --escape: found exponential with --objective simulation",
     "--t_blank 1e5": "argument --t_blank: found 100000, expected less: no potential is left to fit",
+    "--model_terms lapse --fit_parameters a": "argument --model_terms: found it with --fit_parameters, expected one",
+    "--model_terms auto lapse": "argument --model_terms: found auto lapse, expected auto or none alone",
+    "--model_terms auto --mode compare": "argument --model_terms: found auto with --mode compare, expected --mode fit",
+    "--model_terms lapse --escape threshold": "argument --model_terms: found it with --escape threshold, expected one",
+    "--model_terms I3 --objective simulation": "argument --model_terms: found I3 with --objective simulation, expected",
     "--tau_noise 0": "argument --tau_noise: found '0', expected a number > 0",
 }
 
