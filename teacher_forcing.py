@@ -54,10 +54,7 @@ LOG_TAUS = np.log(2.0) + np.arange(8) * np.log(2.0) * 0.85  # of a first look at
 ABOVE = 10.0  # mV; the threshold is so far above the highest potential of a recording without spikes
 LITTLE = 0.05  # of an autocorrelation
 MISFIT = 3.0, 0.5  # as in `studies.largest_error`: clusters allow for errors that depend on each other
-T_CLUSTER, CLUSTERS = (
-    200.0,
-    4,
-)  # ms of one trace that are taken to be independent of others, if there are so many a parameter
+T_CLUSTER, CLUSTERS = 200.0, 4  # ms of one trace that are independent of others; at least so many a parameter
 STEEPEST = 20.0  # (V - V_th) / width, from which on a rate grows linearly: it has no bound, and numbers have
 
 
@@ -515,6 +512,8 @@ class Escaping:
         recording = recordings.without_spikes(recording, self.t_blank, max(self.t_blank, self.t_ref))
         if self.noise.counts and not np.any(recording.mask):
             raise BadInput(f"argument --t_blank: found {self.t_blank:g}, expected less: no potential is left to fit")
+        # One trace stands for all where they are repeats; of a step family it may have no spike.
+        same_current = [len(group) for group in recordings.repeats_of(recording)] == [recording.current.shape[1]]
         return dataclasses.replace(
             study,
             model=make_costs(constants),
@@ -522,7 +521,7 @@ class Escaping:
             recordings={**study.recordings, "fit": recording},
             windows=driven_by(recording, self.t_ref),
             trajectories=trajectories(constants),
-            annealing=studies.Annealing("stage", "", (0.0, 1.0), n_first=1),
+            annealing=studies.Annealing("stage", "", (0.0, 1.0), n_first=1 if same_current else None),
             gram=make_gram(constants, self.noise),
         )
 
