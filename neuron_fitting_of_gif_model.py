@@ -182,9 +182,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         f"it (ms); without this argument, {T_BLANK:g}, or {teacher_forcing.T_BEFORE:g} with --escape exponential"
     )
     add("--t_blank", type=runs.number(float, low=0), metavar="MS", help=blank)
-    fitted = (
-        f"{' '.join(FITTED)}, or with --escape exponential all but R1, R2 and V_th_reset, in bounds from the recording"
-    )
+    fitted = f"{' '.join(FITTED)}, or with --escape exponential those of --model_terms, in bounds from the recording"
     fit_arguments.add_fit_arguments(parser, RANGES, fitted, TARGETS)
     comparing.add_compare_arguments(parser)
     recordings.add_data_arguments(parser)
