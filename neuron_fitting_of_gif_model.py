@@ -189,9 +189,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     runs.add_run_arguments(parser)
     parser.set_defaults(dt_sim=0.1, precision=64, method=None)  # in float32, one start in three ends early
     args = fit_arguments.parse_fit_arguments(parser, argv, shipped=False)
-    terms = set(args.model_terms or ())
-    if len(args.model_terms or ()) > 1 and {"auto", "none"} & terms:
-        parser.error(f"argument --model_terms: found {' '.join(args.model_terms)}, expected auto or none alone")
+    terms = args.model_terms or []
+    if len(terms) > 1 and {"auto", "none"} & set(terms):
+        parser.error(f"argument --model_terms: found {' '.join(terms)}, expected auto or none alone")
     if "auto" in terms and args.mode != "fit":
         parser.error(f"argument --model_terms: found auto with --mode {args.mode}, expected --mode fit")
     return args

@@ -189,8 +189,7 @@ class GIF(brainpy.state.Neuron):
     ):
         super().__init__(in_size, spk_fun=spk_fun, spk_reset=spk_reset, name=name)
         none = u.Quantity(0.0, unit=u.get_unit(V_th_inf))  # known to be 0, whatever is traced
-        A_th, A_th2, V_i, k_i, width = (none if x is None else x for x in (A_th, A_th2, V_i, k_i, width))
-        A3 = u.Quantity(0.0, unit=u.get_unit(A1)) if A3 is None else A3
+        A_th, A_th2, A3, V_i, k_i, width = (none if x is None else x for x in (A_th, A_th2, A3, V_i, k_i, width))
         constants = dict(a=a, b=b, k1=k1, k2=k2, V_rest=V_rest, V_reset=V_reset, V_th_inf=V_th_inf, tau=tau)
         constants |= dict(V_th_reset=V_th_reset, R=R, R1=R1, R2=R2, A1=A1, A2=A2, A_th=A_th, A_th2=A_th2, b2=b2)
         constants |= dict(V_i=V_i, k_i=k_i, width=width, lapse=lapse, t_ref=t_ref, A3=A3, k3=k3)
@@ -206,10 +205,9 @@ class GIF(brainpy.state.Neuron):
             return brainstate.HiddenState.init(braintools.init.Constant(value), self.varshape, batch_size)
 
         self.V, self.V_th, self.I1, self.I2 = map(state, (self.V_rest, self.V_th_inf, 0 * self.A1, 0 * self.A2))
-        if self.changes["I3"]:
-            self.I3 = state(0 * self.A3)
-        if self.changes["V_th2"]:
-            self.V_th2 = state(0 * self.A_th2)
+        for name, increment in (("I3", self.A3), ("V_th2", self.A_th2)):
+            if self.changes[name]:
+                setattr(self, name, state(0 * increment))
         if self.changes["wait"]:  # steps until a refractory period ends, or -1, and the spike whose currents wait
             self.wait, self.pending = state(-1.0), state(0.0)
 

@@ -131,6 +131,8 @@ ESCAPING = {"R": 100.0, "tau": 20.0, "V_rest": -65.0, "V_reset": -50.0, "V_th_in
 ESCAPING |= {"A1": -0.3, "k1": 0.1, "A2": -0.05, "k2": 0.01, "R1": 0.5, "R2": 1.0, "t_ref": 4.0, "A_th": 12.0}
 ESCAPING |= {"width": 1.0, "A_th2": 2.0, "b2": 0.01, "V_i": -50.0, "k_i": 3.0, "R_s": 8.0, "tau_s": 0.4}
 ESCAPING |= {"A3": -0.01, "k3": 0.002, "lapse": 0.001}
+# With a linear threshold, t_ref, A_th, escape noise and R_s alone.
+RECORDED = ESCAPING | {"k_i": 0.0, "A_th2": 0.0, "R1": 1.0, "tau_s": 0.0, "width": 1.5, "A3": 0.0, "lapse": 0.0}
 
 
 @numba.njit

@@ -233,7 +233,7 @@ def test_the_quadratic_form_is_the_second_derivative_where_the_model_is_right(x6
 @pytest.fixture(scope="module")
 def noisy_recording():
     """12 s of a neuron with t_ref, A_th, escape noise and R_s, as two sweeps, with noise in V."""
-    truth = NEURON | {"k_i": 0.0, "A_th2": 0.0, "R1": 1.0, "tau_s": 0.0, "width": 1.5, "A3": 0.0, "lapse": 0.0}
+    truth = cells.RECORDED
     current, rng = noise(60_000, 2, mean=0.25, sd=0.35), np.random.default_rng(1)
     V, _, _, spikes = cells.escaping(current, DT, np.full(2, -60.0), rng.random(current.shape), **truth)
     V = V + 0.5 * rng.standard_normal(V.shape)

@@ -24,7 +24,6 @@ import numpy as np
 
 SCRIPT = Path(__file__).resolve().parents[2] / "neuron_fitting_of_gif_model.py"
 DT, NOISE = 0.1, 0.5  # ms, mV
-RECORDED = cells.ESCAPING | {"k_i": 0.0, "A_th2": 0.0, "R1": 1.0, "tau_s": 0.0, "width": 1.5, "A3": 0.0, "lapse": 0.0}
 OF_RECORDING = ["R", "tau", "V_rest", "V_reset", "A1", "k1", "A2", "k2", "R_s", "V_th_inf", "a", "b", "A_th", "width"]
 # arguments, seeds, parameters that the data determine, and how near a start must come to them
 CASES = {
@@ -56,7 +55,7 @@ def recording(seed: int, folder: Path) -> str:
     R_s I is in the potentials. The current is Ornstein-Uhlenbeck (0.25 nA, s.d. 0.35 nA, 5 ms), in two sweeps.
     """
     rng, current = np.random.default_rng(seed), cells.noise(2, DT, 6000, 0.25, 0.35, 5.0, seed)
-    V, _, _, spikes = cells.escaping(current, DT, np.full(2, -60.0), rng.random(current.shape), **RECORDED)
+    V, _, _, spikes = cells.escaping(current, DT, np.full(2, -60.0), rng.random(current.shape), **cells.RECORDED)
     V = V + NOISE * rng.standard_normal(V.shape)
     for step, trace in np.argwhere(spikes):
         V[step + 1 : step + 11, trace] = 30.0
@@ -80,7 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 files = recording(seed, Path(folder)) if case == "recording" else ""
                 result = fit(f"{files} {arguments}", seed, Path(folder) / "run")
-            known, errors = result.get("known_parameters") or RECORDED, result["identifiability"]["standard_errors"]
+            known, errors = (
+                result.get("known_parameters") or cells.RECORDED,
+                result["identifiability"]["standard_errors"],
+            )
             away = [[abs(start["parameters"][name] / known[name] - 1) for name in names] for start in result["starts"]]
             fractions.append(np.mean(np.max(away, axis=1) <= tolerance))
             z.append([(result["parameters"][name] - known[name]) / errors[name] for name in names])
