@@ -14,7 +14,7 @@ import jax.extend.core
 import jax.numpy as jnp
 
 from learning_rules import RULES, BatchGradient, Sums, cross_entropy, through_absolute_value
-from utils import Model
+from models import Model
 
 # {engine: what has to be installed for it}; each computes diag and expsm_diag.
 PACKAGES = {

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from runs import setting
+
 import brainstate
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,8 @@ import optax
 from jax.typing import ArrayLike
 
 import numerics
-from utils import EINetwork, Model, Weights, setting
+from models import Model
+from utils import EINetwork, Weights
 
 cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
@@ -157,7 +160,7 @@ class Batch:
     Args:
         labels, evidence: of the trials.
         synapses: as in `EINetwork.synapses`.
-        states: of the neurons, at rest.
+        states: of the neurons, before the trial.
         blocks: {block of weights: the pairs that it connects}.
     """
 
@@ -234,8 +237,8 @@ def read_out(
 class OfChunk(NamedTuple):
     """What the traces of a block of weights owe to a chunk of C steps.
 
-    `by_start` {state: {other: (batch, n_rec)}} and `by_push` {state: (C, batch, n_rec)} are the derivatives of V and I2
-    at its end by all states at its start, and by what the conductance of the block receives in its steps. `sent`
+    `by_start` {state: {other: (batch, n_rec)}} and `by_push` {state: (C, batch, n_rec)} are the derivatives of traced
+    states at its end by all at its start, and by what the conductance of the block receives in its steps. `sent`
     (C, batch, n_pre) are the spikes of the neurons before the weights, and p (batch, n_pre) those before the chunk,
     filtered with tau_syn. `stretch` is the one of the trial that the chunk is in.
     """
@@ -251,16 +254,16 @@ class OfChunk(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Matrices:
-    """Traces of V and I2 at each pair of neurons, of each trial: exact."""
+    """Traces of the traced states at each pair of neurons, of each trial: exact."""
 
     e: dict[str, jax.Array]
 
     @classmethod
-    def start(cls, pairs: Pairs, x: jax.Array, V: jax.Array) -> "Matrices":
-        return cls(dict.fromkeys(("V", "I2"), pairs.pre(x) * pairs.post(V)))
+    def start(cls, pairs: Pairs, x: jax.Array, states: Mapping[str, jax.Array]) -> "Matrices":
+        return cls({name: pairs.pre(x) * pairs.post(zeros) for name, zeros in states.items()})
 
     def total(self, pairs: Pairs, by_start: Mapping[str, jax.Array]) -> jax.Array:
-        """Their products with the derivatives by V and I2, summed over the trials."""
+        """Their products with the derivatives by those states, summed over the trials."""
         return sum(trace * pairs.post(by_start[state]) for state, trace in self.e.items()).sum(axis=0)
 
     def after(self, pairs: Pairs, chunk: OfChunk) -> "Matrices":
@@ -273,61 +276,79 @@ class Matrices:
         return Matrices(e)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["x", "f", "unit"], meta_fields=["decay"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["x", "f", "unit"], meta_fields=["slow", "decay"])
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """Traces of V and I2 that are sums of products x_i f_j, of each trial.
+    """Traces that are sums of products x_i f_j, of each trial.
 
-    The first is of V, the others are of I2 in the stretches of the trial.
+    The first product is of the fast states, V and those that are not slow; the others are of the slow states, in the
+    stretches of the trial.
 
     Args:
         x: mean spikes of i in a step (1 + n_stretch, batch, n_pre).
         f: {state: what it owes to the weight, had i sent a spike in each step} (1 + n_stretch, batch, n_rec).
-        decay: of the weights with which spikes count in the mean of V, in a step back.
         unit: a spike in each step, filtered with tau_syn.
+        slow: names of the slow states.
+        decay: of the weights with which spikes count in the mean of the fast states, in a step back.
     """
 
     x: jax.Array
     f: dict[str, jax.Array]
-    decay: float
     unit: ArrayLike
+    slow: tuple[str, ...]
+    decay: float
 
     def total(self, pairs: Pairs, by_start: Mapping[str, jax.Array]) -> jax.Array:
-        """Their products with the derivatives by V and I2, summed over the trials."""
+        """Their products with the derivatives by the states, summed over the trials."""
         return pairs.total(self.x, sum(f * by_start[state] for state, f in self.f.items()))
 
     def after(self, pairs: Pairs, chunk: OfChunk) -> "Factors":
-        """The traces after a chunk: what it leaves of V joins there, and of I2 its stretch, with what V has left."""
+        """The traces after a chunk, of which the fast states join theirs, and the slow ones that of its stretch.
+
+        The latter is joined too by what the fast states have left in the slow ones.
+        """
         f = {to: sum(f * by[state] for state, f in self.f.items()) for to, by in chunk.by_start.items()}
+        fast = [state for state in f if state not in self.slow]
         weights = self.decay ** jnp.arange(len(chunk.sent) - 1, -1, -1, dtype=chunk.p.dtype)
-        means = {"V": jnp.tensordot(weights / weights.sum(), chunk.sent, 1), "I2": chunk.sent.mean(axis=0)}
-        own = {
-            state: [
-                (means[state], chunk.by_push[state].sum(axis=0)),
-                (chunk.p / self.unit, self.unit * chunk.by_start[state][chunk.conductance]),
-            ]
-            for state in means
-        }
-        k = 1 + chunk.stretch
-        x_V, f_V = together([*own["V"], (self.x[0], f["V"][0])])
-        x_I2, f_I2 = together([*own["I2"], (self.x[0], f["I2"][0]), (self.x[k], f["I2"][k])])
-        f = {"V": f["V"].at[0].set(f_V), "I2": f["I2"].at[0].set(0).at[k].set(f_I2)}
-        return dataclasses.replace(self, x=self.x.at[0].set(x_V).at[k].set(x_I2), f=f)
+
+        def own(states, mean):
+            during = {state: chunk.by_push[state].sum(axis=0) for state in states}
+            before = {state: self.unit * chunk.by_start[state][chunk.conductance] for state in states}
+            return [(mean, during), (chunk.p / self.unit, before)]
+
+        def earlier(states, k):
+            return self.x[k], {state: f[state][k] for state in states}
+
+        of_fast = [*own(fast, jnp.tensordot(weights / weights.sum(), chunk.sent, 1)), earlier(fast, 0)]
+        x_fast, f_fast = together(of_fast)
+        x, f_after = self.x.at[0].set(x_fast), {state: f[state].at[0].set(f_fast[state]) for state in fast}
+        if self.slow:
+            k = 1 + chunk.stretch
+            x_slow, f_slow = together(
+                [*own(self.slow, chunk.sent.mean(axis=0)), earlier(self.slow, 0), earlier(self.slow, k)]
+            )
+            x = x.at[k].set(x_slow)
+            f_after |= {state: f[state].at[0].set(0).at[k].set(f_slow[state]) for state in self.slow}
+        return dataclasses.replace(self, x=x, f=f_after)
 
 
-def together(products: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
-    """One product of (x, f) for several: exact where x are the same; else their mean, weighted by the sizes of f."""
-    sizes = [jnp.abs(f).mean(axis=1, keepdims=True) for _, f in products]
+Product = tuple[jax.Array, dict[str, jax.Array]]
+
+
+def together(products: Sequence[Product]) -> Product:
+    """One product of (x, {state: f}) for several: exact where x are the same; else their mean, by the sizes of f."""
+    sizes = [sum(jnp.abs(f).mean(axis=1, keepdims=True) for f in of_states.values()) for _, of_states in products]
     total = jnp.maximum(sum(sizes), jnp.finfo(sizes[0].dtype).tiny)
     x = sum(size * x for size, (x, _) in zip(sizes, products, strict=True)) / total
-    return x, sum(f for _, f in products)
+    return x, jax.tree.map(lambda *f: sum(f), *(of_states for _, of_states in products))
 
 
 def diag(model: Model, keys: jax.Array, trace_chunk: int = 100, trace_batch: int = 4) -> BatchGradient:
     r"""The gradient by D-RTRL (Wang et al. 2024), exactly.
 
-    What the state u = (V, I2, g_E, g_I) of neuron j owes to the weight W_ij is the trace e_ij = du_j / d|W_ij|. It
-    advances within the neuron, by the Jacobians J of its next state by its state, and c by what it receives:
+    What the state u = (V, I2, g_E, g_I, or whatever else the neuron has) of neuron j owes to the weight W_ij is the
+    trace e_ij = du_j / d|W_ij|. It advances within the neuron, by the Jacobians J of its next state by its state, and c
+    by what it receives:
 
     .. math:: e_{ij}(t + 1) = J_j(t) e_{ij}(t) + c_j(t) z_i(t), \quad
         \frac{dL}{d|W_{ij}|} = \sum_t \frac{\partial L(t)}{\partial u_j(t)} e_{ij}(t)
@@ -338,8 +359,8 @@ def diag(model: Model, keys: jax.Array, trace_chunk: int = 100, trace_batch: int
 
     After a chunk of C steps the trace is Phi_j e_ij(start) + sum_s G_j(s) z_i(s), where the derivatives Phi and G of
     the last state come from one backward pass within the chunk. The sum is a product of matrices (n_i, C) and (C, n_j)
-    for each trial. Of the four traces two are stored, of V and I2: those of the conductances are the spikes of i
-    filtered with tau_syn, the same for all j.
+    for each trial. Those of the conductances are not stored: they are the spikes of i filtered with tau_syn, the same
+    for all j.
 
     Args:
         trace_chunk: the largest C.
@@ -374,28 +395,30 @@ def by_chunks(
     model: Model,
     keys: jax.Array,
     trace_chunk: int,
-    start: Callable[[Pairs, jax.Array, jax.Array], Any] = Matrices.start,
+    start: Callable[[Pairs, jax.Array, dict[str, jax.Array]], Any] = Matrices.start,
     n_stretch: int = 1,
 ) -> BatchGradient:
     """D-RTRL of few trials, with traces as `diag` has them, or others.
 
     Args:
-        start: (pairs, zeros (batch, n_pre), zeros (batch, n_rec)) -> traces of a block of weights before the trial.
+        start: (pairs, zeros (batch, n_pre), {traced state: zeros (batch, n_rec)}) -> traces of a block of weights
+            before the trial.
         n_stretch: of the trial, of about equal length.
     """
     task, network, batch = model.task, model.network, start_batch(model, keys)
     states = batch.states
     recall, n_pre = task.periods["recall"], {"in": network.n_in} | network.sizes
 
-    def simulate(states, pushes, x):
-        """V and I2 after a chunk, and its spikes; then all states. `pushes` (C, batch, n_rec) as in `local_step`."""
+    def simulate(states, pushes, x, steps):
+        """Traced states after a chunk, and its spikes; all states. `pushes` (C, batch, n_rec) as in `local_step`."""
 
         def step(states, now):
-            spikes, states = network.local_step(batch.synapses, states, now["x"], now["g_exc"], now["g_inh"])
-            return states, spikes
+            spikes, after = network.local_step(batch.synapses, states, now["x"], now["g_exc"], now["g_inh"])
+            begun = now["step"] >= 0  # before step 0 nothing changes
+            return {name: jnp.where(begun, x, states[name]) for name, x in after.items()}, begun * spikes
 
-        states, spikes = jax.lax.scan(step, states, pushes | dict(x=x))
-        return ({name: states[name] for name in ("V", "I2")}, spikes), states
+        states, spikes = jax.lax.scan(step, states, pushes | dict(x=x, step=steps))
+        return ({name: states[name] for name in network.traced_states}, spikes), states
 
     def learn(sums, traces, p, q, sent, steps, spikes, pull, zeros):
         """Sums with the loss of a chunk and its gradients, and q after it."""
@@ -411,7 +434,7 @@ def by_chunks(
         return sums + Sums(loss, gradient, r), q
 
     def propagate(traces, p, sent, pull, zeros, stretch):
-        """The traces after a chunk: V's and I2's, each from one backward pass."""
+        """The traces after a chunk, those of a state from one backward pass."""
         one = jax.tree.map(jnp.ones_like, zeros[0])
         ends = [(zeros[0] | {state: one[state]}, zeros[1]) for state in one]
         by_start, by_push = jax.vmap(pull)(jax.tree.map(lambda *x: jnp.stack(x), *ends))
@@ -425,10 +448,10 @@ def by_chunks(
 
     def run_chunk(carry, now, learns):
         (states, traces, p, q, sums), (steps, stretch) = carry, now
-        x = task.inputs(keys, batch.evidence, steps) & (steps >= 0)[:, None, None]  # before step 0 all is at rest
+        x = task.inputs(keys, batch.evidence, steps) & (steps >= 0)[:, None, None]
         none = jnp.zeros((len(steps), *states["V"].shape))
         pushes = {"g_exc": none, "g_inh": none}
-        (end, spikes), pull, states = jax.vjp(lambda *at: simulate(*at, x), states, pushes, has_aux=True)
+        (end, spikes), pull, states = jax.vjp(lambda *at: simulate(*at, x, steps), states, pushes, has_aux=True)
         zeros = jax.tree.map(jnp.zeros_like, (end, spikes))
         exc, inh = jnp.split(spikes, [network.n_exc], axis=2)
         sent = {"in": x.astype(spikes.dtype), "exc": exc, "inh": inh}
@@ -441,8 +464,9 @@ def by_chunks(
         return (states, traces, p, q, sums), jax.vmap(network.mean_of_populations)(spikes)
 
     p = {name: jnp.zeros((len(keys), n)) for name, n in n_pre.items()}
-    traces = {name: start(pairs, p[name], states["V"]) for name, pairs in batch.blocks.items()}
-    carry = states, traces, p, states["V"], Sums.zero(model, len(keys))
+    none = {name: jnp.zeros_like(states[name]) for name in network.traced_states}
+    traces = {name: start(pairs, p[name], none) for name, pairs in batch.blocks.items()}
+    carry = states, traces, p, none["V"], Sums.zero(model, len(keys))
     before = in_chunks(0, recall.start, trace_chunk, fill_before=True)
     during = in_chunks(recall.start, recall.stop, trace_chunk)
     n_chunk = len(before) + len(during)
@@ -476,7 +500,9 @@ def expsm_diag(
     what V remembers and for I2, where a spike leaves the opposite of what its input does: with the paper's adaptation
     the gradient of the inputs in the cues has the wrong sign.
 
-    Two groups: a product for V, and one for I2 in each stretch of the trial, which each chunk of C steps joins,
+    Two groups: a product for V, and one for I2 in each stretch of the trial, which each chunk of C steps joins. (What
+    is said of V holds for all fast states of a neuron, and that of I2 for all slow ones, whose time constant is longer
+    than that of V: one x_i for all of a group, an f_j for each.)
 
     .. math:: e^V_{ij} \approx \bar z_i F^V_j, \quad e^{I2}_{ij} \approx \sum_k \bar z^k_i F^k_j, \quad
         F_j = \sum_s G_j(s)
@@ -500,10 +526,10 @@ def expsm_diag(
         with model.clock():
             return _expsm_diag(model, keys, start_batch(model, keys), etrace_decay)
 
-    def start(pairs, x, V):
+    def start(pairs, x, states):
         unit = 1 / (1 - numerics.relax(jnp.ones(()), 0.0, 1 / model.network.tau_syn))
-        x, V = (jnp.zeros((1 + etrace_stretches, *zeros.shape), zeros.dtype) for zeros in (x, V))
-        return Factors(x, {"V": V, "I2": V}, etrace_decay, unit)
+        x, f = jax.tree.map(lambda zeros: jnp.zeros((1 + etrace_stretches, *zeros.shape), zeros.dtype), (x, states))
+        return Factors(x, f, unit, tuple(model.network.slow_states), etrace_decay)
 
     rule = functools.partial(by_chunks, trace_chunk=trace_chunk, start=start, n_stretch=etrace_stretches)
     return in_groups(rule, model, keys, etrace_batch)
@@ -543,7 +569,7 @@ def _expsm_diag(model: Model, keys: jax.Array, batch: Batch, etrace_decay: float
 
     sums = Sums.zero(model, len(keys))
     x = {name: jnp.zeros((len(keys), n)) for name, n in n_pre.items()}
-    f = dict.fromkeys(("g_exc", "g_inh"), states)  # all 0
+    f = dict.fromkeys(("g_exc", "g_inh"), jax.tree.map(jnp.zeros_like, states))
     before, during = jnp.arange(recall.start), jnp.arange(recall.start, recall.stop)
     carry = states, sums.r, x, f, jnp.zeros(()), sums
     carry, before = jax.lax.scan(functools.partial(step, learns=False), carry, before)

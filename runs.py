@@ -131,6 +131,13 @@ class Parser(argparse.ArgumentParser):
             args = super().parse_args(argv)
         return args
 
+    def given(self, argv: Sequence[str] | None = None) -> set[str]:
+        """Names of the arguments that are there, and not left at their defaults."""
+        absent = object()
+        names = [action.dest for action in self._actions]
+        found = super().parse_args(argv, argparse.Namespace(**dict.fromkeys(names, absent)))
+        return {name for name in names if getattr(found, name, absent) is not absent}
+
     def error(self, message: str) -> NoReturn:
         raise BadInput(message)
 
@@ -160,10 +167,18 @@ def number(
     return parse
 
 
+def setting(default: Any, help: str, **metadata: Any) -> Any:
+    """A field of a dataclass that is an argument too: its default, meaning, and limits `low`, `above`, `high`."""
+    return dataclasses.field(default=default, metadata=dict(help=help, **metadata))
+
+
 def add_setting(add: Callable, name: str, field: dataclasses.Field) -> None:
     """An argument --name with what the metadata of a field say: help, limits of `number` or `parse`, and others."""
     options = dict(field.metadata)
     default = options.pop("default", field.default)
+    if isinstance(default, bool):
+        add(f"--{name}", action="store_true", **options)
+        return
     limits = {limit: options.pop(limit) for limit in ("low", "above", "high") if limit in options}
     kind = options.pop("kind", type(default))
     parse = options.pop("parse", None) or (number(kind, **limits) if kind in (int, float) else kind)

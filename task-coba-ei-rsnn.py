@@ -3,19 +3,22 @@
 Cues on the left and right, a delay of one second, and then a decision for the side that had more. The network has
 excitatory and inhibitory neurons with adaptation (4 : 1), obeys Dale's law and is trained by gradients of its
 simulation: those of backpropagation through time, or of one of two online rules whose memory does not grow with the
-trial. `--mode train` leaves checkpoints, a learning curve and pictures of what the network does; `--mode sim`
-makes the pictures alone, of an untrained network or of that of an earlier run, and of the latter also what it has
-learned.
+trial. Its neurons are the paper's, or those of fits to recordings (--exc_neuron, --inh_neuron); they are connected by a
+rule, or as a connectome says (--conn_method FILE). `--mode train` leaves checkpoints, a learning curve and pictures of
+what the network does; `--mode sim` makes the pictures alone, of an untrained network or of that of an earlier run, and
+of the latter also what it has learned.
 
 A training has its best network also for NumPy, in weights.npz: the strengths abs(in) (n_in, n_rec), abs(exc) (n_exc,
 n_rec) and abs(inh) (n_inh, n_rec) of connections from rows to columns, excitatory neurons first; out (n_rec, 2); tau_a
-(n_rec,) in ms; and "update", after which these were. Of sparse connections, those of excitatory neuron i are
-exc[exc_indptr[i] : exc_indptr[i + 1]], to the neurons exc_indices[...] of the same range; inh likewise.
+(n_rec,) in ms, and where neurons are fitted all of their constants, as neuron_...; and "update", after which these
+were. Of sparse connections, those of excitatory neuron i are exc[exc_indptr[i] : exc_indptr[i + 1]], to the neurons
+exc_indices[...] of the same range; inh likewise.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import signal
@@ -26,11 +29,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import runs
-from runs import BadInput
+from runs import BadInput, setting
 
 import absl.logging
 import brainstate
-import brainunit as u
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -39,22 +41,27 @@ import optax
 import scipy.optimize
 import scipy.special
 import scipy.stats
+from connectome import EdgeColumns, Wiring
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 import engines
 import learning_rules
-import utils
+import models
 from checkpoints import Checkpoints
 from learning_rules import RULES, BatchGradient
-from utils import EvidenceAccumulation, Model, NetworkSettings, Weights, setting
+from models import Model, NetworkSettings
+from utils import Connections, EvidenceAccumulation, Weights
 
 SCRIPT = Path(__file__).stem
 TASK = EvidenceAccumulation
 # The arguments that a network that is loaded brings along; the last of them cannot be others.
 TASK_ARGUMENTS = tuple(field.name for field in dataclasses.fields(TASK))
-NETWORK_ARGUMENTS = tuple(field.name for field in dataclasses.fields(NetworkSettings))
+COLUMNS = tuple(field.name for field in dataclasses.fields(EdgeColumns))
+NETWORK_ARGUMENTS = (*COLUMNS, *{field.name for field in dataclasses.fields(NetworkSettings)} - {"columns"})
+NEURONS = ("exc_neuron", "inh_neuron", "neuron_draw", "no_spike_currents")
 INITIAL_ARGUMENTS = ("conn_method", "n_rec", "n_in", "conn_seed", "weight_seed", "ff_scale", "rec_scale", "w_ei_ratio")
+INITIAL_ARGUMENTS += ("shuffle_connections", *COLUMNS, *NEURONS)
 SATURATED = 200.0  # Hz; a population that fires more in the mean carries no information in single spikes
 HELDOUT_BLOCK = 64  # held-out trials at a time on each device
 LEVELS = (0.9, 0.95, 0.99)  # the updates after which the held-out accuracy first reached these are reported
@@ -123,6 +130,7 @@ def add_model_arguments(parser: runs.Parser) -> None:
     seed, seed_number = "seed of the {}, derived from --seed without this argument", runs.number(int, 0, high=2**32 - 1)
     add("--conn_seed", type=seed_number, help=seed.format("connections and time constants of adaptation"))
     add("--weight_seed", type=seed_number, help=seed.format("initial weights"))
+    runs.add_settings(parser.add_argument_group("connectome").add_argument, EdgeColumns)
     runs.add_settings(parser.add_argument_group("task").add_argument, TASK)
 
 
@@ -173,7 +181,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.set_defaults(**{name: saved[name] for name in brought})
         args = parser.parse_args(argv)
         for name in INITIAL_ARGUMENTS:
-            if getattr(args, name) != saved[name]:
+            if runs.to_json(getattr(args, name)) != saved[name]:
                 difference = f"found {getattr(args, name)} here and {saved[name]} in {args.load}"
                 parser.error(f"argument --{name}: {difference}, expected the same to load it")
     if args.resume and (args.mode != "train" or args.output):
@@ -183,8 +191,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if args.method not in engines.PACKAGE_RULES:
             expected = " or ".join(engines.PACKAGE_RULES)
             parser.error(f"argument --engine: found {args.engine} with --method {args.method}, expected {expected}")
+        if args.exc_neuron or args.inh_neuron:
+            parser.error(f"argument --engine: found {args.engine} with fitted neurons, expected native")
         if reason := engines.why_not(args.engine):
             parser.error(f"argument --engine: {args.engine}: {reason}")
+    models.refuse_unused(network_settings(args), parser.given(argv))
     return complete(parser, args)
 
 
@@ -199,9 +210,13 @@ def split_devices(batch_size: int, devices: Sequence[jax.Device], named: bool) -
     return list(devices[:n])
 
 
-def make_model(args: argparse.Namespace) -> Model:
-    """The untrained network, with its task, that the arguments ask for."""
-    return utils.make_model(runs.pick(TASK, args), runs.pick(NetworkSettings, args))
+def network_settings(args: argparse.Namespace) -> NetworkSettings:
+    return runs.pick(NetworkSettings, args, columns=runs.pick(EdgeColumns, args))
+
+
+def make_model(args: argparse.Namespace, wiring: Wiring | None = None) -> Model:
+    """The untrained network, with its task, that the arguments ask for; with connections, or those made of them."""
+    return models.make_model(runs.pick(TASK, args), network_settings(args), wiring)
 
 
 def make_rule(args: argparse.Namespace) -> Rule:
@@ -324,14 +339,16 @@ def fading(model: Model, evidence: np.ndarray) -> list[dict[str, float]]:
 
     A cue that ended t before the last one counts exp(-t / tau_a), with the mean tau_a of the neurons and with the
     longest: what a leaky memory of that time constant, read out perfectly, makes of these trials. Neurons of several
-    time constants can be weighted against each other, at the cost of noise. Nothing, where neurons do not adapt.
+    time constants can be weighted against each other, at the cost of noise. Of a neuron with several kinds of
+    adaptation the slowest counts. Nothing, where neurons do not adapt.
     """
-    if not model.network.neurons.changes["I2"]:
+    taus = [tau for name, tau in model.network.neurons.time_constants.items() if name != "V"]
+    if not taus:
         return []
-    task, tau_a = model.task, (1 / model.network.neurons.k2).to_decimal(u.ms)
+    task, tau_a = model.task, functools.reduce(np.fmax, taus)
     age = (task.t_interval + task.t_cue) * np.arange(task.n_cue - 1, -1, -1)
     right = evidence.sum(axis=1) > 0
-    taus = (float(np.mean(tau_a)), float(np.max(tau_a)))
+    taus = (float(np.nanmean(tau_a)), float(np.nanmax(tau_a)))
     return [dict(tau_a=tau, accuracy=float(np.mean((evidence @ np.exp(-age / tau) > 0) == right))) for tau in taus]
 
 
@@ -345,7 +362,7 @@ def period_rates(task: EvidenceAccumulation, rates: np.ndarray) -> dict[str, dic
 # ---- Networks of earlier runs ---------------------------------------------------------------------------------------
 
 
-def listed(connections: utils.Connections) -> utils.Connections:
+def listed(connections: Connections) -> Connections:
     """The connections without those that are all to all, which checkpoints do not hold."""
     return {name: pair for name, pair in connections.items() if pair}
 
@@ -399,7 +416,7 @@ def diagnose(model: Model, rate_exc: float, rate_inh: float) -> str | None:
     if rate_exc == 0:
         no_input = not (model.task.rate_cue or model.task.rate_recall or model.task.rate_noise)
         argument = "rate_cue" if no_input else "ff_scale"
-        argument = "E_exc above 1, the threshold" if model.network.E_exc <= 1 else argument
+        argument = "E_exc above 1, the threshold" if np.max(model.network.E_exc) <= 1 else argument
         return f"the network is silent: no excitatory neuron fires; raise --{argument}"
     for name, rate, argument in (("excitatory", rate_exc, "rec_scale"), ("inhibitory", rate_inh, "ff_scale")):
         if rate > SATURATED:
@@ -505,7 +522,7 @@ class Training:
         best = self.checkpoints.best
         if best != self.exported:
             state = self.state if best == last.update else self.checkpoints.restore(best)[0]
-            arrays = dict(state["weights"], tau_a=(1 / self.model.network.neurons.k2).to_decimal(u.ms), update=best)
+            arrays = dict(state["weights"], update=best) | models.neuron_arrays(self.model.network)
             for name, (indptr, indices) in state["connections"].items():
                 arrays |= {f"{name}_indptr": indptr, f"{name}_indices": indices}
             self.run.save("weights.npz", arrays)
@@ -724,8 +741,8 @@ def behaviour(
     Returns:
         psychometric: fraction of choices "right" against right minus left cues, with a logistic `fit`; cue_weights: the
         slopes of a logistic fit of the choice on all cues, in order; delays: accuracy with each of DELAYS that is whole
-        steps, and that of the task, without training for it; silenced: accuracy and rates with the adaptation current
-        (beta = 0), all recurrent excitatory or all inhibitory weights at 0.
+        steps, and that of the task, without training for it; silenced: accuracy and rates with the adaptation currents
+        (beta = 0, or all after spikes), all recurrent excitatory or all inhibitory weights at 0.
     """
     task, copied = model.task, NamedSharding(mesh, COPIED)
     program = jax.jit(make_evaluation(settings, mesh), in_shardings=copied, out_shardings=copied)
@@ -745,7 +762,8 @@ def behaviour(
         longer = t_delay != task.t_delay
         delayed = evaluate(task=dataclasses.replace(task, t_delay=t_delay)) if longer else heldout
         delays.append(dict(t_delay=t_delay) | accuracy_of(delayed.correct))
-    unadapted = utils.make_network(dataclasses.replace(network_settings, beta=0.0), task.n_in, task.n_out)
+    without, sizes = dataclasses.replace(network_settings, beta=0.0, no_spike_currents=True), model.network.sizes
+    unadapted = models.make_network(without, *sizes.values(), task.n_in, task.n_out)
     silenced = {"nothing": heldout, "adaptation": evaluate(network=unadapted)}
     for name in POPULATIONS:
         silenced[f"recurrent {name}"] = evaluate(weights=model.weights | {name: jnp.zeros_like(model.weights[name])})
@@ -816,7 +834,7 @@ def plot_activity(model: Model, activity: Activity) -> plt.Figure:
     for axis, (name, color) in zip(axes[2:4], COLORS.items(), strict=True):
         for i, V in enumerate(activity.V[name].T):
             axis.plot(t, V, color=color, lw=0.7, alpha=1 - 0.7 * i / n_trace)
-        for level in (network.E_exc, network.E_inh):
+        for level in np.unique(np.append(network.E_exc, network.E_inh)):
             axis.axhline(level, color="0.5", lw=0.8, ls="--")
         axis.axhline(1, color="0.5", lw=0.6, ls=":")
         axis.set_ylabel(f"V, {name}.\n(threshold 1)")
@@ -954,7 +972,7 @@ def print_limit(result: Mapping[str, Any], args: argparse.Namespace) -> None:
     )
     limit = f"this network is below both, by {training}" if below else "the memory is the limit"
     print(f"cues that fade as adaptation does, the mean and the slowest, add up to a right choice in {sums}: {limit}")
-    network, task = (runs.pick(kind, args) for kind in (NetworkSettings, TASK))
+    network, task = network_settings(args), runs.pick(TASK, args)
     same = dict(tau_a=network.tau_a, rec_scale=network.rec_scale, ff_scale=network.ff_scale, beta=network.beta)
     seeds = dict(conn_seed=network.conn_seed, weight_seed=network.weight_seed)
     if task == TASK() and network == dataclasses.replace(NetworkSettings(), **same | seeds):
@@ -994,9 +1012,9 @@ def setup(args: argparse.Namespace) -> Mesh:
     return Mesh(np.array(split_devices(args.batch_size, devices, named=args.devices != "all")), ("batch",))
 
 
-def train(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, mesh: Mesh) -> int:
+def train(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, mesh: Mesh, model: Model) -> int:
     """Train, and print and save what came of it."""
-    seeds, settings, model = split_seed(args.seed), runs.pick(TrainingSettings, args), make_model(args)
+    seeds, settings = split_seed(args.seed), runs.pick(TrainingSettings, args)
     if args.load and not args.resume:
         model, _ = load_network(args.load, model)
     training = Training(model, settings, make_rule(args), run, mesh, seeds.train)
@@ -1024,9 +1042,8 @@ def train(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, me
     return {"interrupted": 130, "epochs": 0, "threshold": 0}.get(training.stopped, 1)
 
 
-def sim(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, mesh: Mesh) -> int:
+def sim(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, mesh: Mesh, model: Model) -> int:
     """Simulate, and where a network is loaded test what it has learned; print and save what came of it."""
-    model = make_model(args)
     stages = {"before": model.weights}
     if args.load:
         model, initial = load_network(args.load, model)
@@ -1040,7 +1057,7 @@ def sim(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, mesh
     run.save("weight_matrix.png", plot_matrix(model))
     run.save("weights.png", plot_weights(stages, result["weights"]))
     if args.load:
-        decisions = behaviour(model, runs.pick(NetworkSettings, args), runs.pick(TrainingSettings, args), mesh)
+        decisions = behaviour(model, network_settings(args), runs.pick(TrainingSettings, args), mesh)
         print_behaviour(decisions)
         run.save("result.json", result | dict(behaviour=decisions))
         run.save("behaviour.png", plot_behaviour(model.task, decisions))
@@ -1051,11 +1068,16 @@ def sim(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, mesh
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     mesh = setup(args)
+    settings = network_settings(args)
+    wiring = models.wiring_of(settings)
+    args.n_rec = wiring.n_exc + wiring.n_inh
+    model = make_model(args, wiring)
+    print(*(lines := models.lines_of(settings, wiring, args.dt)), sep="\n", end="\n" * bool(lines))
     rule = args.method if args.engine == "native" else f"{args.method}_{args.engine}"
-    name = f"{args.mode}_{rule}_{args.conn_method}_{args.n_rec}_seed{args.seed}"
+    name = f"{args.mode}_{rule}_{Path(args.conn_method).stem}_{args.n_rec}_seed{args.seed}"
     may_change = {"threshold"} if args.schedule == "cosine" else {"threshold", "epochs"}
     run = runs.RunFolder(args, SCRIPT, name, may_change=may_change)
-    status = (train if args.mode == "train" else sim)(args, argv, run, mesh)
+    status = (train if args.mode == "train" else sim)(args, argv, run, mesh, model)
     print(run.path)
     return status
 

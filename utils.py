@@ -3,11 +3,11 @@
 A plain number stands for mV, ms, nA, uS or nF, which are consistent: 1 nA = 1 uS mV = 1 nF mV / ms.
 """
 
-import contextlib
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from runs import setting
 
 import brainevent
 import brainpy.state
@@ -17,7 +17,6 @@ import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jax.typing import ArrayLike
 
 from numerics import Number, exp_euler, inverse_exprel, is_zero, relax
@@ -151,7 +150,8 @@ class GIF(brainpy.state.Neuron):
         A_th, A_th2: jumps of the thresholds at a spike (mV).
         V_i, k_i: (mV); a k_i of 0 is the linear threshold.
         width, lapse: of the noise of `escape_rate` (mV, 1/ms); the neuron itself has none.
-        spk_fun, spk_reset, name: as in `brainpy.state.Neuron`; by default the paper's surrogate.
+        spk_fun, spk_reset, name: as in `brainpy.state.Neuron`; by default the paper's surrogate. Neurons may differ in
+            the reset, 'hard' or 'soft'.
 
     Potentials, R and currents may be numbers without unit, as long as all of them are.
     """
@@ -184,10 +184,11 @@ class GIF(brainpy.state.Neuron):
         width: Number | None = None,
         lapse: Number = 0.0 / u.ms,
         spk_fun=SURROGATE,
-        spk_reset: str = "hard",
+        spk_reset: str | Sequence[str] = "hard",
         name: str | None = None,
     ):
-        super().__init__(in_size, spk_fun=spk_fun, spk_reset=spk_reset, name=name)
+        super().__init__(in_size, spk_fun=spk_fun, name=name)
+        self.soft = np.asarray(spk_reset) == "soft"
         none = u.Quantity(0.0, unit=u.get_unit(V_th_inf))  # known to be 0, whatever is traced
         A_th, A_th2, A3, V_i, k_i, width = (none if x is None else x for x in (A_th, A_th2, A3, V_i, k_i, width))
         constants = dict(a=a, b=b, k1=k1, k2=k2, V_rest=V_rest, V_reset=V_reset, V_th_inf=V_th_inf, tau=tau)
@@ -199,6 +200,9 @@ class GIF(brainpy.state.Neuron):
         self.changes = {name: not is_zero(value) for name, value in jumps.items()}
         self.changes |= {"V_th": not (is_zero(a) and is_zero(b) and is_zero(A_th))}
         self.linear = is_zero(k_i)
+        # Of neurons that differ, some may be linear.
+        k_i = u.get_magnitude(self.k_i)
+        self.some_linear = not isinstance(k_i, jax.core.Tracer) and not self.linear and not np.all(np.asarray(k_i))
 
     def init_state(self, batch_size: int | None = None, **kwargs) -> None:
         def state(value):
@@ -210,6 +214,25 @@ class GIF(brainpy.state.Neuron):
                 setattr(self, name, state(0 * increment))
         if self.changes["wait"]:  # steps until a refractory period ends, or -1, and the spike whose currents wait
             self.wait, self.pending = state(-1.0), state(0.0)
+
+    @property
+    def local_states(self) -> dict[str, brainstate.State]:
+        """{name: state} of what can change."""
+        names = [name for name in ("V_th", "V_th2", "I1", "I2", "I3", "wait") if self.changes[name]]
+        return {name: getattr(self, name) for name in ("V", *names, *["pending"] * self.changes["wait"])}
+
+    @property
+    def time_constants(self) -> dict[str, np.ndarray]:
+        """{name: time constant (ms)} of the states that relax, NaN of neurons in which they do not change."""
+        driven = dict(V_th=(self.b, self.a, self.A_th), V_th2=(self.b2, self.A_th2))
+        driven |= dict(I1=(self.k1, self.A1), I2=(self.k2, self.A2), I3=(self.k3, self.A3))
+
+        def of(rate, *by):
+            changes = np.any([np.asarray(u.get_magnitude(x)) != 0 for x in by], axis=0)
+            return np.where(changes, np.asarray((1 / rate).to_decimal(u.ms)), np.nan)
+
+        taus = {"V": np.asarray(self.tau.to_decimal(u.ms))}
+        return taus | {name: of(*by) for name, by in driven.items() if self.changes[name]}
 
     def settle(self, V: Number) -> None:
         """The states of a neuron that has been held at potential V and had no spike: the threshold at its steady state.
@@ -225,7 +248,10 @@ class GIF(brainpy.state.Neuron):
         """g(V)."""
         if self.linear:
             return V - self.V_rest
-        return self.k_i * jax.nn.softplus(u.get_magnitude((V - self.V_i) / self.k_i))
+        some = self.some_linear
+        k_i = u.math.where(self.k_i == 0 * self.k_i, self.V_th_inf - self.V_rest, self.k_i) if some else self.k_i
+        g = k_i * jax.nn.softplus(u.get_magnitude((V - self.V_i) / k_i))
+        return u.math.where(self.k_i == 0 * self.k_i, V - self.V_rest, g) if some else g
 
     @property
     def threshold(self) -> Number:
@@ -251,7 +277,7 @@ class GIF(brainpy.state.Neuron):
         spike = self.get_spike() if spike is None else spike
         g = 0 / self.R if g is None else g
         V, V_th = self.V.value, u.math.maximum(self.V_th.value, self.V_th_reset)
-        V = V + spike * (self.V_reset - V) if self.spk_reset == "hard" else V - spike * self.V_th.value
+        V = V + spike * self._reset(V)
         I, (jump, held) = self.sum_current_inputs(x, V), self._refractory(spike)
         currents = ("I1", self.R1, self.A1, self.k1), ("I2", self.R2, self.A2, self.k2), ("I3", 1.0, self.A3, self.k3)
         for name, factor, increment, k in currents:
@@ -271,6 +297,13 @@ class GIF(brainpy.state.Neuron):
             self.V_th2.value = relax(self.V_th2.value + spike * self.A_th2, 0 * self.A_th2, self.b2)
         return spike
 
+    def _reset(self, V):
+        """What a spike adds to V."""
+        if not self.soft.any():
+            return self.V_reset - V
+        soft = -self.V_th.value
+        return soft if self.soft.all() else u.math.where(self.soft, soft, self.V_reset - V)
+
     def _refractory(self, spike):
         """The spikes whose currents begin in this step, and where V is held in it (None: nowhere)."""
         if not self.changes["wait"]:
@@ -282,14 +315,6 @@ class GIF(brainpy.state.Neuron):
         wait = jnp.where(spike > 0, jnp.where(n_step > 0, n_step, -1.0), self.wait.value)
         self.wait.value = jnp.where(spike > 0, wait - (n_step > 0), jnp.maximum(wait - 1, -1.0))
         return jump, wait > 0
-
-
-# ---- Settings -------------------------------------------------------------------------------------------------------
-
-
-def setting(default: Any, help: str, **metadata: Any) -> Any:
-    """A field of a dataclass that is an argument too: its default, meaning, and limits `low`, `above`, `high`."""
-    return dataclasses.field(default=default, metadata=dict(help=help, **metadata))
 
 
 # ---- Task -----------------------------------------------------------------------------------------------------------
@@ -404,35 +429,6 @@ Weights = dict[str, jax.Array]
 Connections = dict[str, tuple[ArrayLike, ArrayLike] | None]
 
 
-@dataclasses.dataclass(frozen=True)
-class NetworkSettings:
-    """Constants of the E/I network, its connections and its initial weights; times in ms."""
-
-    conn_method: str = setting(
-        "dense",
-        "dense: all to all; rand: each neuron has 0.1 n_rec random targets; gaussian: excitatory connections by "
-        "distance on a ring of n_rec neurons (s.d. 20 neurons), inhibitory ones as in rand",
-        choices=CONN_METHODS,
-    )
-    n_rec: int = setting(200, "recurrent neurons, of which one in five is inhibitory", low=5)
-    ff_scale: float = setting(1.0, "variance of the input weights, times the number of inputs to a neuron", low=0)
-    rec_scale: float = setting(
-        0.5, "variance of the excitatory weights, times the number of excitatory inputs to a neuron", low=0
-    )
-    w_ei_ratio: float = setting(4.0, "factor on rec_scale for the inhibitory weights", low=0)
-    tau_neu: float = setting(100.0, "time constant of the membrane (ms)", above=0)
-    tau_syn: float = setting(10.0, "time constant of the synaptic conductances (ms)", above=0)
-    tau_out: float = setting(10.0, "time constant of the readout (ms)", above=0)
-    tau_a: float = setting(
-        1000.0, "time constant of adaptation (ms): that of each neuron is uniform in 0.5 to 1.5 of it", above=0
-    )
-    beta: float = setting(1.0, "adaptation current of a spike; it excites if negative (threshold is 1)")
-    E_exc: float = setting(3.0, "excitatory reversal potential (threshold is 1)")
-    E_inh: float = setting(-3.0, "inhibitory reversal potential (threshold is 1)")
-    conn_seed: int = 0  # of the connections and time constants of adaptation
-    weight_seed: int = 0
-
-
 def connect(
     conn_method: str, n_exc: int, n_inh: int, seed: Any, p: float = 0.1, sigma: float = 20.0
 ) -> dict[str, tuple[np.ndarray, np.ndarray] | None]:
@@ -475,33 +471,41 @@ class EINetwork(brainstate.nn.Module):
 
     .. math::
 
-        \tau_{neu} \dot V &= -V + g_E (E_{exc} - V) + g_I (E_{inh} - V) + I_2, \quad \tau_{a,j} \dot I_2 = -I_2 \\
         \tau_{syn} \dot g_E &= -g_E, \quad \tau_{syn} \dot g_I = -g_I, \quad \tau_{out} \dot r = -r
 
-    all dimensionless. A neuron is a `GIF` with V_rest = 0, V_th = 1, V -> V - V_th and I_2 -> I_2 - beta at a spike. In
-    a step, the spikes s of the potentials at its start and the input spikes x add |W_in| x + |W_exc| s_exc to g_E,
-    |W_inh| s_inh to g_I (Dale's law) and W_out s to r, after these have decayed; then the neurons make their step.
+    all dimensionless: in units of the leak, of potentials V_rest = 0 and V_th_inf = 1, and R = 1. In a step, the spikes
+    s of the potentials at its start and the input spikes x add |W_in| x + |W_exc| s_exc to g_E, |W_inh| s_inh to g_I
+    (Dale's law) and W_out s to r, after these have decayed; then the neurons make their step under the current
+    g_E (E_exc - V) + g_I (E_inh - V).
 
     `update` is the step of the network; `update_neurons` is what in it is local to a neuron, given what reaches it, and
     `local_step` the same as a function of the neurons' states. Weights are no states of the module but arguments of
     `synapses`: one network serves gradients, devices and kernels.
 
     Args:
-        settings: constants; n_rec / 5 neurons are inhibitory, and the excitatory ones come first.
+        neurons: of the network, the excitatory ones first.
+        n_exc: of them are excitatory.
         n_in, n_out: numbers of inputs and outputs.
-        tau_a: time constants of adaptation of each neuron (ms); those of the settings for all without it.
+        E_exc, E_inh: reversal potentials, of all neurons or (n_rec,).
+        tau_syn, tau_out: time constants of synapses and readout (ms).
     """
 
-    def __init__(self, settings: NetworkSettings, n_in: int = 100, n_out: int = 2, tau_a: u.Quantity | None = None):
+    def __init__(
+        self,
+        neurons: GIF,
+        n_exc: int,
+        n_in: int,
+        n_out: int,
+        E_exc: ArrayLike,
+        E_inh: ArrayLike,
+        tau_syn: u.Quantity,
+        tau_out: u.Quantity,
+    ):
         super().__init__()
-        self.n_in, self.n_out, self.n_rec, self.n_inh = n_in, n_out, settings.n_rec, round(settings.n_rec / 5)
-        self.n_exc = self.n_rec - self.n_inh
-        self.tau_syn, self.tau_out = settings.tau_syn * u.ms, settings.tau_out * u.ms
-        self.E_exc, self.E_inh = settings.E_exc, settings.E_inh
-        unitless = dict(V_rest=0.0, V_reset=0.0, V_th_inf=1.0, V_th_reset=1.0, R=1.0, A1=0.0, A2=-settings.beta)
-        rates = dict(a=0 / u.ms, b=0 / u.ms, k2=1 / (settings.tau_a * u.ms if tau_a is None else tau_a))
-        neurons = unitless | rates | dict(R1=1.0, R2=1.0, tau=settings.tau_neu * u.ms, spk_reset="soft")
-        self.neurons = GIF(self.n_rec, **neurons)
+        self.neurons, self.n_in, self.n_out, self.n_exc = neurons, n_in, n_out, n_exc
+        self.n_rec = neurons.varshape[0]
+        self.n_inh = self.n_rec - n_exc
+        self.E_exc, self.E_inh, self.tau_syn, self.tau_out = E_exc, E_inh, tau_syn, tau_out
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -509,13 +513,25 @@ class EINetwork(brainstate.nn.Module):
 
     @property
     def local_states(self) -> dict[str, brainstate.State]:
-        return dict(V=self.neurons.V, I2=self.neurons.I2, g_exc=self.g_exc, g_inh=self.g_inh)
+        return self.neurons.local_states | dict(g_exc=self.g_exc, g_inh=self.g_inh)
+
+    @property
+    def traced_states(self) -> list[str]:
+        """The local states that remember, with a derivative, what conductances have done to the neuron."""
+        return [name for name in self.neurons.local_states if name != "wait"]
+
+    @property
+    def slow_states(self) -> list[str]:
+        """Those of them whose time constant is longer than that of V, in the median of the neurons that have them."""
+        taus = self.neurons.time_constants
+        return [name for name in taus if np.nanmedian(taus[name] / taus["V"]) > 1]
 
     def init_state(self, batch_size: int | None = None, **kwargs) -> None:
         def zeros(n):
             return brainstate.HiddenState.init(braintools.init.ZeroInit(), (n,), batch_size)
 
         self.neurons.init_state(batch_size)
+        self.neurons.settle(self.neurons.V.value)
         self.g_exc, self.g_inh, self.r = zeros(self.n_rec), zeros(self.n_rec), zeros(self.n_out)
 
     def pairs(self, connections: Connections) -> dict[str, tuple[jax.Array, jax.Array] | None]:
@@ -570,7 +586,7 @@ class EINetwork(brainstate.nn.Module):
         push_exc: ArrayLike = 0.0,
         push_inh: ArrayLike = 0.0,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The neurons' part of `update` as a function of their states {"V", "I2", "g_exc", "g_inh"}.
+        """The neurons' part of `update` as a function of their `local_states`.
 
         Its derivatives are local to a neuron: what comes from others is held constant. The pushes are added to the
         increments of the conductances, for the derivative with respect to these.
@@ -607,64 +623,3 @@ class EINetwork(brainstate.nn.Module):
             matrix = brainevent.CSR(**matrix, shape=(spikes.shape[1], self.n_rec))
             return brainevent.BinaryArray(spikes) @ matrix
         return spikes @ matrix
-
-
-def initial_weights(network: EINetwork, connections: Connections, settings: NetworkSettings) -> Weights:
-    """Weights {"in", "exc", "inh", "out"}: normal, cut at 2 s.d., of variance scale / number of inputs to a neuron.
-
-    The scale is ff_scale for "in", rec_scale for "exc", w_ei_ratio rec_scale for "inh" and 2 for "out" (Kaiming). The
-    shapes are (n_pre, n_post) or, where `connections` lists them, the number of connections.
-    """
-    n_rec, weights = network.n_rec, {}
-    shapes = {"in": (network.n_in, n_rec), "exc": (network.n_exc, n_rec), "inh": (network.n_inh, n_rec)}
-    shapes["out"] = (n_rec, network.n_out)
-    scales = {"in": settings.ff_scale, "exc": settings.rec_scale, "out": 2.0}
-    scales["inh"] = settings.w_ei_ratio * settings.rec_scale
-    keys = jax.random.split(jax.random.key(settings.weight_seed), 4)
-    for name, key in zip(shapes, keys, strict=True):
-        listed = connections.get(name)
-        shape = shapes[name] if listed is None else listed[1].shape
-        unit_variance = jax.random.truncated_normal(key, -2, 2, shape) / scipy.stats.truncnorm.std(-2, 2)
-        n_input = math.prod(shape) / shapes[name][1]
-        weights[name] = unit_variance * math.sqrt(scales[name] / n_input)
-    return weights
-
-
-# ---- Model ----------------------------------------------------------------------------------------------------------
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A network that does a task, with its weights and connections, which are the leaves of the model as a pytree.
-
-    A task has, as `EvidenceAccumulation`: dt, n_in, n_out, n_step, periods with "recall", in which the network answers,
-    trials(keys) and spikes(keys, evidence, step).
-    """
-
-    task: Any = dataclasses.field(metadata=dict(static=True))
-    network: EINetwork = dataclasses.field(metadata=dict(static=True))
-    weights: Weights
-    connections: Connections
-
-    def clock(self) -> contextlib.AbstractContextManager:
-        """The context in which the states of the network advance by the time step of the task."""
-        return brainstate.environ.context(dt=self.task.dt * u.ms)
-
-    def synapses(self, event_driven: bool = False) -> dict[str, Any]:
-        return self.network.synapses(self.weights, self.connections, event_driven)
-
-
-def make_network(settings: NetworkSettings, n_in: int, n_out: int) -> EINetwork:
-    """A network whose neurons differ: time constants of adaptation are uniform in 0.5 to 1.5 tau_a."""
-    rng = np.random.default_rng(np.random.SeedSequence(settings.conn_seed).spawn(2)[1])
-    tau_a = rng.uniform(0.5 * settings.tau_a, 1.5 * settings.tau_a, settings.n_rec).astype(jnp.result_type(float))
-    return EINetwork(settings, n_in, n_out, u.Quantity(tau_a, unit=u.ms))
-
-
-def make_model(task: Any, settings: NetworkSettings) -> Model:
-    """The network of the settings, untrained, with a task."""
-    network = make_network(settings, task.n_in, task.n_out)
-    conn_seed = np.random.SeedSequence(settings.conn_seed).spawn(2)[0]
-    connections = connect(settings.conn_method, network.n_exc, network.n_inh, conn_seed)
-    return Model(task, network, initial_weights(network, connections, settings), connections)

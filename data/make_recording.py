@@ -1,18 +1,19 @@
-"""Make the recording of this folder with Brian2: a cell that no model here contains, recorded as a lab would.
+"""Make the recordings of this folder with Brian2: cells that no model here contains, recorded as a lab would.
 
-Run by hand, from any folder, with Brian2 and pynwb installed (the versions used are in README.md):
+Run by hand, from any folder, with Brian2 and pynwb installed (the versions used are in README.md), for one or both:
 
-    python data/make_recording.py
+    python data/make_recording.py recording recording_fast_spiking
 
-The cell has more currents than the models fitted to it, and noise of its own; the electrode adds what a real one adds.
-A fit of this file therefore cannot be exact, and the repeats of one current say how well it can be predicted. Scheme:
-fourth-order Runge-Kutta at 0.01 ms, in each step of which the noise is constant.
+The cells have more currents than the models fitted to them, and noise of their own; the electrode adds what a real one
+adds. A fit of these files therefore cannot be exact, and the repeats of one current say how well it can be predicted.
+Scheme: fourth-order Runge-Kutta at 0.01 ms, in each step of which the noise is constant.
 """
 
 import datetime
 import importlib.metadata
 import json
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -51,6 +52,8 @@ CELL = {
     "Ei": -75.0,  # mV
     "tau_i": 10.0,  # ms
 }
+# A fast-spiking one, which does not adapt: smaller, without M and h currents. What differs, the other is as above.
+FAST_SPIKING = {"C": 0.06, "EL": -72.0, "gNa": 3.0, "gK": 1.5, "gM": 0.0, "gh": 0.0}
 UNITS = {"C": b2.nF, "g": b2.uS, "E": b2.mV, "V": b2.mV, "t": b2.ms}  # by the first letter of a name
 
 ELECTRODE = {"R_s": 6.0, "noise_sd": 0.1}  # Mohm, which no bridge takes away; mV
@@ -59,6 +62,11 @@ RESOLUTION = {"V": 1e-5, "I": 1e-12}  # V and A in one bit
 NOISE = {"repeats": 5, "zero_ms": 200.0, "duration_ms": 5000.0, "tau_ms": 3.0, "mean": 0.16, "sd": 0.2}  # nA
 NOISE |= {"modulation": 0.5, "modulation_hz": 0.2}  # of the s.d., as in Pozzorini et al. (2015)
 STEPS = {"n": 11, "first": -0.1, "increment": 0.06, "zero_ms": 100.0, "step_ms": 500.0, "after_ms": 200.0}  # nA
+# What each file has: a cell, and its currents.
+RECORDINGS = {
+    "recording": ("regular", CELL, NOISE, STEPS),
+    "recording_fast_spiking": ("fast", CELL | FAST_SPIKING, NOISE | {"repeats": 3, "mean": 0.08}, STEPS | {"n": 0}),
+}
 
 # Na and K: as in make_hh_traces.py. M: Pospischil et al. (2008). h: Kole et al. (2006). Noise of the synapses:
 # Destexhe et al. (2001), two Ornstein-Uhlenbeck conductances, here weak: 0.6 mV s.d. at rest.
@@ -95,48 +103,48 @@ def samples(duration_ms):
     return round(duration_ms / SAMPLE_MS)
 
 
-def noise_current():
+def noise_current(noise):
     """One Ornstein-Uhlenbeck current for all repeats (T, repeats), whose s.d. rises and falls slowly."""
     rng = np.random.default_rng(SEEDS["current"])
-    n_zero, n_sample = samples(NOISE["zero_ms"]), samples(NOISE["duration_ms"])
-    decay = np.exp(-SAMPLE_MS / NOISE["tau_ms"])
+    n_zero, n_sample = samples(noise["zero_ms"]), samples(noise["duration_ms"])
+    decay = np.exp(-SAMPLE_MS / noise["tau_ms"])
     kicks = np.sqrt(1 - decay**2) * rng.standard_normal(n_sample)
     ou = np.zeros(n_sample)
     for k in range(n_zero + 1, n_sample):
         ou[k] = decay * ou[k - 1] + kicks[k]
     t = (np.arange(n_sample) - n_zero) * SAMPLE_MS * 1e-3
-    sd = NOISE["sd"] * (1 + NOISE["modulation"] * np.sin(2 * np.pi * NOISE["modulation_hz"] * t))
-    current = np.where(t >= 0, NOISE["mean"] + sd * ou, 0.0)
-    return np.repeat(np.round(current, 3)[:, None], NOISE["repeats"], axis=1)
+    sd = noise["sd"] * (1 + noise["modulation"] * np.sin(2 * np.pi * noise["modulation_hz"] * t))
+    current = np.where(t >= 0, noise["mean"] + sd * ou, 0.0)
+    return np.repeat(np.round(current, 3)[:, None], noise["repeats"], axis=1)
 
 
-def step_currents():
+def step_currents(steps):
     """Steps in equal increments (T, n), from one that hyperpolarises."""
-    start, stop = samples(STEPS["zero_ms"]), samples(STEPS["zero_ms"] + STEPS["step_ms"])
-    current = np.zeros((stop + samples(STEPS["after_ms"]), STEPS["n"]))
-    current[start:stop] = STEPS["first"] + STEPS["increment"] * np.arange(STEPS["n"])
+    start, stop = samples(steps["zero_ms"]), samples(steps["zero_ms"] + steps["step_ms"])
+    current = np.zeros((stop + samples(steps["after_ms"]), steps["n"]))
+    current[start:stop] = steps["first"] + steps["increment"] * np.arange(steps["n"])
     return np.round(current, 3)
 
 
 # ---- The cell and its electrode -------------------------------------------------------------------------------------
 
 
-def simulate(current, **changes):
-    """Potentials (T, n_sweep) in mV of the cell under currents (nA), with changes of its constants if any.
+def simulate(current, cell):
+    """Potentials (T, n_sweep) in mV of a cell, by its constants, under currents (nA).
 
     Each sweep starts at rest and has noise of its own; sample k is the potential before current k acts.
     """
     n_rest = samples(REST_MS)
     injected = np.concatenate([np.zeros((n_rest, current.shape[1])), current])
-    constants = {name: value * UNITS[name[0]] for name, value in (CELL | changes).items()}
+    constants = {name: value * UNITS[name[0]] for name, value in cell.items()}
     constants["I"] = b2.TimedArray(injected * b2.nA, dt=SAMPLE_MS * b2.ms)
     b2.defaultclock.dt = DT_MS * b2.ms
-    cell = b2.NeuronGroup(current.shape[1], EQUATIONS, method="rk4", namespace=constants)
-    cell.run_regularly(NOISE_OF_SYNAPSES, dt=DT_MS * b2.ms)
-    cell.V = -70 * b2.mV
-    cell.h, cell.p = 1, 0.03  # the other gates are closed at rest
-    monitor = b2.StateMonitor(cell, "V", record=True, dt=SAMPLE_MS * b2.ms, when="start")
-    b2.Network(cell, monitor).run(len(injected) * SAMPLE_MS * b2.ms)
+    group = b2.NeuronGroup(current.shape[1], EQUATIONS, method="rk4", namespace=constants)
+    group.run_regularly(NOISE_OF_SYNAPSES, dt=DT_MS * b2.ms)
+    group.V = -70 * b2.mV
+    group.h, group.p = 1, 0.03  # the other gates are closed at rest
+    monitor = b2.StateMonitor(group, "V", record=True, dt=SAMPLE_MS * b2.ms, when="start")
+    b2.Network(group, monitor).run(len(injected) * SAMPLE_MS * b2.ms)
     return np.asarray(monitor.V / b2.mV).T[n_rest:]
 
 
@@ -183,7 +191,7 @@ def rates(times):
     return [round(1e3 / float(part.mean()), 1) for part in (intervals[:2], intervals[-2:])]
 
 
-def passive():
+def passive(cell):
     """Rest (mV), input resistance at the end of 500 ms and at its peak (Mohm), membrane time constant (ms).
 
     By a step of -10 pA and without the noise. The time constant is the time to 1 - 1/e of the peak: later the h and
@@ -191,7 +199,7 @@ def passive():
     """
     current = np.zeros((samples(600.0), 1))
     current[samples(100.0) :] = -0.01
-    V = simulate(current, ge_sd=0.0, gi_sd=0.0)[:, 0]
+    V = simulate(current, cell | {"ge_sd": 0.0, "gi_sd": 0.0})[:, 0]
     drop = V[samples(100.0)] - V[samples(100.0) :]
     return {
         "rest_mV": round(float(V[samples(100.0)]), 2),
@@ -201,17 +209,16 @@ def passive():
     }
 
 
-def measured(noise, steps):
+def measured(noise, steps, cell, driven_s):
     """What the recorded potentials (T, n_sweep) show, and the cell without noise and electrode."""
     repeats, family = ([spike_times(trace) for trace in V.T] for V in (noise, steps))
-    driven_s = (NOISE["duration_ms"] - NOISE["zero_ms"]) * 1e-3
-    return passive() | {
+    return passive(cell) | {
         "spikes_noise": [len(times) for times in repeats],
         "spikes_steps": [len(times) for times in family],
         "rate_noise_Hz": round(float(np.mean([len(times) for times in repeats])) / driven_s, 2),
         "reliability_4ms": round(reliability(repeats, 4.0), 3),
         "reliability_2ms": round(reliability(repeats, 2.0), 3),
-        "rates_last_step_Hz": rates(family[-1]),
+        "rates_last_step_Hz": rates(family[-1]) if family else [],
     }
 
 
@@ -227,26 +234,26 @@ def stored(values, unit):
 def named(currents, potentials):
     """The sweeps in the order of the file: name, what it is, current (nA), potential (mV)."""
     sweeps = []
-    for k in range(NOISE["repeats"]):
+    for k in range(currents["noise"].shape[1]):
         what = "frozen noise: the same Ornstein-Uhlenbeck current in every repeat"
         sweeps.append((f"noise_{k}", what, currents["noise"][:, k], potentials["noise"][:, k]))
-    for k in range(STEPS["n"]):
+    for k in range(currents["step"].shape[1]):
         amplitude = STEPS["first"] + k * STEPS["increment"]
         what = f"step of {amplitude:.2f} nA for {STEPS['step_ms']:g} ms"
         sweeps.append((f"step_{k:02}", what, currents["step"][:, k], potentials["step"][:, k]))
     return sweeps
 
 
-def write(path, sweeps):
+def write(path, sweeps, kind):
     """One NWB file of the sweeps of `named`; a table in it says which current belongs to which potential."""
     begin = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
     file = NWBFile(
-        session_description="Simulated: a regular-spiking cell of cortex with noise of its own, current clamp",
-        identifier="simulated-regular-spiking-cell-1",
+        session_description=f"Simulated: a {kind}-spiking cell of cortex with noise of its own, current clamp",
+        identifier=f"simulated-{kind}-spiking-cell-1",
         session_start_time=begin,
         file_create_date=begin,
         experiment_description="No animal: made by data/make_recording.py with Brian2; its constants are in "
-        "recording.json",
+        f"{path.stem}.json",
         keywords=["simulated", "intracellular", "current clamp"],
     )
     device = file.create_device(name="amplifier", description="Simulated: white noise of 0.1 mV s.d., no filter")
@@ -282,35 +289,44 @@ def write(path, sweeps):
         io.write(file)
 
 
-def main():
-    began = time.perf_counter()
-    b2.prefs.codegen.target = "cython"  # seconds, where numpy takes an hour and draws other noise
+def make(name):
+    """One of RECORDINGS, with a file of what it is; returns what it shows."""
+    began, (kind, cell, noise, steps) = time.perf_counter(), RECORDINGS[name]
     b2.seed(SEEDS["cell"])
     rng = np.random.default_rng(SEEDS["amplifier"])
-    currents = {"noise": noise_current(), "step": step_currents()}
-    potentials = {name: record(simulate(current), current, rng) for name, current in currents.items()}
-
-    path = FOLDER / "recording.nwb"
-    write(path, named(currents, potentials))
+    currents = {"noise": noise_current(noise)} | ({"step": step_currents(steps)} if steps["n"] else {})
+    potentials = {what: record(simulate(current, cell), current, rng) for what, current in currents.items()}
+    for arrays in (currents, potentials):
+        arrays.setdefault("step", np.zeros((1, 0)))
+    path = FOLDER / f"{name}.nwb"
+    write(path, named(currents, potentials), kind)
+    driven_s = (noise["duration_ms"] - noise["zero_ms"]) * 1e-3
+    currents_of = "Traub Na and K, leak, M and h currents" if kind == "regular" else "Traub Na and K, leak"
     facts = {
-        "what": "simulated regular-spiking cell of cortex: Traub Na and K, leak, M and h currents, synaptic noise",
+        "what": f"simulated {kind}-spiking cell of cortex: {currents_of}, synaptic noise",
         "units": "nF, uS, mV, ms, nA, Mohm",
-        "cell": CELL,
+        "cell": cell,
         "electrode": ELECTRODE,
-        "noise": NOISE,
-        "steps": STEPS,
+        "noise": noise,
+        "steps": steps,
         "dt_ms": DT_MS,
         "sample_ms": SAMPLE_MS,
         "rest_before_ms": REST_MS,
         "resolution_V_A": RESOLUTION,
         "seeds": SEEDS,
-        "measured": measured(potentials["noise"], potentials["step"]),
+        "measured": measured(potentials["noise"], potentials["step"], cell, driven_s),
         "versions": {name: importlib.metadata.version(name) for name in ("brian2", "cython", "numpy", "pynwb", "h5py")}
         | {"python": platform.python_version()},
     }
-    (FOLDER / "recording.json").write_text(json.dumps(facts, indent=2) + "\n")
+    path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
     print(json.dumps(facts["measured"], indent=2))
     print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB, made in {time.perf_counter() - began:.0f} s")
+
+
+def main():
+    b2.prefs.codegen.target = "cython"  # seconds, where numpy takes an hour and draws other noise
+    for name in sys.argv[1:]:
+        make(name)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Check the gradients of all learning rules: of one batch, against BPTT and against an oracle of each rule.
 
 The oracles are the equations of the rules written out plainly (`tests/plain.py`), on the neurons of the network itself.
-Those of the packages brainscale and braintrace are beside them, where these can be used. The exit status is 1 where a
-rule departs from its oracle by more than 1e-5 (1e-8 with --precision 64), where the network is silent, or where two
-rules agree that should not.
+Those of the packages brainscale and braintrace are beside them, where these can be used, and neurons are the paper's.
+The exit status is 1 where a rule departs from its oracle by more than 1e-5 (1e-8 with --precision 64), where the
+network is silent, or where two rules agree that should not.
 """
 
 import argparse
@@ -29,19 +29,20 @@ import numpy as np
 import plain
 import scripts
 from jax.sharding import Mesh, NamedSharding
+from plain import Neurons
 
 import engines
 import learning_rules
 import numerics
 from learning_rules import RULES, BatchGradient
-from utils import Model
+from models import Model
 
 task_script = scripts.import_script("task-coba-ei-rsnn")
 
 SCRIPT = Path(__file__).stem
 TOLERANCE = {32: 1e-5, 64: 1e-8}  # relative error of a gradient against its oracle, by bits of a number
 GROUP = 8  # trials that an oracle has at a time, as it stores all states
-# {rule: oracle, (step, weights, trials, decay_out, **arguments of the rule) -> gradient}, and what it has to be told.
+# {rule: oracle, (neurons, weights, trials, decay_out, **arguments of the rule) -> gradient}, and what it is told.
 ORACLES: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "bptt": (plain.plain_bptt, ()),
     "diag": (plain.plain_diag, ()),
@@ -58,18 +59,32 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return task_script.complete(parser, parser.parse_args(argv))
 
 
-def neurons_of(model: Model) -> Callable:
-    """The step of the model's own neurons, as in `plain`."""
+def neurons_of(model: Model) -> Neurons:
+    """The model's own neurons, as in `plain`."""
+    network = model.network
 
-    def step(h, x_exc, x_inh):
-        with brainstate.StateTraceStack():  # lets the states hold what JAX traces
-            states = model.network.local_states
-            for name, value in h.items():
-                states[name].value = value
-            model.network.update_neurons(x_exc, x_inh, model.network.neurons.get_spike())
-            return {name: state.value for name, state in states.items()}
+    def with_states(function):
+        def of_states(h, *arguments):
+            with brainstate.StateTraceStack():  # lets the states hold what JAX traces
+                for name, value in h.items():
+                    network.local_states[name].value = value
+                return function(*arguments)
 
-    return step
+        return of_states
+
+    def states():
+        return {name: state.value for name, state in network.local_states.items()}
+
+    def start(batch):
+        network.init_state(batch)
+        return states()
+
+    def step(x_exc, x_inh):
+        network.update_neurons(x_exc, x_inh, network.neurons.get_spike())
+        return states()
+
+    fast = [name for name in network.traced_states if name not in network.slow_states]
+    return Neurons(start, with_states(network.neurons.get_spike), with_states(step), fast, network.slow_states)
 
 
 def oracle_rule(method: str, arguments: Mapping[str, Any]) -> task_script.Rule:
@@ -141,7 +156,7 @@ def rules_to_check(arguments: Mapping[str, Any]) -> dict[tuple[str, str], task_s
     """{(method, engine or "oracle"): rule}, with a line where a package cannot be used; those have one group."""
     rules = {(method, "native"): engines.choose_rule(method, "native", arguments) for method in RULES}
     rules |= {(method, "oracle"): oracle_rule(method, arguments) for method in RULES}
-    for package in engines.PACKAGES:
+    for package in () if arguments["exc_neuron"] or arguments["inh_neuron"] else engines.PACKAGES:
         if reason := engines.why_not(package):
             print(f"without {package}: {reason}")
         else:

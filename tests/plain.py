@@ -1,9 +1,10 @@
 """The E/I network and the gradients of its learning rules written out plainly, one equation after another: the oracles.
 
-A step of the neurons is a function (h, x_exc, x_inh) -> h of their states h = {"V", "I2", "g_exc", "g_inh"}, each
-(batch, n_rec), and of the increments of the conductances: `plain_neurons`, or that of a network of `utils`. Weights are
-full matrices.
+Neurons are `Neurons`: `plain_neurons`, or those of a network of `utils`. Weights are full matrices.
 """
+
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import brainunit as u
 import jax
@@ -61,13 +62,37 @@ def _(primals, tangents):
     return heaviside(x), 0.3 * jnp.maximum(0.0, 1 - jnp.abs(x)) * dx
 
 
+@dataclasses.dataclass(frozen=True)
+class Neurons:
+    """Neurons as functions of their states h = {"V", ..., "g_exc", "g_inh"}, each (batch, n_rec).
+
+    Args:
+        start: batch -> h before a trial.
+        spikes: h -> spikes.
+        step: (h, x_exc, x_inh) -> h after a step, with the increments of the conductances.
+        fast, slow: names of the states besides conductances that remember, by their time constants.
+    """
+
+    start: Callable
+    spikes: Callable
+    step: Callable
+    fast: Sequence[str] = ("V",)
+    slow: Sequence[str] = ("I2",)
+
+
 def unchanged(x):
     return x
 
 
 def plain_neurons(args, tau_a, reset=unchanged):
-    """The step of Wang et al. (2024), App. F; reset: what becomes of the spikes in the reset."""
-    dt = args.dt
+    """The neurons of Wang et al. (2024), App. F; reset: what becomes of the spikes in the reset."""
+    dt, n_rec = args.dt, args.n_rec
+
+    def start(batch):
+        return dict.fromkeys(("V", "I2", "g_exc", "g_inh"), jnp.zeros((batch, n_rec)))
+
+    def spikes(h):
+        return heaviside(h["V"] - 1)
 
     def step(h, x_exc, x_inh):
         V, I2, s = h["V"], h["I2"], reset(heaviside(h["V"] - 1))
@@ -79,18 +104,70 @@ def plain_neurons(args, tau_a, reset=unchanged):
         V = V_inf + (V - V_inf) * jnp.exp(-g * dt / args.tau_neu)
         return dict(V=V, I2=I2 * jnp.exp(-dt / tau_a), g_exc=g_exc, g_inh=g_inh)
 
-    return step
+    return Neurons(start, spikes, step)
+
+
+def plain_gif(constants, args, tau_syn):
+    """Neurons of `utils.GIF` with all that they may have.
+
+    Args:
+        constants: {name: (n_rec,)}, dimensionless, in ms and per ms, with E_exc and E_inh.
+    """
+    c, dt, n_rec = constants, args.dt, args.n_rec
+    n_ref = jnp.asarray(np.round(c["t_ref"] / dt))
+    currents = (("I1", "R1", "A1", "k1"), ("I2", "R2", "A2", "k2"), ("I3", None, "A3", "k3"))
+
+    def drive(V):
+        k_i = np.where(c["k_i"] > 0, c["k_i"], 1)
+        smooth = k_i * jnp.logaddexp(0, (V - c["V_i"]) / k_i)
+        return jnp.where(c["k_i"] > 0, smooth, V - c["V_rest"])
+
+    def start(batch):
+        names = ("V", "V_th", "V_th2", "I1", "I2", "I3", "left", "pending", "g_exc", "g_inh")
+        h = dict.fromkeys(names, jnp.zeros((batch, n_rec)))
+        V = h["V"] + c["V_rest"]
+        return h | dict(V=V, V_th=c["V_th_inf"] + c["a"] / np.maximum(c["b"], 1e-4) * drive(V))
+
+    def spikes(h):
+        threshold = h["V_th"] + h["V_th2"]
+        return heaviside((h["V"] - threshold) / jnp.abs(threshold)) * (h["left"] == 0)
+
+    def step(h, x_exc, x_inh):
+        s, due = spikes(h), h["left"] == 0
+        g_exc = h["g_exc"] * jnp.exp(-dt / tau_syn) + x_exc
+        g_inh = h["g_inh"] * jnp.exp(-dt / tau_syn) + x_inh
+        V_reset = jnp.where(c["soft"], h["V"] - h["V_th"], c["V_reset"])
+        V = h["V"] + s * (V_reset - h["V"])
+        begins = h["pending"] * due + s * (n_ref == 0)  # the spikes whose currents begin
+        pending = jnp.where(s > 0, s * (n_ref > 0), h["pending"] * ~due)
+        left = jnp.where(s > 0, n_ref, h["left"])
+        after, I = {}, 0
+        for name, factor, increment, rate in currents:
+            I_j = h[name] + begins * (((c[factor] if factor else 1) - 1) * h[name] + c[increment])
+            I, after[name] = I + I_j, I_j * jnp.exp(-dt * c[rate])
+        g = 1 + g_exc + g_inh
+        V_inf = (c["V_rest"] + I + g_exc * c["E_exc"] + g_inh * c["E_inh"]) / g
+        V_next = jnp.where(left > 0, V, V_inf + (V - V_inf) * jnp.exp(-g * dt / c["tau"]))
+        V_th = jnp.maximum(h["V_th"], c["V_th_reset"]) + s * c["A_th"]
+        b = np.where(c["b"] > 0, c["b"], 1)
+        steady = c["V_th_inf"] + c["a"] / b * drive(V)
+        relaxed = steady + (V_th - steady) * jnp.exp(-b * dt)
+        V_th = jnp.where(c["b"] > 0, relaxed, V_th + dt * c["a"] * drive(V))
+        V_th2 = (h["V_th2"] + s * c["A_th2"]) * jnp.exp(-c["b2"] * dt)
+        after |= dict(V=V_next, V_th=V_th, V_th2=V_th2, left=jnp.maximum(left - 1, 0), pending=pending)
+        return after | dict(g_exc=g_exc, g_inh=g_inh)
+
+    rates = dict(V_th="b", V_th2="b2", I1="k1", I2="k2", I3="k3")
+    driven = dict(V_th=c["a"] + abs(c["A_th"]), V_th2=c["A_th2"], I1=c["A1"], I2=c["A2"], I3=c["A3"])
+    slow = [name for name, rate in rates.items() if np.median((c["tau"] * c[rate])[driven[name] != 0]) < 1]
+    return Neurons(start, spikes, step, ["V", "pending", *(name for name in rates if name not in slow)], slow)
 
 
 def cross_entropy(r, labels):
     return -(r - jnp.log(jnp.exp(r).sum(axis=1, keepdims=True)))[jnp.arange(len(labels)), labels]
 
 
-def at_rest(weights, batch):
-    return dict.fromkeys(("V", "I2", "g_exc", "g_inh"), jnp.zeros((batch, weights["in"].shape[1]), weights["in"].dtype))
-
-
-def plain_loss(step, weights, trials, decay_out, sent=unchanged, remembered=unchanged):
+def plain_loss(neurons, weights, trials, decay_out, sent=unchanged, remembered=unchanged):
     """Mean cross-entropy over the steps that count, and spikes (T, batch, n_rec).
 
     Args:
@@ -105,41 +182,41 @@ def plain_loss(step, weights, trials, decay_out, sent=unchanged, remembered=unch
 
     def advance(carry, now):
         (h, r), (x, counted) = carry, now
-        s = heaviside(h["V"] - 1)
+        s = neurons.spikes(h)
         x_exc = x.astype(w_in.dtype) @ abs(w_in) + sent(s)[:, :n_exc] @ abs(w_exc)
         x_inh = sent(s)[:, n_exc:] @ abs(w_inh)
         r = remembered(r) * decay_out + s @ w_out
         loss = jnp.where(counted, cross_entropy(r, labels).mean(), 0)
-        return (step(h, x_exc, x_inh), r), (loss, s)
+        return (neurons.step(h, x_exc, x_inh), r), (loss, s)
 
     batch = inputs.shape[1]
-    start = at_rest(weights, batch), jnp.zeros((batch, n_out), w_in.dtype)
+    start = neurons.start(batch), jnp.zeros((batch, n_out), w_in.dtype)
     _, (losses, raster) = jax.lax.scan(advance, start, (inputs, counts))
     return losses.sum() / counts.sum(), raster
 
 
-def plain_bptt(step, weights, trials, decay_out):
+def plain_bptt(neurons, weights, trials, decay_out):
     """The gradient of backpropagation through time."""
-    return jax.grad(lambda w: plain_loss(step, w, trials, decay_out)[0])(weights)
+    return jax.grad(lambda w: plain_loss(neurons, w, trials, decay_out)[0])(weights)
 
 
-def plain_diag(step, weights, trials, decay_out):
+def plain_diag(neurons, weights, trials, decay_out):
     """The gradient of D-RTRL: that of BPTT stopped between neurons and in the readout's memory, but for W_out."""
     stop = jax.lax.stop_gradient
-    gradient = jax.grad(lambda w: plain_loss(step, w, trials, decay_out, sent=stop, remembered=stop)[0])(weights)
-    return gradient | {"out": plain_bptt(step, weights, trials, decay_out)["out"]}
+    gradient = jax.grad(lambda w: plain_loss(neurons, w, trials, decay_out, sent=stop, remembered=stop)[0])(weights)
+    return gradient | {"out": plain_bptt(neurons, weights, trials, decay_out)["out"]}
 
 
 CONDUCTANCE = {"in": "g_exc", "exc": "g_exc", "inh": "g_inh"}
 
 
 def plain_expsm_diag(
-    step, weights, trials, decay_out, etrace_decay, etrace_groups, etrace_stretches=1, trace_chunk=100
+    neurons, weights, trials, decay_out, etrace_decay, etrace_groups, etrace_stretches=1, trace_chunk=100
 ):
     """The gradient of ES-D-RTRL, with one group of states or two."""
     if etrace_groups == 1:
-        return plain_one_product(step, weights, trials, decay_out, etrace_decay)
-    return plain_products(step, weights, trials, decay_out, etrace_decay, etrace_stretches, trace_chunk)
+        return plain_one_product(neurons, weights, trials, decay_out, etrace_decay)
+    return plain_products(neurons, weights, trials, decay_out, etrace_decay, etrace_stretches, trace_chunk)
 
 
 def jacobian(step, h, push):
@@ -156,7 +233,7 @@ def jacobian(step, h, push):
     return J, {g: column(lambda push_g, g=g: step(h, *(push | {g: push_g}).values()), push[g]) for g in push}
 
 
-def plain_one_product(step, weights, trials, decay_out, etrace_decay):
+def plain_one_product(neurons, weights, trials, decay_out, etrace_decay):
     """Traces of |W_ij| that are products of x_i and f_j, both smoothed."""
     inputs, labels, counts = trials
     w = {name: abs(x) if name != "out" else x for name, x in weights.items()}
@@ -164,24 +241,26 @@ def plain_one_product(step, weights, trials, decay_out, etrace_decay):
 
     def advance(carry, now):
         (h, f, x, r, f_r, total), (z, counted) = carry, now
-        z, s = z.astype(w["in"].dtype), heaviside(h["V"] - 1)
+        z, s = z.astype(w["in"].dtype), neurons.spikes(h)
         sources = {"in": z, "exc": s[:, :n_exc], "inh": s[:, n_exc:]}
         x["out"], f_r, r = decay * x["out"] + s, decay * decay_out * f_r + 1 - decay, decay_out * r + s @ w["out"]
         by_r = jnp.where(counted, jax.grad(lambda r: cross_entropy(r, labels).sum())(r), 0)
-        by_V = by_r @ w["out"].T * 0.3 * jnp.maximum(0.0, 1 - jnp.abs(h["V"] - 1))
+        by_h = jax.vjp(neurons.spikes, h)[1](by_r @ w["out"].T)[0]
         total["out"] += x["out"].T @ (by_r * f_r)
         for name, g in CONDUCTANCE.items():
-            total[name] += x[name].T @ (by_V * f[g]["V"])
+            total[name] += sum(x[name].T @ (by_h[a] * f[g][a]) for a in h)
         push = {"g_exc": z @ w["in"] + s[:, :n_exc] @ w["exc"], "g_inh": s[:, n_exc:] @ w["inh"]}
-        J, c = jacobian(step, h, push)
+        J, c = jacobian(neurons.step, h, push)
         f = {g: {a: decay * sum(J[b][a] * f[g][b] for b in h) + (1 - decay) * c[g][a] for a in h} for g in f}
         x |= {name: decay * x[name] + spikes for name, spikes in sources.items()}
-        return (step(h, *push.values()), f, x, r, f_r, total), None
+        return (neurons.step(h, *push.values()), f, x, r, f_r, total), None
 
     dtype = w["in"].dtype
     x = {name: jnp.zeros((batch, len(matrix)), dtype) for name, matrix in w.items()}
-    h, total = at_rest(w, batch), jax.tree.map(jnp.zeros_like, w)
-    carry = h, {"g_exc": h, "g_inh": h}, x, jnp.zeros((batch, w["out"].shape[1]), dtype), jnp.zeros((), dtype), total
+    h, total = neurons.start(batch), jax.tree.map(jnp.zeros_like, w)
+    none = jax.tree.map(jnp.zeros_like, h)
+    r, f_r = jnp.zeros((batch, w["out"].shape[1]), dtype), jnp.zeros((), dtype)
+    carry = h, {"g_exc": none, "g_inh": none}, x, r, f_r, total
     (*_, total), _ = jax.lax.scan(advance, carry, (inputs, counts))
     n = batch * counts.sum()
     return {name: g * (1 if name == "out" else jnp.sign(weights[name])) / n for name, g in total.items()}
@@ -203,7 +282,7 @@ def chunk_marks(start, stop, chunk, n_stretch):
     return np.isin(steps, ends - lengths), np.isin(steps + 1, ends), stretch, first_step + steps
 
 
-def plain_products(step, weights, trials, decay_out, etrace_decay, n_stretch, chunk):
+def plain_products(neurons, weights, trials, decay_out, etrace_decay, n_stretch, chunk):
     """Traces that are exact within a chunk, and products of x_i and f_j from one to the next.
 
     All goes forward: e are the traces since the chunk began, f what the products of earlier ones have become, and in
@@ -217,21 +296,26 @@ def plain_products(step, weights, trials, decay_out, etrace_decay, n_stretch, ch
     exists = (steps >= 0) & (steps < len(inputs))
     z = jnp.asarray(inputs)[np.clip(steps, 0, len(inputs) - 1)].astype(dtype) * exists[:, None, None]
     counts = exists & np.asarray(counts)[np.clip(steps, 0, len(inputs) - 1)]
-    slow = ("V", "I2")
+    remember = (*neurons.fast, *neurons.slow)
 
     def together(products):
-        sizes = [abs(f).mean(axis=1, keepdims=True) for _, f in products]
+        sizes = [sum(abs(f_a).mean(axis=1, keepdims=True) for f_a in f.values()) for _, f in products]
         total = sum(sizes) + (sum(sizes) == 0)
-        return sum(size * x for size, (x, _) in zip(sizes, products, strict=True)) / total, sum(f for _, f in products)
+        x = sum(size * x for size, (x, _) in zip(sizes, products, strict=True)) / total
+        return x, {a: sum(f[a] for _, f in products) for a in products[0][1]}
 
     def advance(carry, now):
         h, p, p_before, e, unit, f, x, means, q, r, total = carry
-        z, counted, is_first, is_last, k, age = now
-        s = heaviside(h["V"] - 1)
+        z, counted, is_first, is_last, k, age, begun = now
+        s = begun * neurons.spikes(h)
+
+        def step(h, *push):
+            return {a: jnp.where(begun > 0, after, h[a]) for a, after in neurons.step(h, *push).items()}
+
         sources = {"in": z, "exc": s[:, :n_exc], "inh": s[:, n_exc:]}
         push = {"g_exc": z @ w["in"] + s[:, :n_exc] @ w["exc"], "g_inh": s[:, n_exc:] @ w["inh"]}
         J, c = jacobian(step, h, push)
-        decay_syn = J["g_exc"]["g_exc"][0, 0]
+        decay_syn = jacobian(neurons.step, h, push)[0]["g_exc"]["g_exc"][0, 0]
         always = 1 / (1 - decay_syn)
 
         # A chunk begins.
@@ -255,11 +339,11 @@ def plain_products(step, weights, trials, decay_out, etrace_decay, n_stretch, ch
         # The gradient of this step.
         q, r = decay_out * q + s, decay_out * r + s @ w["out"]
         by_r = jnp.where(counted, jax.grad(lambda r: cross_entropy(r, labels).sum())(r), 0)
-        by_V = by_r @ w["out"].T * 0.3 * jnp.maximum(0.0, 1 - jnp.abs(h["V"] - 1))
+        by_h = jax.vjp(neurons.spikes, h)[1](by_r @ w["out"].T)[0]
         total = total | {"out": total["out"] + q.T @ by_r}
         for n in CONDUCTANCE:
-            trace = e[n]["V"] + jnp.einsum("pbi,pbj->bij", x[n], f[n]["V"])
-            total[n] += (trace * by_V[:, None, :]).sum(axis=0)
+            traces = {a: e[n][a] + jnp.einsum("pbi,pbj->bij", x[n], f[n][a]) for a in remember}
+            total[n] += sum((trace * by_h[a][:, None, :]).sum(axis=0) for a, trace in traces.items())
 
         # What is remembered of it.
         for n, g in CONDUCTANCE.items():
@@ -267,7 +351,7 @@ def plain_products(step, weights, trials, decay_out, etrace_decay, n_stretch, ch
                 a: sum(J[b][a][:, None, :] * e[n][b] for b in h) + c[g][a][:, None, :] * sources[n][:, :, None]
                 for a in h
             }
-            f[n] = {a: sum(J[b][a] * f[n][b] for b in slow) for a in slow}
+            f[n] = {a: sum(J[b][a] * f[n][b] for b in remember) for a in remember}
             means[n] = [means[n][0] + sources[n], etrace_decay * means[n][1] + sources[n]]
         for g in unit:
             old = unit[g]
@@ -278,29 +362,39 @@ def plain_products(step, weights, trials, decay_out, etrace_decay, n_stretch, ch
         for n, g in CONDUCTANCE.items():
             n_weights = (1 - etrace_decay ** (age + 1)) / (1 - etrace_decay)
             mean, mean_V = means[n][0] / (age + 1), means[n][1] / n_weights
-            of_V = [(mean_V, unit[g]["now"]["V"]), (p_before[n] / always, unit[g]["before"]["V"])]
-            of_V += [(x[n][0], f[n]["V"][0])]
-            of_I2 = [(mean, unit[g]["now"]["I2"]), (p_before[n] / always, unit[g]["before"]["I2"])]
-            x_V, f_V = together(of_V)
-            x_I2, f_I2 = together([*of_I2, (x[n][0], f[n]["I2"][0]), (x[n][1 + k], f[n]["I2"][1 + k])])
-            ended = x[n].at[0].set(x_V).at[1 + k].set(x_I2)
-            ended_f = {"V": f[n]["V"].at[0].set(f_V), "I2": f[n]["I2"].at[0].set(0.0).at[1 + k].set(f_I2)}
+
+            def own(states, mean, n=n, g=g):
+                now, before = unit[g]["now"], unit[g]["before"]
+                return [(mean, {a: now[a] for a in states}), (p_before[n] / always, {a: before[a] for a in states})]
+
+            def earlier(states, k, n=n):
+                return x[n][k], {a: f[n][a][k] for a in states}
+
+            x_fast, f_fast = together([*own(neurons.fast, mean_V), earlier(neurons.fast, 0)])
+            x_slow, f_slow = together(
+                [*own(neurons.slow, mean), earlier(neurons.slow, 0), earlier(neurons.slow, 1 + k)]
+            )
+            ended = x[n].at[0].set(x_fast).at[1 + k].set(x_slow)
+            ended_f = {a: f[n][a].at[0].set(f_fast[a]) for a in neurons.fast}
+            ended_f |= {a: f[n][a].at[0].set(0.0).at[1 + k].set(f_slow[a]) for a in neurons.slow}
             x[n] = jnp.where(is_last, ended, x[n])
-            f[n] = {a: jnp.where(is_last, ended_f[a], f[n][a]) for a in slow}
+            f[n] = {a: jnp.where(is_last, ended_f[a], f[n][a]) for a in remember}
         p = {n: decay_syn * p[n] + sources[n] for n in p}
         return (step(h, *push.values()), p, p_before, e, unit, f, x, means, q, r, total), None
 
-    h = at_rest(w, batch)
+    h = neurons.start(batch)
+    none = jax.tree.map(jnp.zeros_like, h)
     n_rec, sizes = h["V"].shape[1], {n: len(w[n]) for n in CONDUCTANCE}
     p = {n: jnp.zeros((batch, m), dtype) for n, m in sizes.items()}
     e = {n: dict.fromkeys(h, jnp.zeros((batch, m, n_rec), dtype)) for n, m in sizes.items()}
-    unit = {g: {"now": dict(h), "before": dict(h)} for g in ("g_exc", "g_inh")}
-    f = {n: dict.fromkeys(slow, jnp.zeros((1 + n_stretch, batch, n_rec), dtype)) for n in sizes}
+    unit = {g: {"now": none, "before": none} for g in ("g_exc", "g_inh")}
+    f = {n: dict.fromkeys(remember, jnp.zeros((1 + n_stretch, batch, n_rec), dtype)) for n in sizes}
     x = {n: jnp.zeros((1 + n_stretch, batch, m), dtype) for n, m in sizes.items()}
     means = {n: [zeros, zeros] for n, zeros in p.items()}
     r = jnp.zeros((batch, w["out"].shape[1]), dtype)
-    carry = h, p, p, e, unit, f, x, means, h["V"], r, jax.tree.map(jnp.zeros_like, w)
+    carry = h, p, p, e, unit, f, x, means, none["V"], r, jax.tree.map(jnp.zeros_like, w)
     age = np.arange(len(steps)) - np.maximum.accumulate(np.where(first, np.arange(len(steps)), 0))
-    (*_, total), _ = jax.lax.scan(advance, carry, (z, counts, first, last, stretch, age.astype(dtype)))
+    age, begun = age.astype(dtype), (steps >= 0).astype(dtype)
+    (*_, total), _ = jax.lax.scan(advance, carry, (z, counts, first, last, stretch, age, begun))
     n = batch * counts.sum()
     return {name: g * (1 if name == "out" else jnp.sign(weights[name])) / n for name, g in total.items()}

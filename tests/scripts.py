@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import re
 import subprocess
 import sys
 
@@ -92,7 +93,7 @@ def check_help(script, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for argument, value in defaults.items():
-        explanation = " ".join(text.split(f"\n  --{argument} ")[1].split("\n  --")[0].split())
+        explanation = " ".join(re.split(rf"\n  --{argument}\s", text)[1].split("\n  --")[0].split())
         assert len(explanation.split()) > 4
         if value and argument != "target" and "without this argument" not in explanation:
             value = " ".join(value) if isinstance(value, list) else value

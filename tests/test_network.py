@@ -14,6 +14,7 @@ from plain import arguments, full_matrix, plain_loss, plain_neurons, script, tau
 
 import engines
 import learning_rules
+import models
 import utils
 
 CONN_METHODS = utils.CONN_METHODS
@@ -212,9 +213,9 @@ def test_four_excitatory_neurons_for_an_inhibitory_one(n_rec):
 @pytest.mark.parametrize("conn_method", CONN_METHODS)
 def test_initial_weights_have_the_variance_of_the_paper(conn_method):
     """scale / number of inputs, and the largest of Figure 3: 0.284 (E) and 1.132 (I) for rand, n_rec 400."""
-    settings = utils.NetworkSettings(conn_method=conn_method, n_rec=400)
+    settings = models.NetworkSettings(conn_method=conn_method, n_rec=400)
     connections = utils.connect(conn_method, 320, 80, seed=0)
-    weights = utils.initial_weights(utils.EINetwork(settings), connections, settings)
+    weights = models.make_model(utils.EvidenceAccumulation(), settings).weights
     inputs = {"in": 100, "exc": 320, "inh": 80, "out": 400}
     for name in ("exc", "inh"):
         if connections[name] is not None:

@@ -23,7 +23,7 @@ from common import in_turns
 from workloads import network
 
 import learning_rules
-import utils
+import models
 
 NETWORKS = {"the paper's": (), "the README's": ("--tau_a", 10000, "--rec_scale", 0.1, "--ff_scale", 10, "--beta", 0.5)}
 VARIANTS = {"one group": dict(etrace_groups=1)}
@@ -32,7 +32,7 @@ VARIANTS |= {f"two groups, decay {decay:g}": dict(etrace_decay=decay) for decay 
 VARIANTS |= {f"two groups, chunks of {C}": dict(trace_chunk=C) for C in (10, 25, 200)}
 
 
-def print_table(model: utils.Model, keys: jax.Array) -> None:
+def print_table(model: models.Model, keys: jax.Array) -> None:
     """Rows of cosines and seconds, one a variant."""
     rules = {"diag": jax.jit(learning_rules.diag)}
     rules |= {

@@ -17,10 +17,10 @@ import jax
 from jax.sharding import Mesh
 
 import fitting
+import models
 import neuron_fitting_of_hh_model as hh
 import recordings
 import studies
-import utils
 
 task_script = importlib.import_module("task-coba-ei-rsnn")
 ROOT = Path(hh.__file__).resolve().parent
@@ -55,7 +55,7 @@ def hh_parameters() -> dict[str, float]:
 class Network(NamedTuple):
     """An untrained E/I network, the arguments it is made of, and a mesh of the devices that split a batch."""
 
-    model: utils.Model
+    model: models.Model
     args: dict[str, Any]
     mesh: Mesh
 

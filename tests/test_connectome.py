@@ -1,0 +1,322 @@
+"""Connectomes: what a table of connections becomes, what is refused, and that a rewired one is a control."""
+
+from collections import Counter, defaultdict
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+import scripts
+from plain import (
+    full_matrix,
+    plain_bptt,
+    plain_diag,
+    plain_expsm_diag,
+    plain_neurons,
+    relative_errors,
+    script,
+    tau_a_of,
+)
+from scripts import result_of
+
+import connectome
+import learning_rules
+import models
+import utils
+from connectome import EdgeColumns, Wiring
+
+# (pre, post, weight, sign), with numbers as FlyWire and MICrONS have them, which no float has room for.
+N0 = 720575940600000000
+EDGES = [(N0 + 5, N0 + 1, 2.0, 1), (N0 + 5, N0 + 9, 0.5, 1), (N0 + 1, N0 + 5, 3.0, 1), (N0 + 9, N0 + 1, 4.0, -1)]
+EDGES += [(N0 + 9, N0 + 5, 1.0, -1), (N0 + 5, N0 + 1, 0.25, 1), (N0 + 1, N0 + 1, 1.5, 1), (N0 + 1, N0 + 7, 0.0, 1)]
+
+
+def table(names=("pre", "post", "weight", "sign"), edges=EDGES):
+    return pd.DataFrame(edges, columns=list(names))
+
+
+def save(path, frame):
+    writers = {".csv": frame.to_csv, ".gz": frame.to_csv, ".parquet": frame.to_parquet}
+    if path.suffix == ".npz":
+        np.savez(path, **{name: frame[name].to_numpy() for name in frame})
+    elif path.suffix == ".feather":
+        frame.to_feather(path)
+    elif path.suffix == ".tsv":
+        frame.to_csv(path, sep="\t", index=False)
+    else:
+        writers[path.suffix](path, index=False)
+    return path
+
+
+def listed(wiring):
+    """{(id of pre, id of post): weight} of a wiring, one after another."""
+    found = {}
+    for name, first in (("exc", 0), ("inh", wiring.n_exc)):
+        indptr, indices = wiring.connections[name]
+        for i in range(len(indptr) - 1):
+            for k in range(indptr[i], indptr[i + 1]):
+                pair = wiring.ids[first + i], wiring.ids[indices[k]]
+                assert pair not in found
+                found[pair] = wiring.weights[name][k]
+    return found
+
+
+# ---- Reading --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.tsv", "a.npz", "a.parquet", "a.feather"])
+def test_a_table_in_each_format(name, tmp_path):
+    """Weights of the same pair are added, those of 0 left out; numbers of 64 bits keep their digits."""
+    wiring = connectome.read_wiring(save(tmp_path / name, table()), EdgeColumns())
+    expected = defaultdict(float)
+    for pre, post, weight, _ in EDGES:
+        expected[pre, post] += weight
+    assert listed(wiring) == {pair: weight for pair, weight in expected.items() if weight}
+    assert list(wiring.ids) == [N0 + 1, N0 + 5, N0 + 9]  # excitatory, in order, then inhibitory
+    assert (wiring.n_exc, wiring.n_inh) == (2, 1)
+    text = " ".join(wiring.report)
+    assert all(
+        x in text for x in ("2 excitatory and 1 inhibitory", "6 connections", "1 rows added", "1 rows of weight 0")
+    )
+    assert "1 neurons connect to themselves" in text
+
+
+def test_signs_by_the_weights(tmp_path):
+    edges = [(pre, post, weight * sign) for pre, post, weight, sign in EDGES]
+    wiring = connectome.read_wiring(
+        save(tmp_path / "a.csv", table(("source", "Target", "weight"), edges)), EdgeColumns()
+    )
+    assert (wiring.n_exc, wiring.n_inh) == (2, 1)
+    assert all(weight > 0 for weight in listed(wiring).values())
+
+
+def test_the_table_of_flywire(tmp_path):
+    """As Codex has it, a row a neuropil; where a neuron's transmitter differs from row to row, by the majority."""
+    names = ("pre_root_id", "post_root_id", "neuropil", "syn_count", "nt_type")
+    rows = [(N0 + 1, N0 + 2, "ME_R", 5, "ACH"), (N0 + 1, N0 + 2, "LO_R", 7, "ACH"), (N0 + 2, N0 + 1, "ME_R", 9, "GABA")]
+    rows += [(N0 + 3, N0 + 1, "ME_R", 6, "GLUT")]
+    path = save(tmp_path / "connections.csv.gz", table(names, rows))
+    wiring = connectome.read_wiring(path, EdgeColumns())
+    assert listed(wiring) == {(N0 + 1, N0 + 2): 12, (N0 + 2, N0 + 1): 9, (N0 + 3, N0 + 1): 6}
+    assert wiring.n_inh == 2
+    path = save(tmp_path / "mixed.csv.gz", table(names, [*rows, (N0 + 1, N0 + 3, "ME_R", 2, "GABA")]))
+    with pytest.raises(connectome.BadInput, match=f"both signs .{N0 + 1}"):
+        connectome.read_wiring(path, EdgeColumns())
+    wiring = connectome.read_wiring(path, EdgeColumns(mixed_signs="majority"))
+    assert wiring.n_inh == 2
+    assert listed(wiring)[N0 + 1, N0 + 3] == 2
+    assert "1 of 3 neurons have both signs" in " ".join(wiring.report)
+
+
+def test_the_table_of_microns_with_cell_types(tmp_path):
+    """Names of columns as arguments, and which types inhibit."""
+    rows = [(1, 2, 900.0, "23P"), (2, 3, 400.0, "4P"), (3, 1, 2000.0, "BC"), (4, 1, 100.0, "MC")]
+    path = save(tmp_path / "a.parquet", table(("pre_pt_root_id", "post_pt_root_id", "size", "my_type"), rows))
+    with pytest.raises(connectome.BadInput, match="expected signs"):
+        connectome.read_wiring(path, EdgeColumns())
+    with pytest.raises(connectome.BadInput, match="found 23P, 4P, BC, MC in 4 rows"):
+        connectome.read_wiring(path, EdgeColumns(sign_column="my_type"))
+    wiring = connectome.read_wiring(path, EdgeColumns(sign_column="my_type", inh_types=["BC", "MC"]))
+    assert list(wiring.ids) == [1, 2, 3, 4]
+    assert (wiring.n_exc, wiring.n_inh) == (2, 2)
+    text = " ".join(wiring.report)
+    assert "excitatory: 23P (1), 4P (1)" in text
+    assert "inhibitory: BC (1), MC (1)" in text
+
+
+def test_neurons_without_targets_count_as_excitatory(tmp_path):
+    path = save(tmp_path / "a.csv", table(edges=[("a", "b", 1.0, "E"), ("c", "d", 1.0, "I")]))
+    wiring = connectome.read_wiring(path, EdgeColumns())
+    assert list(wiring.ids) == ["a", "b", "d", "c"]
+    assert "2 neurons without a connection to others" in " ".join(wiring.report)
+
+
+@pytest.mark.parametrize(
+    ("changes", "columns", "texts"),
+    [
+        (dict(sign=[1, 1, 1, -1, 1, 1, 1, 1]), {}, ["both signs", str(N0 + 9), "Dale"]),
+        (dict(weight=[-1.0] + [1.0] * 7), {}, ["weight -1", "agree"]),
+        (dict(weight=[np.nan] + [1.0] * 7), {}, ["column weight, row 0", "finite"]),
+        (dict(weight=["x"] + ["1"] * 7), {}, ["'x'", "column weight"]),
+        (dict(pre=[1.5] * 8), {}, ["decimals", "column pre"]),
+        (dict(pre=[np.nan] + [1.0] * 7), {}, ["no neuron", "row 0"]),
+        (dict(sign=[1] * 8), {}, ["no inhibitory neuron"]),
+        (dict(sign=["SER"] * 8), {}, ["SER in 8 rows", "--inh_types"]),
+        ({}, dict(pre_column="x"), ["--pre_column", "'x'", "pre, post, weight, sign"]),
+        ({}, dict(inh_types=["BC"]), ["--inh_types", "'BC'"]),
+    ],
+)
+def test_what_is_refused(changes, columns, texts, tmp_path):
+    path = save(tmp_path / "a.csv", table().assign(**changes))
+    with pytest.raises(connectome.BadInput) as error:
+        connectome.read_wiring(path, EdgeColumns(**columns))
+    assert "\n" not in str(error.value)
+    assert all(text in str(error.value) for text in ["a.csv", *texts]), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("a.xls", b"x", "expected one of .csv"),
+        ("a.csv", b"", "expected a table"),
+        ("a.csv", b"pre,post\n", "no connections"),
+        ("a.csv", b"i,j\n1,2\n", "columns i, j, expected pre, or --pre_column"),
+        ("a.npz", b"x", "expected a table"),
+        ("a.parquet", b"x", "expected a table"),
+        ("a.csv.gz", b"x", "expected a table"),
+    ],
+)
+def test_files_that_are_no_tables(name, content, text, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(connectome.BadInput, match=text) as error:
+        connectome.read_wiring(tmp_path / name, EdgeColumns())
+    assert "\n" not in str(error.value)
+
+
+# ---- The control ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["file", "rand"])
+def test_shuffled_connections_keep_what_a_neuron_has(source):
+    """Out-degrees, in-degrees from each population, weights by presynaptic neuron; no pair twice; most are new."""
+    if source == "file":
+        wiring = connectome.read_wiring(script.Path("data/connectome.csv"), EdgeColumns())
+    else:
+        wiring = Wiring(80, 20, utils.connect("rand", 80, 20, 0))
+    new = connectome.shuffled(wiring, 0)
+    n_new = n = 0
+    for name in ("exc", "inh"):
+        (indptr, post), (new_indptr, new_post) = wiring.connections[name], new.connections[name]
+        np.testing.assert_array_equal(indptr, new_indptr)
+        np.testing.assert_array_equal(np.sort(post), np.sort(new_post))
+        first = 0 if name == "exc" else wiring.n_exc
+        for i in range(len(indptr) - 1):
+            row = slice(indptr[i], indptr[i + 1])
+            assert (np.diff(new_post[row]) > 0).all()
+            assert first + i not in new_post[row]
+            n, n_new = n + len(post[row]), n_new + len(set(new_post[row]) - set(post[row]))
+            if wiring.weights:
+                assert Counter(wiring.weights[name][row]) == Counter(new.weights[name][row])
+    assert n_new / n > 0.75
+    again, other = connectome.shuffled(wiring, 0), connectome.shuffled(wiring, 1)
+    np.testing.assert_array_equal(again.connections["exc"][1], new.connections["exc"][1])
+    assert (other.connections["exc"][1] != new.connections["exc"][1]).any()
+    assert "shuffled" in new.report[-1]
+
+
+def test_shuffling_forgets_the_groups_of_the_example():
+    """In data/connectome.csv two excitatory neurons share more targets if they are of one group; not when rewired."""
+    wiring = connectome.read_wiring(script.Path("data/connectome.csv"), EdgeColumns())
+
+    def spread(wiring):
+        indptr, post = wiring.connections["exc"]
+        matrix = np.zeros((160, 160))
+        for i in range(160):
+            row = post[indptr[i] : indptr[i + 1]]
+            matrix[i, row[row < 160]] = 1
+        return np.linalg.svd(matrix - matrix.mean())[1][0]
+
+    assert spread(wiring) > 1.5 * spread(connectome.shuffled(wiring, 0))
+
+
+def test_autapses_stay_and_what_cannot_be_swapped_too():
+    """Two neurons of each population that are connected to all there is."""
+    full = {name: (np.array([0, 4, 8], np.int32), np.array([0, 1, 2, 3] * 2, np.int32)) for name in ("exc", "inh")}
+    new = connectome.shuffled(Wiring(2, 2, full), 0)
+    for name in full:
+        np.testing.assert_array_equal(new.connections[name][1], full[name][1])
+
+
+# ---- In the network -------------------------------------------------------------------------------------------------
+
+
+def test_initial_weights_are_those_of_the_file_up_to_one_scale():
+    """By which the mean square of the excitatory ones is rec_scale / number of inputs."""
+    settings = models.NetworkSettings(conn_method="data/connectome.csv", rec_scale=0.7)
+    model = models.make_model(utils.EvidenceAccumulation(), settings)
+    wiring = models.wiring_of(settings)
+    assert (model.network.n_exc, model.network.n_inh) == (160, 40)
+    factor = model.weights["exc"][0] / wiring.weights["exc"][0]
+    for name in ("exc", "inh"):
+        np.testing.assert_allclose(model.weights[name], factor * wiring.weights[name], rtol=1e-5)
+    assert np.sum(np.square(model.weights["exc"])) / 200 == pytest.approx(0.7, rel=1e-5)
+
+
+def test_without_weights_they_are_random(tmp_path):
+    frame = pd.read_csv("data/connectome.csv").drop(columns="weight")
+    settings = models.NetworkSettings(conn_method=str(save(tmp_path / "a.csv", frame)))
+    weights = models.make_model(utils.EvidenceAccumulation(), settings).weights
+    assert np.std(weights["exc"]) == pytest.approx(np.sqrt(0.5 / (len(weights["exc"]) / 200)), rel=0.05)
+    assert (weights["exc"] < 0).any()
+
+
+RULES = {
+    "bptt": (learning_rules.bptt, plain_bptt, {}),
+    "diag": (learning_rules.diag, plain_diag, {}),
+    "expsm_diag": (
+        learning_rules.expsm_diag,
+        plain_expsm_diag,
+        dict(etrace_decay=0.9, etrace_groups=2, etrace_stretches=3, trace_chunk=8),
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradients_on_a_connectome(x64, rule, tmp_path):
+    """Against the equations with full matrices, whose entries are those of the file."""
+    frame = pd.read_csv("data/connectome.csv")
+    number = frame.pre.str[1:].astype(int), frame.post.str[1:].astype(int)
+    small = frame[(number[0] < 16) & (number[1] < 16)]
+    small = small[(small.type == "E") | (number[0][small.index] < 4)]
+    path = save(tmp_path / "small.csv", small)
+    args = script.parse_args([*scripts.SMALL_NETWORK[2:], "--conn_method", str(path)])
+    model, keys = script.make_model(args), jax.random.split(jax.random.key(3), 4)
+    network, task = model.network, model.task
+    args.n_rec = network.n_rec
+    assert all(0 < len(model.weights[name]) < 0.3 * network.n_rec * n for name, n in network.sizes.items())
+    inputs, labels, _ = task(jax.random.key(3), 4)
+    steps, recall = np.arange(task.n_step), task.periods["recall"]
+    matrices = dict(model.weights)
+    for name, n_pre in network.sizes.items():
+        matrices[name] = full_matrix(matrices[name], model.connections[name], n_pre, network.n_rec)
+    ours, oracle, kwargs = RULES[rule]
+    trials = inputs, labels, (steps >= recall.start) & (steps < recall.stop)
+    neurons = plain_neurons(args, tau_a_of(network))
+    expected = dict(oracle(neurons, matrices, trials, np.exp(-args.dt / args.tau_out), **kwargs))
+    for name, ends in network.pairs(model.connections).items():
+        expected[name] = expected[name][ends]
+    _, gradient, _, _ = jax.jit(lambda keys: ours(model, keys, **kwargs))(keys)
+    errors = relative_errors(gradient, expected)
+    assert all(error < 1e-8 for error in errors.values()), errors
+
+
+def test_training_on_a_connectome(tmp_path):
+    """By a subprocess: trained, loaded, resumed; the connections in weights.npz are those of the file."""
+    path = script.Path("data/connectome.csv").resolve()
+    common = [*scripts.SMALL_NETWORK[2:], "--batch_size", 4, "--n_heldout", 8, "--conn_method", path]
+    done = scripts.run(script, *common, "--epochs", 2, "--eval_every", 1, "--schedule", "constant", cwd=tmp_path)
+    _, folder = result_of(done, tmp_path)
+    assert "160 excitatory and 40 inhibitory neurons, 5891 connections" in done.stdout
+    assert folder.name == "train_bptt_connectome_200_seed0"
+    wiring = connectome.read_wiring(path, EdgeColumns())
+    arrays = np.load(folder / "weights.npz")
+    np.testing.assert_array_equal(arrays["inh_indices"], wiring.connections["inh"][1])
+    result_of(scripts.run(script, "--mode", "sim", "--load", folder, "--n_heldout", 8, cwd=tmp_path), tmp_path)
+    done = scripts.run(script, "--resume", folder, "--epochs", 3, cwd=tmp_path)
+    assert result_of(done, tmp_path)[0]["updates"] == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "texts"),
+    [
+        (["--conn_method", "nowhere.csv"], ["--conn_method", "nowhere.csv", "dense, gaussian, rand"]),
+        (["--conn_method", "DATA", "--n_rec", "100"], ["--n_rec", "200 neurons"]),
+        (["--conn_method", "DATA", "--w_ei_ratio", "3"], ["--w_ei_ratio", "--rec_scale alone"]),
+        (["--pre_column", "pre"], ["--pre_column", "--conn_method FILE"]),
+        (["--shuffle_connections"], ["--shuffle_connections", "dense"]),
+    ],
+)
+def test_arguments_that_are_refused(given, texts, tmp_path, monkeypatch, capsys):
+    path = str(script.Path("data/connectome.csv").resolve())
+    errors = scripts.refused(script, monkeypatch, capsys, tmp_path, [path if x == "DATA" else x for x in given])
+    assert all(text in errors for text in texts), errors
