@@ -1,7 +1,7 @@
 """A connectome as a table of connections: reading it, Dale's law, and rewiring it as a control."""
 
 import dataclasses
-import zipfile
+import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,9 +19,7 @@ SIGN = ("sign", "type", "nt_type", "pre_type", "pre_cell_type", "classification_
 EXCITATORY = ("e", "exc", "excitatory", "excitatory_neuron", "1", "+1", "1.0", "+", "ach", "acetylcholine")
 INHIBITORY = ("i", "inh", "inhibitory", "inhibitory_neuron", "-1", "-1.0", "-", "gaba", "glut", "glutamate")
 READERS = {
-    ".csv": pd.read_csv,
-    ".csv.gz": pd.read_csv,
-    ".tsv": lambda path: pd.read_csv(path, sep="\t"),
+    **dict.fromkeys((".csv", ".csv.gz", ".tsv", ".tsv.gz"), lambda path: read_text(path)),
     ".parquet": pd.read_parquet,
     ".feather": pd.read_feather,
     ".npz": lambda path: read_npz(path),
@@ -93,6 +91,13 @@ class Wiring:
 # ---- Reading --------------------------------------------------------------------------------------------------------
 
 
+def read_text(path: Path) -> pd.DataFrame:
+    """The table of a text file; what is most often in its first line, tab, ; or comma, separates its columns."""
+    with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rt", encoding="utf-8-sig") as lines:
+        first = lines.readline()
+    return pd.read_csv(path, sep=max(",;\t", key=first.count))
+
+
 def read_npz(path: Path) -> pd.DataFrame:
     """The arrays of a NPZ file as columns."""
     with np.load(path) as arrays:
@@ -110,7 +115,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raise BadInput(f"{path}: found no table by its name, expected one of {' '.join(READERS)}")
     try:
         table = READERS[suffix](path)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # parsers of others raise what they like, and ImportError where they are not installed
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise BadInput(f"{path}: found nothing that can be read ({reason}), expected a table of connections") from None
     if not len(table):
@@ -144,7 +149,7 @@ def numbers_of(path: Path, column: pd.Series) -> np.ndarray:
     numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
     if not np.isfinite(numbers).all():
         row = int(np.flatnonzero(~np.isfinite(numbers))[0])
-        found = f"found {column.iloc[row]!r} in column {column.name}, row {row}"
+        found = f"found '{column.iloc[row]}' in column {column.name}, row {row}"
         raise BadInput(f"{path}: {found}, expected finite numbers")
     return numbers
 
@@ -152,10 +157,12 @@ def numbers_of(path: Path, column: pd.Series) -> np.ndarray:
 def inhibitory_by(path: Path, column: pd.Series, inh_types: Sequence[str] | None) -> tuple[np.ndarray, list[str]]:
     """Whether each connection inhibits, by what a column says, and lines that say of which types that has made what.
 
+    With `inh_types`, a row without a value excites, as all others do, and is counted as (none).
+
     Raises:
         BadInput: a value is neither of those that excite nor of those that inhibit.
     """
-    values = column.astype(str).str.strip()
+    values = column.astype(str).str.strip().where(column.notna(), "(none)")
     if inh_types:
         types = values.value_counts()
         if missing := [name for name in inh_types if name not in types.index]:
@@ -215,11 +222,14 @@ def read_wiring(path: Path, columns: EdgeColumns) -> Wiring:
     sign = column_of(path, table, columns.sign_column, SIGN, "sign")
     w = np.ones(len(table)) if weight is None else numbers_of(path, weight)
     report = []
+    if sign is None and columns.inh_types:
+        found = f"found columns {columns_of(table)} in {path}"
+        raise BadInput(f"argument --inh_types: {found}, expected --sign_column, the column of these types")
     if sign is not None:
         inhibits, report = inhibitory_by(path, sign, columns.inh_types)
-        if (w < 0).any() and (contradict := (w < 0) != inhibits).any():
+        if (w < 0).any() and (contradict := (w != 0) & ((w < 0) != inhibits)).any():
             row = int(np.flatnonzero(contradict)[0])
-            found = f"found weight {w[row]:g} and {sign.iloc[row]!r} in row {row}"
+            found = f"found weight {w[row]:g} and '{sign.iloc[row]}' in row {row}"
             raise BadInput(f"{path}: {found}, expected signs that agree")
     elif (w < 0).any():
         inhibits = w < 0
@@ -227,12 +237,18 @@ def read_wiring(path: Path, columns: EdgeColumns) -> Wiring:
         found = f"found columns {columns_of(table)}, and no negative weight"
         raise BadInput(f"{path}: {found}, expected signs: a column sign or type (or --sign_column), or signed weights")
     ends = [ids_of(path, column) for column in (pre, post)]
-    if ends[0].dtype != ends[1].dtype:
-        ends = [end.astype(str).astype(object) for end in ends]
+    if len({end.dtype == object for end in ends}) > 1:
+        # Text such as 01 would be another neuron than the integer that it became in the other column.
+        found = f"found integers in one of the columns {pre.name} and {post.name}, and text in the other"
+        raise BadInput(f"{path}: {found}, expected one of them in both")
+    kind = np.result_type(*ends)
+    ends = [end.astype(object if kind.kind == "f" else kind) for end in ends]  # of int64 and uint64, NumPy makes floats
     edges = pd.DataFrame(dict(pre=ends[0], post=ends[1], w=np.abs(w), inhibits=inhibits))
     if n_zero := int((edges.w == 0).sum()):
         report = [*report, f"{n_zero} rows of weight 0 left out"]
         edges = edges[edges.w > 0]
+    if not len(edges):
+        raise BadInput(f"{path}: found only weights of 0, expected others too")
     return wiring_of(path, edges, columns.mixed_signs, weight is not None, report)
 
 
@@ -303,13 +319,18 @@ def shuffled(wiring: Wiring, seed: int) -> Wiring:
         indptr, post = (np.asarray(x) for x in wiring.connections[name])
         pre = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
         new = swapped(pre + first, post.astype(np.int64), n_rec, rng)
-        kept.append((np.isin(pre * n_rec + new, pre * n_rec + post).sum(), len(post)))
+        by_chance = np.diff(indptr)[pre] * np.bincount(post, minlength=n_rec)[post] / max(len(post), 1)
+        n_kept = np.isin(pre * n_rec + new, pre * n_rec + post).sum()
+        kept.append((n_kept, np.minimum(by_chance, 1).sum(), len(post)))
         order = np.lexsort((new, pre))
         connections[name] = indptr, new[order].astype(np.int32)
         if wiring.weights is not None:
             weights[name] = wiring.weights[name][order]
-    n_kept, n = np.sum(kept, axis=0)
-    line = f"shuffled: {n_kept / n:.1%} of the connections are where there was one before, {n / n_rec**2:.1%} by chance"
+    n_kept, n_chance, n = np.sum(kept, axis=0)
+    line = f"shuffled: {n_kept / n:.1%} of the connections are where there was one before, about {n_chance / n:.1%} by "
+    line += "chance in networks of these degrees"
+    if n_kept - n_chance > 0.5 * (n - n_chance):
+        line += "; too few can be swapped for a control"
     return dataclasses.replace(
         wiring, connections=connections, weights=weights if wiring.weights else None, report=(*wiring.report, line)
     )

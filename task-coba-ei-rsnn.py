@@ -41,7 +41,6 @@ import optax
 import scipy.optimize
 import scipy.special
 import scipy.stats
-from connectome import EdgeColumns, Wiring
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
@@ -49,6 +48,7 @@ import engines
 import learning_rules
 import models
 from checkpoints import Checkpoints
+from connectome import EdgeColumns, Wiring
 from learning_rules import RULES, BatchGradient
 from models import Model, NetworkSettings
 from utils import Connections, EvidenceAccumulation, Weights

@@ -1,5 +1,7 @@
 """Connectomes: what a table of connections becomes, what is refused, and that a rewired one is a control."""
 
+import gzip
+import io
 from collections import Counter, defaultdict
 
 import jax
@@ -25,6 +27,7 @@ import models
 import utils
 from connectome import EdgeColumns, Wiring
 
+CORRUPT = gzip.compress(b"")[:10] + b"\xff" * 50  # a stream that deflate cannot have
 # (pre, post, weight, sign), with numbers as FlyWire and MICrONS have them, which no float has room for.
 N0 = 720575940600000000
 EDGES = [(N0 + 5, N0 + 1, 2.0, 1), (N0 + 5, N0 + 9, 0.5, 1), (N0 + 1, N0 + 5, 3.0, 1), (N0 + 9, N0 + 1, 4.0, -1)]
@@ -46,6 +49,13 @@ def save(path, frame):
     else:
         writers[path.suffix](path, index=False)
     return path
+
+
+def array_alone():
+    """What np.save writes, which is no NPZ file."""
+    file = io.BytesIO()
+    np.save(file, np.zeros(1))
+    return file.getvalue()
 
 
 def listed(wiring):
@@ -134,6 +144,10 @@ def test_neurons_without_targets_count_as_excitatory(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "columns", "texts"),
     [
+        (dict(weight=[np.inf] + [1.0] * 7), {}, ["'inf'", "column weight, row 0"]),
+        (dict(weight=[0.0] * 8), {}, ["only weights of 0"]),
+        (dict(sign=[None, *"EEIIEEE"]), {}, ["(none) in 1 rows", "--inh_types"]),
+        (dict(pre=["A"] + ["01"] * 7), {}, ["pre and post", "text"]),
         (dict(sign=[1, 1, 1, -1, 1, 1, 1, 1]), {}, ["both signs", str(N0 + 9), "Dale"]),
         (dict(weight=[-1.0] + [1.0] * 7), {}, ["weight -1", "agree"]),
         (dict(weight=[np.nan] + [1.0] * 7), {}, ["column weight, row 0", "finite"]),
@@ -164,6 +178,8 @@ def test_what_is_refused(changes, columns, texts, tmp_path):
         ("a.npz", b"x", "expected a table"),
         ("a.parquet", b"x", "expected a table"),
         ("a.csv.gz", b"x", "expected a table"),
+        ("a.csv.gz", CORRUPT, "expected a table"),
+        ("a.npz", array_alone(), "expected a table"),
     ],
 )
 def test_files_that_are_no_tables(name, content, text, tmp_path):
@@ -171,6 +187,40 @@ def test_files_that_are_no_tables(name, content, text, tmp_path):
     with pytest.raises(connectome.BadInput, match=text) as error:
         connectome.read_wiring(tmp_path / name, EdgeColumns())
     assert "\n" not in str(error.value)
+
+
+def test_types_that_no_column_has(tmp_path):
+    edges = [(pre, post, weight * sign) for pre, post, weight, sign in EDGES]
+    path = save(tmp_path / "a.csv", table(("pre", "post", "weight"), edges))
+    with pytest.raises(connectome.BadInput, match="--inh_types: found columns pre, post, weight"):
+        connectome.read_wiring(path, EdgeColumns(inh_types=["BC"]))
+
+
+def test_signs_of_zero_weights_contradict_nothing(tmp_path):
+    path = save(tmp_path / "a.csv", table(edges=[(1, 2, 1.0, "E"), (2, 1, -1.0, "I"), (2, 3, 0.0, "I")]))
+    assert connectome.read_wiring(path, EdgeColumns()).n_inh == 1
+
+
+def test_neurons_without_a_type_excite_and_are_counted(tmp_path):
+    path = save(tmp_path / "a.csv", table(edges=[(1, 2, 1.0, "ACH"), (2, 1, 1.0, "GABA"), (3, 1, 1.0, None)]))
+    wiring = connectome.read_wiring(path, EdgeColumns(inh_types=["GABA"]))
+    assert list(wiring.ids) == [1, 3, 2]
+    assert "(none) (1)" in " ".join(wiring.report)
+
+
+@pytest.mark.parametrize("separator", ["\t", ";"])
+def test_separators_of_csv(separator, tmp_path):
+    table().to_csv(tmp_path / "a.csv", sep=separator, index=False)
+    assert list(connectome.read_wiring(tmp_path / "a.csv", EdgeColumns()).ids) == [N0 + 1, N0 + 5, N0 + 9]
+
+
+@pytest.mark.parametrize("kinds", [(np.int32, np.int64), (np.uint64, np.int64)])
+def test_integers_of_two_types_stay_integers(kinds, tmp_path):
+    first = 0 if np.int32 in kinds else N0
+    pre, post = (np.array(ids).astype(kind) for ids, kind in zip(([10, 9], [9, 10]), kinds, strict=True))
+    arrays = dict(pre=pre + kinds[0](first), post=post + kinds[1](first), sign=["I", "E"])
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert list(connectome.read_wiring(tmp_path / "a.npz", EdgeColumns()).ids) == [first + 9, first + 10]
 
 
 # ---- The control ----------------------------------------------------------------------------------------------------
@@ -225,6 +275,13 @@ def test_autapses_stay_and_what_cannot_be_swapped_too():
     new = connectome.shuffled(Wiring(2, 2, full), 0)
     for name in full:
         np.testing.assert_array_equal(new.connections[name][1], full[name][1])
+
+
+def test_the_report_says_where_too_few_could_be_swapped():
+    full = {name: [np.delete(np.arange(40), first + i) for i in range(20)] for name, first in (("exc", 0), ("inh", 20))}
+    connections = {name: (np.arange(21) * 39, np.concatenate(rows)) for name, rows in full.items()}
+    assert "too few" in connectome.shuffled(Wiring(20, 20, connections), 0).report[-1]
+    assert "too few" not in connectome.shuffled(Wiring(80, 20, utils.connect("rand", 80, 20, 0)), 0).report[-1]
 
 
 # ---- In the network -------------------------------------------------------------------------------------------------
