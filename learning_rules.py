@@ -20,6 +20,7 @@ import optax
 from jax.typing import ArrayLike
 
 import numerics
+import sparse_products
 from models import Model
 from utils import EINetwork, Weights
 
@@ -144,13 +145,20 @@ class Pairs:
         """sum_s x_i(s) y_j(s) at each pair, of each trial, from x (C, batch, n_i) and y (C, batch, n_j)."""
         if self.ends is None:
             return jnp.einsum("sbi,sbj->bij", x, y)
+        if self._is_sparse(x, y):
+            return sparse_products.pair_products(x, y, *self.ends)
         # One trial at a time, so that a full matrix exists for one alone.
         return jax.lax.map(lambda xy: (xy[0].T @ xy[1])[self.ends], (x.swapaxes(0, 1), y.swapaxes(0, 1)))
 
     def total(self, x: jax.Array, y: jax.Array) -> jax.Array:
         """`products`, summed over the trials."""
+        if self._is_sparse(x, y):
+            return sparse_products.pair_total(x, y, *self.ends)
         matrix = jnp.einsum("sbi,sbj->ij", x, y)
         return matrix if self.ends is None else matrix[self.ends]
+
+    def _is_sparse(self, x, y):
+        return self.ends is not None and sparse_products.is_sparse(len(self.ends[0]), x.shape[2], y.shape[2])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+import sparse_products
 from numerics import Number, exp_euler, inverse_exprel, is_zero, relax
 
 # ---- Neurons --------------------------------------------------------------------------------------------------------
@@ -557,12 +558,16 @@ class EINetwork(brainstate.nn.Module):
         """Matrices (n_pre, n_post) that act on spikes: |W|, and W_out.
 
         Connections that are listed become a sparse matrix where `event_driven`, whose product costs what the spikes
-        that occur cost, but which cannot be made under `jax.jit`; and else a full one with zeros, whose product and
-        gradient together are faster at hundreds of neurons.
+        that occur cost, but which has no gradient and cannot be made under `jax.jit`. Else they become those of
+        `sparse_products`, or where there are many for the number of neurons a full matrix with zeros.
         """
         matrices = {name: w if name == "out" else jnp.abs(w) for name, w in weights.items()}
         if not event_driven:
-            return self.full_matrices(matrices, connections)
+            full = self.full_matrices(matrices, {n: of for n, of in connections.items() if not self._is_sparse(of, n)})
+            for name, pair in self.pairs(connections).items():
+                if self._is_sparse(connections[name], name):
+                    full[name] = sparse_products.synapses(matrices[name], *pair, self.sizes[name], self.n_rec)
+            return full
         for name, listed in connections.items():
             if listed is not None:
                 indptr, indices = map(jnp.asarray, listed)
@@ -617,7 +622,12 @@ class EINetwork(brainstate.nn.Module):
         g_inh = self.g_inh.value = relax(self.g_inh.value, 0.0, 1 / self.tau_syn) + x_inh
         self.neurons.update(g_exc * self.E_exc + g_inh * self.E_inh, spikes, g_exc + g_inh)
 
+    def _is_sparse(self, listed, name):
+        return listed is not None and sparse_products.is_sparse(len(listed[1]), self.sizes[name], self.n_rec)
+
     def _propagate(self, spikes, matrix):
+        if isinstance(matrix, sparse_products.Synapses):
+            return sparse_products.propagate(spikes, matrix, self.n_rec)
         if isinstance(matrix, dict):
             # Made here, as a CSR that is the argument of a program has its indices as constants of it.
             matrix = brainevent.CSR(**matrix, shape=(spikes.shape[1], self.n_rec))

@@ -5,6 +5,7 @@ import io
 from collections import Counter, defaultdict
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +25,7 @@ from scripts import result_of
 import connectome
 import learning_rules
 import models
+import sparse_products
 import utils
 from connectome import EdgeColumns, Wiring
 
@@ -318,9 +320,12 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_gradients_on_a_connectome(x64, rule, tmp_path):
-    """Against the equations with full matrices, whose entries are those of the file."""
+@pytest.mark.parametrize(
+    ("rule", "products"), [("bptt", "full"), ("bptt", "sparse"), ("diag", "sparse"), ("expsm_diag", "sparse")]
+)
+def test_gradients_on_a_connectome(x64, rule, products, tmp_path, monkeypatch):
+    """Against the equations with full matrices, whose entries are those of the file, by either kind of products."""
+    monkeypatch.setattr(sparse_products, "SPARSE", 2.0 if products == "sparse" else 0.0)
     frame = pd.read_csv("data/connectome.csv")
     number = frame.pre.str[1:].astype(int), frame.post.str[1:].astype(int)
     small = frame[(number[0] < 16) & (number[1] < 16)]
@@ -345,6 +350,38 @@ def test_gradients_on_a_connectome(x64, rule, tmp_path):
     _, gradient, _, _ = jax.jit(lambda keys: ours(model, keys, **kwargs))(keys)
     errors = relative_errors(gradient, expected)
     assert all(error < 1e-8 for error in errors.values()), errors
+
+
+@pytest.mark.parametrize(("n_pre", "n_post", "p", "batch"), [(60, 90, 0.1, 3), (40, 33, 0.9, 2), (30, 30, 0.01, 2)])
+def test_sparse_products_are_those_of_full_matrices(x64, n_pre, n_post, p, batch):
+    """Values and derivatives by spikes and weights, also of neurons without connections, and with many."""
+    rng = np.random.default_rng(0)
+    pre, post = (jnp.asarray(x, jnp.int32) for x in np.nonzero(rng.random((n_pre, n_post)) < p))
+    w, y = rng.normal(size=len(pre)), rng.normal(size=(7, batch, n_post))
+    spikes = (rng.random((7, batch, n_pre)) < 0.2).astype(float)
+
+    def sparse(w, s):
+        synapses = sparse_products.synapses(w, pre, post, n_pre, n_post)
+        return jnp.stack([sparse_products.propagate(x, synapses, n_post) for x in s])
+
+    def full(w, s):
+        return s @ jnp.zeros((n_pre, n_post)).at[pre, post].set(w)
+
+    for s in (spikes, spikes * rng.normal(size=spikes.shape), 0 * spikes):
+        (ours, pull), (expected, pull_expected) = (jax.vjp(f, jnp.asarray(w), jnp.asarray(s)) for f in (sparse, full))
+        np.testing.assert_allclose(ours, expected, atol=1e-12)
+        for x, x_expected in zip(pull(jnp.asarray(y)), pull_expected(jnp.asarray(y)), strict=True):
+            np.testing.assert_allclose(x, x_expected, atol=1e-12)
+        products = np.einsum("sbi,sbj->bij", s, y)[:, pre, post]
+        np.testing.assert_allclose(sparse_products.pair_products(s, y, pre, post), products, atol=1e-12)
+        np.testing.assert_allclose(sparse_products.pair_total(s, y, pre, post), products.sum(axis=0), atol=1e-12)
+
+
+def test_which_products_a_network_takes():
+    """Those of 20 000 neurons with a million connections are sparse, those of the example and of `rand` are not."""
+    assert sparse_products.is_sparse(800_000, 16_000, 20_000)
+    assert not sparse_products.is_sparse(3941, 160, 200)
+    assert not sparse_products.is_sparse(320 * 40, 320, 400)
 
 
 def test_training_on_a_connectome(tmp_path):
