@@ -834,7 +834,8 @@ def plot_activity(model: Model, activity: Activity) -> plt.Figure:
     for axis, (name, color) in zip(axes[2:4], COLORS.items(), strict=True):
         for i, V in enumerate(activity.V[name].T):
             axis.plot(t, V, color=color, lw=0.7, alpha=1 - 0.7 * i / n_trace)
-        for level in np.unique(np.append(network.E_exc, network.E_inh)):
+        own = slice(network.n_exc) if name == "exc" else slice(network.n_exc, None)
+        for level in np.unique([np.broadcast_to(E, network.n_rec)[own] for E in (network.E_exc, network.E_inh)]):
             axis.axhline(level, color="0.5", lw=0.8, ls="--")
         axis.axhline(1, color="0.5", lw=0.6, ls=":")
         axis.set_ylabel(f"V, {name}.\n(threshold 1)")
