@@ -4,6 +4,7 @@ Neurons are `Neurons`: `plain_neurons`, or those of a network of `utils`. Weight
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import brainunit as u
@@ -207,6 +208,27 @@ def plain_diag(neurons, weights, trials, decay_out):
     return gradient | {"out": plain_bptt(neurons, weights, trials, decay_out)["out"]}
 
 
+def reference_gradient(rule, model, neurons, args, task=None, **options):
+    """The gradient of 4 trials, those of key 3, at the connections that there are.
+
+    Args:
+        rule: `plain_bptt` or another, with its options.
+        args: of the script, that the model is made of.
+        task: in place of the model's.
+    """
+    network, task = model.network, task or model.task
+    inputs, labels, _ = task(jax.random.key(3), 4)
+    recall, steps = task.periods["recall"], np.arange(task.n_step)
+    matrices = dict(model.weights)
+    for name, n_pre in network.sizes.items():
+        matrices[name] = full_matrix(matrices[name], model.connections[name], n_pre, network.n_rec)
+    trials = inputs, labels, (steps >= recall.start) & (steps < recall.stop)
+    expected = dict(rule(neurons, matrices, trials, math.exp(-args.dt / args.tau_out), **options))
+    for name, ends in network.pairs(model.connections).items():
+        expected[name] = expected[name] if ends is None else expected[name][ends]
+    return expected
+
+
 CONDUCTANCE = {"in": "g_exc", "exc": "g_exc", "inh": "g_inh"}
 
 
@@ -309,13 +331,13 @@ def plain_products(neurons, weights, trials, decay_out, etrace_decay, n_stretch,
         z, counted, is_first, is_last, k, age, begun = now
         s = begun * neurons.spikes(h)
 
-        def step(h, *push):
-            return {a: jnp.where(begun > 0, after, h[a]) for a, after in neurons.step(h, *push).items()}
-
         sources = {"in": z, "exc": s[:, :n_exc], "inh": s[:, n_exc:]}
         push = {"g_exc": z @ w["in"] + s[:, :n_exc] @ w["exc"], "g_inh": s[:, n_exc:] @ w["inh"]}
-        J, c = jacobian(step, h, push)
-        decay_syn = jacobian(neurons.step, h, push)[0]["g_exc"]["g_exc"][0, 0]
+        J, c = jacobian(neurons.step, h, push)
+        decay_syn = J["g_exc"]["g_exc"][0, 0]
+        # Before step 0 nothing changes.
+        J = {b: {a: jnp.where(begun > 0, x, float(a == b)) for a, x in of.items()} for b, of in J.items()}
+        c = {g: {a: begun * x for a, x in of.items()} for g, of in c.items()}
         always = 1 / (1 - decay_syn)
 
         # A chunk begins.
@@ -380,7 +402,8 @@ def plain_products(neurons, weights, trials, decay_out, etrace_decay, n_stretch,
             x[n] = jnp.where(is_last, ended, x[n])
             f[n] = {a: jnp.where(is_last, ended_f[a], f[n][a]) for a in remember}
         p = {n: decay_syn * p[n] + sources[n] for n in p}
-        return (step(h, *push.values()), p, p_before, e, unit, f, x, means, q, r, total), None
+        h = {a: jnp.where(begun > 0, after, h[a]) for a, after in neurons.step(h, *push.values()).items()}
+        return (h, p, p_before, e, unit, f, x, means, q, r, total), None
 
     h = neurons.start(batch)
     none = jax.tree.map(jnp.zeros_like, h)

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import scripts
 from plain import (
-    full_matrix,
     plain_bptt,
     plain_diag,
     plain_expsm_diag,
     plain_neurons,
+    reference_gradient,
     relative_errors,
     script,
     tau_a_of,
@@ -333,20 +333,11 @@ def test_gradients_on_a_connectome(x64, rule, products, tmp_path, monkeypatch):
     path = save(tmp_path / "small.csv", small)
     args = script.parse_args([*scripts.SMALL_NETWORK[2:], "--conn_method", str(path)])
     model, keys = script.make_model(args), jax.random.split(jax.random.key(3), 4)
-    network, task = model.network, model.task
+    network = model.network
     args.n_rec = network.n_rec
     assert all(0 < len(model.weights[name]) < 0.3 * network.n_rec * n for name, n in network.sizes.items())
-    inputs, labels, _ = task(jax.random.key(3), 4)
-    steps, recall = np.arange(task.n_step), task.periods["recall"]
-    matrices = dict(model.weights)
-    for name, n_pre in network.sizes.items():
-        matrices[name] = full_matrix(matrices[name], model.connections[name], n_pre, network.n_rec)
     ours, oracle, kwargs = RULES[rule]
-    trials = inputs, labels, (steps >= recall.start) & (steps < recall.stop)
-    neurons = plain_neurons(args, tau_a_of(network))
-    expected = dict(oracle(neurons, matrices, trials, np.exp(-args.dt / args.tau_out), **kwargs))
-    for name, ends in network.pairs(model.connections).items():
-        expected[name] = expected[name][ends]
+    expected = reference_gradient(oracle, model, plain_neurons(args, tau_a_of(network)), args, **kwargs)
     _, gradient, _, _ = jax.jit(lambda keys: ours(model, keys, **kwargs))(keys)
     errors = relative_errors(gradient, expected)
     assert all(error < 1e-8 for error in errors.values()), errors

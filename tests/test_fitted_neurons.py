@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import math
 from types import SimpleNamespace
 
 import runs
@@ -16,7 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scripts
-from plain import arguments, full_matrix, plain_bptt, plain_diag, plain_expsm_diag, plain_gif, relative_errors, script
+from plain import (
+    arguments,
+    plain_bptt,
+    plain_diag,
+    plain_expsm_diag,
+    plain_gif,
+    reference_gradient,
+    relative_errors,
+    script,
+)
 from scripts import result_of
 
 import fitted_neurons
@@ -146,22 +154,12 @@ def rich_model(folders, *more):
     exc = folders["all terms"], folders["layer 5"], folders["paper"]
     args = arguments(*FITTED, "--exc_neuron", *exc, *more)
     model, keys = script.make_model(args), jax.random.split(jax.random.key(3), 4)
-    network, task = model.network, model.task
-    arrays = models.neuron_arrays(network)
+    arrays = models.neuron_arrays(model.network)
     constants = {name.removeprefix("neuron_"): x for name, x in arrays.items() if name.startswith("neuron_")}
-    neurons = plain_gif(constants | dict(soft=network.neurons.soft), args, args.tau_syn)
+    neurons = plain_gif(constants | dict(soft=model.network.neurons.soft), args, args.tau_syn)
 
     def plain(rule, **kwargs):
-        inputs, labels, _ = task(jax.random.key(3), 4)
-        recall, steps = task.periods["recall"], np.arange(task.n_step)
-        counts = (steps >= recall.start) & (steps < recall.stop)
-        matrices = dict(model.weights)
-        for name, n_pre in network.sizes.items():
-            matrices[name] = full_matrix(matrices[name], model.connections[name], n_pre, network.n_rec)
-        expected = dict(rule(neurons, matrices, (inputs, labels, counts), math.exp(-args.dt / args.tau_out), **kwargs))
-        for name, ends in network.pairs(model.connections).items():
-            expected[name] = expected[name] if ends is None else expected[name][ends]
-        return expected
+        return reference_gradient(rule, model, neurons, args, **kwargs)
 
     return model, keys, plain
 

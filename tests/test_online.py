@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import math
 
 import runs
 
@@ -13,11 +12,11 @@ import pytest
 from check_gradients import ORACLES, alignment, oracle_rule
 from plain import (
     arguments,
-    full_matrix,
     needs,
     plain_diag,
     plain_expsm_diag,
     plain_neurons,
+    reference_gradient,
     relative_errors,
     script,
     tau_a_of,
@@ -44,21 +43,11 @@ def small_model(*more):
     """Model and keys of 4 trials of a small network; a function that gives the plain reference of a rule."""
     args = arguments(*more)
     model = script.make_model(args)
-    network, weights, connections = model.network, model.weights, model.connections
     keys = jax.random.split(jax.random.key(3), 4)
 
     def plain(rule, task=model.task, reset=lambda s: s, **kwargs):
-        inputs, labels, _ = task(jax.random.key(3), 4)
-        recall = task.periods["recall"]
-        counts = (np.arange(len(inputs)) >= recall.start) & (np.arange(len(inputs)) < recall.stop)
-        matrices = dict(weights)
-        for name, n_pre in network.sizes.items():
-            matrices[name] = full_matrix(weights[name], connections[name], n_pre, network.n_rec)
-        neurons, decay_out = plain_neurons(args, tau_a_of(network), reset), math.exp(-args.dt / args.tau_out)
-        expected = dict(rule(neurons, matrices, (inputs, labels, counts), decay_out, **kwargs))
-        for name, ends in network.pairs(connections).items():
-            expected[name] = expected[name] if ends is None else expected[name][ends]
-        return expected
+        neurons = plain_neurons(args, tau_a_of(model.network), reset)
+        return reference_gradient(rule, model, neurons, args, task, **kwargs)
 
     return model, keys, plain
 
