@@ -13,12 +13,14 @@ from runs import BadInput
 import jax
 import orbax.checkpoint as ocp
 
+import processes
+
 
 class Checkpoints:
     """Checkpoints of a run by orbax, in its folder checkpoints/: the last one and the one of best held-out accuracy.
 
     Each holds the state, a pytree of arrays, and the history, a list of dicts. One that is being written when the
-    process is killed does not count.
+    process is killed does not count. Of several processes, the first one saves, and each reads by itself.
     """
 
     def __init__(self, folder: Path, read_only: bool = False):
@@ -29,8 +31,13 @@ class Checkpoints:
         best = policies.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
         policy = policies.AnyPreservationPolicy([policies.LatestN(1), best])
         options = dict(preservation_policy=policy, best_fn=accuracy, enable_async_checkpointing=False)
-        options |= dict(create=not read_only, cleanup_tmp_directories=not read_only)
-        self.folder = Path(folder, "checkpoints").absolute()
+        self.folder, own = Path(folder, "checkpoints").absolute(), jax.process_index()
+        if writes := processes.is_first() and not read_only:
+            with runs.saving(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+        alone = dict(primary_host=own, active_processes={own}, barrier_sync_key_prefix=str(own))
+        options |= dict(multiprocessing_options=ocp.options.MultiprocessingOptions(**alone))
+        options |= dict(create=False, cleanup_tmp_directories=writes)
         self.manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(**options))
 
     @classmethod
@@ -57,7 +64,9 @@ class Checkpoints:
         return self.last if best is None else best
 
     def save(self, update: int, state: Any, history: list[dict], heldout_accuracy: float | None) -> None:
-        content = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
+        content = ocp.args.Composite(
+            state=ocp.args.StandardSave(jax.device_get(state)), history=ocp.args.JsonSave(history)
+        )
         metrics = None if heldout_accuracy is None else dict(heldout_accuracy=heldout_accuracy)
         with contextlib.redirect_stderr(None):  # where threads of tensorstore report that another has failed
             try:
@@ -70,7 +79,7 @@ class Checkpoints:
 
     def restore(self, update: int, like: Any = None) -> tuple[Any, list[dict]]:
         """State, as the pytree `like`, or else of dicts and lists on the first device; and history."""
-        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         state = ocp.args.StandardRestore(like, fallback_sharding=None if like else first)
         with readable(self.folder / str(update)):
             restored = self.manager.restore(

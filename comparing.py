@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
 
+import processes
 from fitting import METHODS, FitProblem, Round, Search, minimise, random_starts
 from recordings import Recording
 from studies import Study
@@ -188,6 +189,11 @@ def free_running_mse(study: Study, parameters: Mapping[str, u.Quantity]) -> floa
     return float(np.sum(recording.observed * error) / np.sum(recording.observed))
 
 
+def file_of(method: str, repeat: int) -> str:
+    """The name under which a store has a repeat."""
+    return f"repeats/{method}_{repeat}.json"
+
+
 def repeat_from(name: str, stored: dict[str, Any]) -> Repeat:
     """The repeat that a store has under a name."""
     try:
@@ -201,6 +207,8 @@ def compare(
 ) -> Comparison:
     """Fit by every method of a plan. A repeat that is already in the store is not run again.
 
+    Of several processes, each has repeats of its own, on its own devices.
+
     Raises:
         KeyboardInterrupt: before the first repeat; what an earlier comparison has left in the store is still there.
     """
@@ -208,25 +216,42 @@ def compare(
     import skopt  # noqa: F401
 
     store, devices, repeats = Store() if store is None else store, devices or jax.devices(), []
+    own = [device for device in devices if device.process_index == jax.process_index()]
     n_samples = {method: plan.n_start if method == "L-BFGS-B" else plan.n_sample for method in plan.methods}
-    problems = {method: FitProblem(study, n_sample, devices) for method, n_sample in n_samples.items()}
+    problems = {method: FitProblem(study, n_sample, own) for method, n_sample in n_samples.items()}
     stored = store.load("budget.json")
     gradient_cost = stored["gradient_cost"] if stored else plan.gradient_cost
     if not gradient_cost:
         equal = plan.protocol_budget == "equal"
         gradient_cost = measured_gradient_cost(problems["L-BFGS-B"]) if equal else 1.0
+    gradient_cost = processes.gather(gradient_cost)[0]
     store.save("budget.json", dict(gradient_cost=gradient_cost))
+
+    def repeat_of(method, repeat, reference):
+        found = store.load(file_of(method, repeat)) if repeat < plan.repeats else {}
+        if found is None:
+            try:
+                found = dataclasses.asdict(run_repeat(problems[method], plan, gradient_cost, method, repeat, reference))
+            except KeyboardInterrupt:  # which others are to know of
+                found = dict(interrupted=True)
+        return runs.to_json(found)
+
     try:
-        for repeat in runs.progress(range(plan.repeats), desc="compare", unit=" repeats"):
+        n, index = jax.process_count(), jax.process_index()
+        for first in runs.progress(range(0, plan.repeats, n), desc="compare", unit=" repeats", unit_scale=n):
             reference = None
             for method in plan.methods:
-                name = f"repeats/{method}_{repeat}.json"
-                if store.load(name) is None:
-                    row = run_repeat(problems[method], plan, gradient_cost, method, repeat, reference)
-                    store.save(name, dataclasses.asdict(row))
-                repeats.append(repeat_from(name, store.load(name)))
-                if method == "L-BFGS-B":
-                    reference = repeats[-1]
+                found = processes.gather(repeat_of(method, first + index, reference))
+                if any("interrupted" in row for row in found):
+                    raise KeyboardInterrupt
+                for repeat, row in enumerate(found[: plan.repeats - first], first):
+                    name = file_of(method, repeat)
+                    if store.load(name) is None:
+                        store.save(name, row)
+                    repeats.append(repeat_from(name, row))
+                    if method == "L-BFGS-B" and repeat == first + index:
+                        reference = repeats[-1]
+        repeats.sort(key=lambda row: row.repeat)
         comparison, V = Comparison(repeats, {}, gradient_cost), {}
         for method, rows in comparison.by_method.items():
             best = min(rows, key=lambda row: row.loss)

@@ -26,6 +26,7 @@ import numpy as np
 import scipy.optimize
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import processes
 import scoring
 from identifiability import Box, Identifiability, Likelihood, Undetermined, identifiability, of_likelihood, unknown
 from recordings import Recording
@@ -122,6 +123,7 @@ class FitProblem:
     def __init__(self, study: Study, n_sample: int, devices: Sequence[jax.Device], journal: runs.Journal | None = None):
         self.study, self.n_sample, self.box, self.journal = study, n_sample, Box(study.bounds), journal
         self.mesh = Mesh(np.array(devices), ("batch",))
+        self.shared = self.mesh.is_multi_process
         self.programs, self.seconds = {}, {"compile": 0.0, "run": 0.0}
         self.data = jax.tree.map(lambda x: np.asarray(x, jnp.result_type(float)), study.fitted)
         self.device_data = {False: self._on_devices(self.data)}
@@ -210,11 +212,13 @@ class FitProblem:
             start = time.perf_counter()
             split, copied = PartitionSpec("batch"), PartitionSpec()
             specs = dict(mesh=self.mesh, in_specs=(split, copied, copied), out_specs=split, check_vma=False)
+            whole = NamedSharding(self.mesh, copied)  # each of several processes has all that comes of it
             functions = dict(losses=self._losses, gradients=self._losses_and_grads, grams=self._grams)
             function = jax.shard_map(functions[what], **specs)
             X, level = np.zeros((n_block, len(self.box.low))), np.zeros(())
             X, level = (x.astype(jnp.result_type(float)) for x in (X, level))
-            self.programs[what, n_block, part] = jax.jit(function).lower(X, self.device_data[part], level).compile()
+            program = jax.jit(function, in_shardings=whole, out_shardings=whole)
+            self.programs[what, n_block, part] = program.lower(X, self.device_data[part], level).compile()
             self.seconds["compile"] += time.perf_counter() - start
         return self.programs[what, n_block, part]
 
@@ -226,6 +230,7 @@ class FitProblem:
                 column is half the gradient, and then the loss.
         """
         asked, n_value = _asked(X, what, level), 1 + math.prod(N_VALUES[what](X.shape[1]))
+        processes.check_round(asked, self.shared)
         values = self.journal and self.journal.recall(asked, n_value)
         if values is None:
             values = self._evaluate(X, what, level)
@@ -263,6 +268,11 @@ class FitProblem:
         counts = len(self.history) + 1, len(X), self.n_simulations, self.n_gradients, self.seconds["run"]
         self.history.append(Round(*counts, level, best.loss, self.box.values(best.x)))
         self.on_round(self.history[-1])
+
+    def elapsed(self) -> float:
+        """Seconds that the fit has run; those of the first of several processes that share it."""
+        seconds = self.seconds["run"]
+        return float(processes.of_all(seconds)[0, 0]) if self.shared else seconds
 
     def name_nan(self, x: np.ndarray, level: float = 0.0) -> str:
         """Where the model stops being finite at x, as text."""
@@ -596,7 +606,7 @@ def derivative_free(problem: FitProblem, search: Search) -> Minimum:
 
     def rounds():
         n = 0
-        while n < search.n_iter or problem.seconds["run"] < search.min_seconds:
+        while n < search.n_iter or problem.elapsed() < search.min_seconds:
             yield n
             n += 1
 

@@ -185,7 +185,7 @@ def start_batch(model: Model, keys: jax.Array) -> Batch:
     network.init_state(len(keys))
     states = {name: state.value for name, state in network.local_states.items()}
     blocks = {name: Pairs(ends) for name, ends in ({"in": None} | network.pairs(model.connections)).items()}
-    return Batch(*model.task.trials(keys), model.synapses(), states, blocks)
+    return Batch(*model.task.trials(keys), model.synapses(event_driven=True), states, blocks)
 
 
 @jax.tree_util.register_dataclass

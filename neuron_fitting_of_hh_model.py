@@ -325,8 +325,7 @@ def responder(result: Mapping[str, Any], source: recordings.Source, seed: int) -
 @runs.command_line
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
-    runs.use_plot_style()
-    devices = runs.setup_jax(args.precision, args.devices)
+    devices = runs.setup(args, SCRIPT, argv)
     if args.load:
         print(reports.predict(args, argv, devices, SCRIPT, responder).path)
         return 0

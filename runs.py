@@ -38,6 +38,8 @@ import numpy as np
 import threadpoolctl
 from tqdm import tqdm
 
+import processes
+
 N_CORE: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WIDTH = 7.0  # inches of a page; a column has half of it
 PROGRESS_SECONDS = 30.0  # between lines of progress where there is no terminal
@@ -76,13 +78,21 @@ def command_line(main: Callable[[list[str]], int]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(argv: Sequence[Any] | None = None) -> int:
         _run.set(None)
+        status = attempt(sys.argv[1:] if argv is None else list(map(str, argv)))
+        if status not in (0, 130):
+            processes.end(status)
+        return status
+
+    def attempt(argv):
         told = False  # whether the script itself has printed the folder
         try:
-            status = main(sys.argv[1:] if argv is None else list(map(str, argv)))
+            status = main(argv)
             sys.stdout.flush()
             if status != 130:
                 return status
             what, told = "interrupted", True
+        except processes.Ended as ended:
+            return ended.status
         except BadInput as error:
             sys.stderr.write(f"{script}: error: {error}\n")
             return 2
@@ -92,10 +102,14 @@ def command_line(main: Callable[[list[str]], int]) -> Callable[..., int]:
             status, what = 130, "interrupted"
         except OSError as error:
             if error.errno not in FULL:
+                processes.end_by_error()
                 raise
             status, what = 1, f"error: {error.filename or 'standard output'}: {reason_of(error)}"
             if not error.filename:  # Python would try to write the rest of the buffer at its end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except Exception:
+            processes.end_by_error()
+            raise
         folder = _run.get()
         if kept := folder.kept() if folder else []:
             what += f"; kept in {folder.path}: {', '.join(kept)}"
@@ -126,9 +140,15 @@ class Parser(argparse.ArgumentParser):
         """The arguments; with `--resume`, those of that run are the defaults."""
         args = super().parse_args(argv)
         if getattr(args, "resume", None):
-            saved = saved_arguments(args.resume, "resume", vars(args))
-            self.set_defaults(**{name: saved[name] for name in vars(args).keys() - {"resume", "output"}})
+            saved = saved_arguments(args.resume, "resume", self.prog)
+            names = vars(args).keys() - {"resume", "output", *processes.PLACE}
+            self.set_defaults(**{name: saved[name] for name in names & saved.keys()})
             args = super().parse_args(argv)
+            for name in sorted(names - saved.keys()):  # arguments that are newer than the run
+                if (value := getattr(args, name)) != self.get_default(name):
+                    self.error(
+                        f"argument --{name}: found {value}, which {args.resume} has not, expected none to resume"
+                    )
         return args
 
     def given(self, argv: Sequence[str] | None = None) -> set[str]:
@@ -207,6 +227,15 @@ def add_run_arguments(parser: Parser) -> None:
     add("--output", type=Path, metavar="DIR", help="run folder; without it, a new one in results/")
     figure_format = "pdf: every figure also as vector graphics, beside the PNG"
     add("--figure_format", choices=("png", "pdf"), default="png", help=figure_format)
+    add = parser.add_argument_group("several processes").add_argument
+    distributed = (
+        "one of several processes, which SLURM, Open MPI or Kubernetes has started; each has its own --devices"
+    )
+    add("--distributed", action="store_true", help=distributed)
+    coordinator = "address of process 0, by which the others find it; with the next two, where nothing else tells"
+    add("--coordinator", metavar="HOST:PORT", help=coordinator)
+    add("--num_processes", type=number(int, low=1), metavar="N", help="how many they are")
+    add("--process_id", type=number(int, low=0), metavar="I", help="which this one is, from 0")
 
 
 class _Lines:
@@ -238,15 +267,43 @@ def tell(text: str) -> None:
 # ---- Devices and plot style -----------------------------------------------------------------------------------------
 
 
-def setup_jax(precision: int, devices: str = "all") -> list[jax.Device]:
-    """Set precision, devices and compilation cache of this process; the devices of which `devices` has the indices.
+def setup(args: argparse.Namespace, script: str, argv: Sequence[str]) -> list[jax.Device]:
+    """What the arguments of every script ask for: `setup_jax`, with the devices of all processes, if there are several.
 
-    Each core of a CPU becomes a device. JAX wants that said before its backends start, and brainpy 2.8 starts them when
-    it is imported: they start again.
+    Raises:
+        BadInput: the processes do not find each other, or have different arguments.
+        processes.Ended: this one has supervised one of several, which has ended.
+    """
+    use_plot_style()
+    try:
+        place = pick(processes.Place, args)
+        if place.several and processes.SUPERVISED not in os.environ:
+            processes.supervise(Path(__file__).with_name(f"{script}.py"), argv, place)
+        if place.several:
+            cores_as_devices()
+            processes.join(place)
+            processes.check_equal(to_json(vars(args)))
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    return setup_jax(args.precision, args.devices)
+
+
+def cores_as_devices() -> None:
+    """Make each core of a CPU a device.
+
+    JAX wants that said before its backends start, and brainpy 2.8 starts them when it is imported: they start again.
     """
     if jax.default_backend() == "cpu" and jax.config.jax_num_cpu_devices < 1:
         jax.extend.backend.clear_backends()
         jax.config.update("jax_num_cpu_devices", N_CORE)
+
+
+def setup_jax(precision: int, devices: str = "all") -> list[jax.Device]:
+    """Set precision, devices and compilation cache of this process; the devices of which `devices` has the indices.
+
+    Of several processes, each has its own devices of these indices, and those of all are given.
+    """
+    cores_as_devices()
     # SciPy's matrices are tiny here, and the idle threads of its BLAS spin on the cores that simulate.
     threadpoolctl.threadpool_limits(1, user_api="blas")
     jax.config.update("jax_enable_x64", precision == 64)
@@ -258,13 +315,29 @@ def setup_jax(precision: int, devices: str = "all") -> list[jax.Device]:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     # A cache that cannot be written, as on a full disk, costs time and no numbers.
     warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry")
-    existing = jax.devices()
+    existing = jax.local_devices()
     indices = range(len(existing)) if devices == "all" else [to_number(i, int) for i in devices.split(",")]
     if len(set(indices)) < len(indices) or not set(indices) <= set(range(len(existing))):
         expected = f"different indices from 0 to {len(existing) - 1}, joined by commas"
         raise BadInput(f"argument --devices: found {devices!r}, expected {expected}")
     jax.config.update("jax_default_device", existing[indices[0]])
-    return [existing[i] for i in indices]
+    return [jax.local_devices(i)[j] for i in range(jax.process_count()) for j in indices]
+
+
+def split_devices(batch_size: int, devices: Sequence[jax.Device], named: bool) -> list[jax.Device]:
+    """The devices over which a batch is split: as many of each process as divide it, or all if they are named."""
+    of_process: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        of_process.setdefault(device.process_index, []).append(device)
+    n_process, n_own = len(of_process), min(map(len, of_process.values()))
+    possible = (n_own,) if named else range(n_own, 0, -1)
+    n = next((n for n in possible if batch_size % (n * n_process) == 0), None)
+    if n is None:
+        number = n_process if n_process > 1 and not named else len(devices)
+        what = "processes" if n_process > 1 and not named else "devices of --devices"
+        expected = f"a multiple of the {number} {what}, each of which gets as many trials"
+        raise BadInput(f"argument --batch_size: found {batch_size}, expected {expected}")
+    return [device for own in of_process.values() for device in own[:n]]
 
 
 def use_plot_style() -> None:
@@ -289,11 +362,18 @@ class RunFolder:
 
     def __init__(self, args: argparse.Namespace, script: str, name: str, may_change: Collection[str] = ()):
         resume = getattr(args, "resume", None)
-        self.args, self.script, self.made = args, script, bool(resume)
+        self.args, self.script = args, script
+        self.resumed = self.made = bool(resume)
         self.path: Path = resume or args.output or Path("results", script, name)
         _run.set(self)
         if resume:
-            self._check_arguments({"resume", "output", "figure_format", *may_change})
+            self._check_arguments({"resume", "output", "figure_format", "devices", *processes.PLACE, *may_change})
+        if processes.is_first():
+            self._check_place(args, resume)
+        if processes.is_several():
+            self._share()
+
+    def _check_place(self, args, resume):
         try:
             if args.output and not resume and holds_files(args.output):
                 raise BadInput(f"argument --output: {args.output} holds another run, expected a new or empty folder")
@@ -303,11 +383,21 @@ class RunFolder:
             found = f"found that nothing can be saved in {self.path} ({reason_of(error)})"
             raise BadInput(f"argument --{'resume' if resume else 'output'}: {found}, expected another place") from None
 
+    def _share(self) -> None:
+        """The folder of several processes is that of the first one, which makes it now."""
+        if processes.is_first():
+            with saving(self.path):
+                self._make()
+        try:
+            self.path, self.made = processes.share_folder(self.path), True
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+
     def _check_arguments(self, may_change: set[str]) -> None:
-        ours, earlier = to_json(vars(self.args)), saved_arguments(self.path, "resume")
-        for name in sorted(ours.keys() - may_change):
-            if ours[name] != earlier.get(name):
-                difference = f"found {ours[name]} here and {earlier.get(name)} in {self.path}"
+        ours, earlier = to_json(vars(self.args)), saved_arguments(self.path, "resume", f"{self.script}.py")
+        for name in sorted((ours.keys() & earlier.keys()) - may_change):
+            if ours[name] != earlier[name]:
+                difference = f"found {ours[name]} here and {earlier[name]} in {self.path}"
                 raise BadInput(f"argument --{name}: {difference}, expected the same to resume")
 
     def _make(self) -> None:
@@ -326,7 +416,10 @@ class RunFolder:
         return sorted(path.name for path in paths if path.name != "config.json" and holds_files(path))
 
     def save(self, name: str, content: Any) -> None:
-        """Save content in a file of this run, as `save` does."""
+        """Save content in a file of this run, as `save` does; of several processes the first one does."""
+        if not processes.is_first():
+            plt.close(content) if isinstance(content, plt.Figure) else None
+            return
         with saving(self.path):
             self._make()
         save(self.path / name, content, self.args.figure_format)
@@ -344,12 +437,12 @@ class RunFolder:
         self.save("config.json", config | dict(devices=names, python=platform.python_version(), packages=versions))
 
 
-def saved_arguments(folder: Path, argument: str, names: Collection[str] = ()) -> dict[str, Any]:
-    """{name: value} of the run in a folder, which `argument` names; a run of this script has those of the names."""
+def saved_arguments(folder: Path, argument: str, script: str) -> dict[str, Any]:
+    """{name: value} of the run of a script, such as x.py, in a folder, which `argument` names."""
     saved = load_json(folder / "config.json")
     if not isinstance(saved, dict) or not isinstance(saved.get("arguments"), dict):
         raise BadInput(f"argument --{argument}: found no config.json of a run in {folder}, expected the folder of one")
-    if not saved["arguments"].keys() >= set(names):
+    if not str(saved.get("command")).startswith(script):
         other = f"found a run of another script in {folder}"
         raise BadInput(f"argument --{argument}: {other}, expected one of this script to {argument}")
     return saved["arguments"]
@@ -520,13 +613,14 @@ class Journal:
 
     def discard(self) -> None:
         """Remove the file, of a fit whose result is saved."""
-        (self.run.path / self.FILE).unlink(missing_ok=True)
+        if processes.is_first():
+            (self.run.path / self.FILE).unlink(missing_ok=True)
 
     def save(self) -> None:
         """Save what is kept."""
         if not self.rounds:
             return
-        if not self.run.made:
+        if not (self.run.path / "config.json").exists():
             self.save_config()
         n_row, n_column = np.array([rows.shape for rows in self.rounds]).T
         values = np.concatenate([rows.ravel() for rows in self.rounds])

@@ -47,6 +47,7 @@ from jax.typing import ArrayLike
 import engines
 import learning_rules
 import models
+import processes
 from checkpoints import Checkpoints
 from connectome import EdgeColumns, Wiring
 from learning_rules import RULES, BatchGradient
@@ -177,12 +178,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         args = parser.parse_args(argv)
     if args.load and not args.resume:
         brought = (*NETWORK_ARGUMENTS, *TASK_ARGUMENTS)
-        saved = runs.saved_arguments(args.load, "load", brought)
-        parser.set_defaults(**{name: saved[name] for name in brought})
+        saved = runs.saved_arguments(args.load, "load", parser.prog)
+        parser.set_defaults(**{name: saved[name] for name in brought if name in saved})
         args = parser.parse_args(argv)
         for name in INITIAL_ARGUMENTS:
-            if runs.to_json(getattr(args, name)) != saved[name]:
-                difference = f"found {getattr(args, name)} here and {saved[name]} in {args.load}"
+            ours, theirs = (runs.to_json(x) for x in (getattr(args, name), parser.get_default(name)))
+            if ours != theirs:
+                difference = f"found {ours} here and {theirs} in {args.load}"
                 parser.error(f"argument --{name}: {difference}, expected the same to load it")
     if args.resume and (args.mode != "train" or args.output):
         given = f"found with --mode {args.mode} or --output"
@@ -197,17 +199,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"argument --engine: {args.engine}: {reason}")
     models.refuse_unused(network_settings(args), parser.given(argv))
     return complete(parser, args)
-
-
-def split_devices(batch_size: int, devices: Sequence[jax.Device], named: bool) -> list[jax.Device]:
-    """The devices over which a batch is split: as many as divide it, or all of them if they are named."""
-    n = len(devices)
-    if not named:
-        n = max(n for n in range(1, n + 1) if batch_size % n == 0)
-    elif batch_size % n:
-        expected = f"a multiple of the {n} devices of --devices, each of which gets as many trials"
-        raise BadInput(f"argument --batch_size: found {batch_size}, expected {expected}")
-    return list(devices[:n])
 
 
 def network_settings(args: argparse.Namespace) -> NetworkSettings:
@@ -376,9 +367,10 @@ def load_network(folder: Path, model: Model) -> tuple[Model, Weights]:
     shapes = [[np.shape(x) for x in jax.tree.leaves(tree)] for tree in ((state["weights"], state["connections"]), ours)]
     if shapes[0] != shapes[1]:
         raise BadInput(f"{folder}: found weights and connections of shapes {shapes[0]}, expected {shapes[1]}")
-    connections = {name: state["connections"].get(name) for name in model.connections}
+    connections = {name: jax.tree.map(jnp.asarray, state["connections"].get(name)) for name in model.connections}
     weights, initial = (
-        {name: w.astype(model.weights[name].dtype) for name, w in state[key].items()} for key in ("weights", "initial")
+        {name: jnp.asarray(w, model.weights[name].dtype) for name, w in state[key].items()}
+        for key in ("weights", "initial")
     )
     return dataclasses.replace(model, weights=weights, connections=connections), initial
 
@@ -428,7 +420,10 @@ def diagnose(model: Model, rate_exc: float, rate_inh: float) -> str | None:
 @contextlib.contextmanager
 def deferred_ctrl_c() -> Iterator[list[bool]]:
     """A list that is empty until Ctrl-C is pressed, which then lets the update or save in progress come to its end."""
-    pressed = []
+    pressed: list[bool] = []
+    if processes.is_several():  # where it waits for all of them
+        yield pressed
+        return
     before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try:
         yield pressed
@@ -472,7 +467,7 @@ class Training:
         self.model, self.optimiser_state, self.key, self.initial = jax.device_put(start, copied)
         self.history: list[Row] = []
         self.stopped, self.warnings, self.exported = "epochs", [], None
-        self.checkpoints = self._restored(mesh.size) if run.made else None
+        self.checkpoints = self._restored(mesh) if run.resumed else None
         start = time.perf_counter()
         compiled = dict(in_shardings=copied, out_shardings=copied)
         update = jax.jit(make_update(settings, rule, optimiser, mesh), **compiled)
@@ -488,9 +483,10 @@ class Training:
         state = dict(weights=self.model.weights, optimiser=self.optimiser_state, key=self.key)
         return state | dict(initial=self.initial, connections=listed(self.model.connections))
 
-    def _restored(self, n_device: int) -> Checkpoints:
+    def _restored(self, mesh: Mesh) -> Checkpoints:
         checkpoints = Checkpoints.of(self.run.path, "resume")
-        state, history = checkpoints.restore(checkpoints.last, self.state)
+        state, history = checkpoints.restore(checkpoints.last, jax.device_get(self.state))
+        state = jax.device_put(state, NamedSharding(mesh, COPIED))
         connections = {name: state["connections"].get(name) for name in self.model.connections}
         self.model = dataclasses.replace(self.model, weights=state["weights"], connections=connections)
         self.optimiser_state, self.key, self.initial = state["optimiser"], state["key"], state["initial"]
@@ -498,8 +494,8 @@ class Training:
         for row in self.history:
             self._warn(diagnose(self.model, row.rate_exc, row.rate_inh))
         before = len(self.run.load("config.json")["devices"])
-        if before != n_device:
-            self._warn(f"{n_device} devices instead of {before}: numbers differ by rounding from here on")
+        if before != mesh.size:
+            self._warn(f"{mesh.size} devices instead of {before}: numbers differ by rounding from here on")
         return checkpoints
 
     def _warn(self, warning: str | None) -> None:
@@ -516,6 +512,8 @@ class Training:
 
     def save(self) -> None:
         last = self.history[-1]
+        if not processes.is_first():
+            return
         if self.checkpoints.last != last.update:
             self.checkpoints.save(last.update, self.state, self.rows, last.heldout_accuracy)
         self.run.save("metrics.csv", self.rows)
@@ -557,7 +555,7 @@ class Training:
         bar = runs.progress(total=epochs, initial=len(self.history), unit=" updates")
         with deferred_ctrl_c() as pressed, contextlib.closing(self.checkpoints), contextlib.closing(bar):
             while len(self.history) < epochs and not self.reached():
-                if pressed:
+                if pressed or processes.interrupted():
                     self.stopped = "interrupted"
                     break
                 if not self.step():
@@ -636,9 +634,11 @@ def simulate(model: Model, keys: jax.Array, mesh: Mesh, n_trace: int = 5) -> Act
     traced = {name: np.linspace(0, n - 1, min(n, n_trace)).astype(int) for name, n in network.sizes.items()}
     traced["inh"] += network.n_exc
     start = time.perf_counter()
+    model = dataclasses.replace(model, buffers=network.buffers(model.connections))
     synapses = model.synapses(event_driven=True)
 
-    def on_device(synapses, keys):
+    def on_device(synapses, key_data):
+        keys = jax.random.wrap_key_data(key_data)
         labels, evidence = task.trials(keys)
         network.init_state(len(keys))
 
@@ -659,9 +659,10 @@ def simulate(model: Model, keys: jax.Array, mesh: Mesh, n_trace: int = 5) -> Act
         means = jax.lax.pmean(dict(rates=rates, within=within.mean(axis=0)), "batch")
         return means, correct, jax.tree.map(lambda x: x[None], first)
 
-    program = jax.jit(over_devices(on_device, mesh, (COPIED, SPLIT), (COPIED, SPLIT, SPLIT)))
-    arguments = jax.device_put((synapses, keys), (NamedSharding(mesh, COPIED), NamedSharding(mesh, SPLIT)))
-    program = program.lower(*arguments).compile()
+    copied = NamedSharding(mesh, COPIED)
+    of_batch = over_devices(on_device, mesh, (COPIED, SPLIT), (COPIED, SPLIT, SPLIT))
+    arguments = jax.device_put((synapses, jax.random.key_data(keys)), copied)
+    program = jax.jit(of_batch, out_shardings=copied).lower(*arguments).compile()
     compiled = time.perf_counter()
     means, correct, first = jax.device_get(program(*arguments))
     seconds = dict(compile=compiled - start, run=time.perf_counter() - compiled)
@@ -1003,14 +1004,13 @@ def print_behaviour(decisions: Mapping[str, Any]) -> None:
     print(f"  accuracy with a part silenced: {silenced}")
 
 
-def setup(args: argparse.Namespace) -> Mesh:
-    """Set plot style, precision and devices; the mesh of those over which a batch is split."""
+def setup(args: argparse.Namespace, argv: Sequence[str]) -> Mesh:
+    """Set plot style, precision, processes and devices; the mesh of those over which a batch is split."""
     # orbax warns of checkpoints without metrics, which are intended, and logs what it raises, as does asyncio.
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    runs.use_plot_style()
-    devices = runs.setup_jax(args.precision, args.devices)
-    return Mesh(np.array(split_devices(args.batch_size, devices, named=args.devices != "all")), ("batch",))
+    devices = runs.setup(args, SCRIPT, argv)
+    return Mesh(np.array(runs.split_devices(args.batch_size, devices, named=args.devices != "all")), ("batch",))
 
 
 def train(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, mesh: Mesh, model: Model) -> int:
@@ -1068,7 +1068,7 @@ def sim(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, mesh
 @runs.command_line
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
-    mesh = setup(args)
+    mesh = setup(args, argv)
     settings = network_settings(args)
     wiring = models.wiring_of(settings)
     args.n_rec = wiring.n_exc + wiring.n_inh

@@ -554,27 +554,39 @@ class EINetwork(brainstate.nn.Module):
                 matrices[name] = zeros.at[pair].set(weights[name], unique_indices=True)
         return matrices
 
-    def synapses(self, weights: Weights, connections: Connections, event_driven: bool = False) -> dict[str, Any]:
+    def synapses(
+        self, weights: Weights, connections: Connections, buffers: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Matrices (n_pre, n_post) that act on spikes: |W|, and W_out.
 
-        Connections that are listed become a sparse matrix where `event_driven`, whose product costs what the spikes
-        that occur cost, but which has no gradient and cannot be made under `jax.jit`. Else they become those of
-        `sparse_products`, or where there are many for the number of neurons a full matrix with zeros.
+        Connections that are listed become a sparse matrix where they have `buffers`, whose product costs what the
+        spikes that occur cost, but which has no gradient. Else they become those of `sparse_products`, or where there
+        are many for the number of neurons a full matrix with zeros.
         """
-        matrices = {name: w if name == "out" else jnp.abs(w) for name, w in weights.items()}
-        if not event_driven:
-            full = self.full_matrices(matrices, {n: of for n, of in connections.items() if not self._is_sparse(of, n)})
-            for name, pair in self.pairs(connections).items():
-                if self._is_sparse(connections[name], name):
-                    full[name] = sparse_products.synapses(matrices[name], *pair, self.sizes[name], self.n_rec)
-            return full
+        matrices, buffers = {name: w if name == "out" else jnp.abs(w) for name, w in weights.items()}, buffers or {}
+        others = {name: listed for name, listed in connections.items() if name not in buffers}
+        full = self.full_matrices(matrices, {n: of for n, of in others.items() if not self._is_sparse(of, n)})
+        for name, pair in self.pairs(others).items():
+            if self._is_sparse(connections[name], name):
+                full[name] = sparse_products.synapses(matrices[name], *pair, self.sizes[name], self.n_rec)
+        for name, own in buffers.items():
+            indptr, indices = map(jnp.asarray, connections[name])
+            full[name] = dict(data=matrices[name], indices=indices, indptr=indptr, buffers=own)
+        return full
+
+    def buffers(self, connections: Connections, least: int = 0) -> dict[str, Any]:
+        """The work space of event-driven products, of connections that are listed and at least so many.
+
+        It cannot be made under `jax.jit`.
+        """
+        made = {}
         for name, listed in connections.items():
-            if listed is not None:
+            if listed is not None and len(listed[1]) >= max(least, 1):
                 indptr, indices = map(jnp.asarray, listed)
-                csr = brainevent.CSR(matrices[name], indices, indptr, shape=(self.sizes[name], self.n_rec))
-                brainevent.BinaryArray(jnp.zeros((1, self.sizes[name]))) @ csr  # has it make the work space
-                matrices[name] = dict(data=csr.data, indices=indices, indptr=indptr, buffers=csr.buffers)
-        return matrices
+                csr = brainevent.CSR(jnp.zeros(len(indices)), indices, indptr, shape=(self.sizes[name], self.n_rec))
+                brainevent.BinaryArray(jnp.zeros((1, self.sizes[name]))) @ csr  # has it make them
+                made[name] = csr.buffers
+        return made
 
     def update(self, synapses: Mapping[str, Any], x: jax.Array) -> jax.Array:
         """One step under input spikes x (batch, n_in). Returns the spikes (batch, n_rec) of its start."""

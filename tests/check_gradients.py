@@ -238,7 +238,7 @@ def print_check(rows: Sequence[Mapping[str, Any]], failures: Sequence[str]) -> N
 @runs.command_line
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
-    mesh, seeds = task_script.setup(args), task_script.split_seed(args.seed)
+    mesh, seeds = task_script.setup(args, []), task_script.split_seed(args.seed)
     run = runs.RunFolder(args, SCRIPT, f"{args.conn_method}_{args.n_rec}_seed{args.seed}")
     keys = jax.random.split(jax.random.key(seeds.train), args.batch_size)
     model = task_script.make_model(args)

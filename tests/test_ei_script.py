@@ -270,7 +270,7 @@ def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
     assert np.average(right, weights=[row["n"] for row in psychometric]) == pytest.approx(delays[30])
 
     args = script.parse_args(["--load", str(folder), "--n_heldout", "32", "--devices", "0"])
-    mesh = script.setup(args)
+    mesh = script.setup(args, [])
     keys = jax.random.split(jax.random.key(args.heldout_seed), 32)
     for change, accuracy in (({"t_delay": 250.0}, delays[250]), ({"beta": 0.0}, silenced["adaptation"])):
         model = script.make_model(argparse.Namespace(**vars(args) | change))

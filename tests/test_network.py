@@ -92,6 +92,23 @@ def test_event_driven_simulation_is_that_of_training(conn_method):
     np.testing.assert_array_equal(activity.spikes[..., -1] > 0, activity.V["inh"][..., -1] >= 1)
 
 
+@pytest.mark.parametrize("rule", ["diag", "expsm_diag", "one group"])
+def test_online_rules_are_the_same_event_by_event(x64, rule, monkeypatch):
+    """As large networks have it, under jit: to rounding of sums, in float64."""
+    options = {"one group": dict(etrace_groups=1)}.get(rule, {})
+    gradient = learning_rules.RULES["diag" if rule == "diag" else "expsm_diag"].gradient
+    keys, found = jax.random.split(jax.random.key(0), 8), []
+    for least in (1, 10**9):
+        monkeypatch.setattr(models, "EVENT_DRIVEN", least)
+        model = script.make_model(arguments("--conn_method", "rand", "--n_rec", 50))
+        assert set(model.buffers) == ({"exc", "inh"} if least == 1 else set())
+        found.append(jax.jit(lambda model: gradient(model, keys, **options))(model))
+    assert found[0].rates.sum() > 1
+    for ours, expected in zip(*map(jax.tree.leaves, found), strict=True):
+        assert np.abs(expected).max() > 1e-9
+        np.testing.assert_allclose(ours, expected, rtol=1e-10, atol=1e-13)
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_chunks_of_time_change_nothing(x64, chunk):
     model = script.make_model(arguments())

@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # {file: the files of ours that it may import}
 ARROWS = {
-    "runs": set(),
+    "processes": set(),
+    "runs": {"processes"},
     "numerics": set(),
-    "checkpoints": {"runs"},
+    "checkpoints": {"processes", "runs"},
     "spike_trains": set(),
     "sparse_products": set(),
     "utils": {"runs", "numerics", "sparse_products"},
@@ -29,10 +30,10 @@ ARROWS = {
     "studies": {"runs", "numerics", "recordings", "scoring", "spike_trains", "identifiability"},
     "teacher_forcing": {"runs", "utils", "numerics", "recordings", "identifiability", "studies"},
     "synchronisation": {"utils", "recordings", "scoring", "spike_trains", "identifiability", "studies"},
-    "fitting": {"runs", "recordings", "scoring", "identifiability", "studies"},
+    "fitting": {"processes", "runs", "recordings", "scoring", "identifiability", "studies"},
     "fit_arguments": {"runs", "studies", "fitting"},
     "reports": {"runs", "recordings", "scoring", "spike_trains", "identifiability", "studies", "fitting"},
-    "comparing": {"runs", "recordings", "studies", "fitting"},
+    "comparing": {"processes", "runs", "recordings", "studies", "fitting"},
 }
 SCRIPTS = ("neuron_fitting_of_gif_model", "neuron_fitting_of_hh_model", "task-coba-ei-rsnn")
 FILES = (*ARROWS, *SCRIPTS)

@@ -71,7 +71,7 @@ def network(*arguments: Any, n_step: int | None = None) -> Network:
     begins before they end then, which costs as much.
     """
     args = task_script.parse_args(list(map(str, arguments)))
-    mesh = task_script.setup(args)
+    mesh = task_script.setup(args, [])
     model = task_script.make_model(args)
     if n_step is not None:
         t_delay = model.task.t_delay + (n_step - model.task.n_step) * model.task.dt

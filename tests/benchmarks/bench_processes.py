@@ -1,0 +1,202 @@
+"""Several processes of one training: whether the numbers are those of one, whether all end where one dies, and costs.
+
+    python tests/benchmarks/bench_processes.py [--what equal kills costs] [--kills 10]
+
+equal: weights after 20 updates by 2 and 4 processes of one device each, against one process with as many devices, in
+64 and 32 bits; the largest difference, relative to the largest weight of its block. Five minutes.
+
+kills: one of two processes has SIGKILL at a random time after its start; seconds until both have ended, and whether the
+training goes on from the last checkpoint. Ten minutes.
+
+costs: seconds of an update by one process, for batches of several sizes, and of the sum of a gradient over 2 and 4
+processes on the loopback address, for gradients of several sizes. By least squares, of the relative errors, a law each:
+compute = c0 + c1 batch, and sum = 2 (N - 1) (latency + bytes / N / bandwidth), that of a ring. Then, by that law with
+the bandwidth and latency of a network, the time of an update on N hosts of as many cores as these; and of updates
+measured with 2 and 4 processes, beside what the laws say. Ten minutes.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import runs
+
+import jax
+import numpy as np
+import scipy.optimize
+from common import seconds_of
+from jax.sharding import Mesh, PartitionSpec
+from workloads import ROOT, task_script
+
+import processes
+
+sys.path.append(str(ROOT / "tests"))
+import many
+
+SCRIPT = "task-coba-ei-rsnn"
+HOSTS = (1, 2, 4, 16, 64, 256, 1024)
+LATENCY, BITS = 25e-6, (1e10, 1e11)  # s a message by TCP between nodes of a cluster; bits a second
+WHAT = ("equal", "kills", "costs")
+
+
+def weights_of(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "weights.npz") as arrays:
+        return {name: arrays[name] for name in ("in", "exc", "inh", "out")}
+
+
+def train(n: int, arguments: Sequence, folder: Path) -> Path:
+    """The run folder of a training by n processes."""
+    path = Path(tempfile.mkdtemp(dir=folder)) / "run"
+    for run in many.run(n, SCRIPT, (*arguments, "--output", path), folder):
+        if run.status:
+            sys.exit(run.errors)
+    return path
+
+
+def equal(folder: Path) -> None:
+    for n in (2, 4):
+        for precision in (64, 32):
+            options = "--n_rec 100 --batch_size 16 --epochs 20 --n_heldout 64 --t_delay 200 --eval_every 20"
+            arguments = (*options.split(" "), "--precision", precision)
+            several = weights_of(train(n, arguments, folder))
+            one = weights_of(train(1, (*arguments, "--devices", ",".join(map(str, range(n)))), folder))
+            off = max(np.abs(w - one[name]).max() / np.abs(one[name]).max() for name, w in several.items())
+            print(f"{n} processes against one with {n} devices, {precision} bits, 20 updates: off by {off:.1e}")
+
+
+def kill(folder: Path, rng: random.Random) -> float:
+    """Seconds until both of two processes have ended after one has SIGKILL; the training then goes on."""
+    options = "--n_rec 20 --batch_size 4 --n_heldout 8 --eval_every 2 --save_every 2 --epochs 100000 --threshold 1"
+    path, after, victim = folder / "killed", rng.uniform(1, 30), rng.randrange(2)
+    shutil.rmtree(path, ignore_errors=True)
+    arguments = (*options.split(" "), "--t_delay", 50, "--schedule", "constant", "--output", path)
+    with many.started(2, SCRIPT, arguments, folder) as both:
+        time.sleep(after)
+        kept = [int(step.name) for step in path.glob("checkpoints/*") if step.name.isdigit()]
+        both[victim].kill()
+        start = time.monotonic()
+        ended = many.ended(both, 120)[1 - victim]
+        seconds = time.monotonic() - start
+    last = [int(step.name) for step in path.glob("checkpoints/*") if step.name.isdigit()]
+    print(f"process {victim} killed after {after:.1f} s, all ended {seconds:.1f} s later: {ended.errors.strip()}")
+    assert max(last, default=0) >= max(kept, default=0)
+    if last:
+        (resumed,) = many.run(1, SCRIPT, ("--resume", path, "--epochs", max(last) + 2), folder)
+        assert resumed.status == 0, resumed.errors
+        result = json.loads((path / "result.json").read_text())
+        print(f"  gone on from update {max(last)} to {result['updates']}")
+    return seconds
+
+
+def seconds_of_sum(sizes: Sequence[int], place: processes.Place) -> list[float]:
+    """Seconds of the mean of so many numbers over the processes, of which this is one."""
+    runs.cores_as_devices()
+    processes.join(place)
+    runs.setup_jax(32, "0")
+    mesh, copied = Mesh(np.array(jax.devices()[:: jax.local_device_count()]), ("batch",)), PartitionSpec()
+    found = []
+    for size in sizes:
+        mean = jax.shard_map(
+            lambda x: jax.lax.pmean(x, "batch"), mesh=mesh, in_specs=copied, out_specs=copied, check_vma=False
+        )
+        x = jax.device_put(np.ones(size, np.float32), jax.sharding.NamedSharding(mesh, copied))
+        program = jax.jit(mean)
+        found.append(seconds_of(lambda program=program, x=x: program(x).block_until_ready(), repeats=15))
+    return found
+
+
+def measured_sums(n: int, sizes: Sequence[int], folder: Path) -> list[float]:
+    """The same of n processes that are started for it."""
+    worker = "tests/benchmarks/bench_processes"
+    with many.started(n, worker, ("--sizes", *sizes), folder) as started:
+        first = many.ended(started)[0]
+    if first.status:
+        sys.exit(first.errors)
+    return json.loads(next(line for line in reversed(first.output.splitlines()) if line.startswith("[")))
+
+
+def fitted(columns: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """Factors of the columns, none negative, and the largest relative error."""
+    factors, _ = scipy.optimize.nnls(columns / y[:, None], np.ones(len(y)))
+    return factors, float(np.max(np.abs(columns @ factors / y - 1)))
+
+
+def costs(folder: Path) -> None:
+    def update(n, batch, devices=()):
+        options = "--epochs 12 --n_heldout 2 --eval_every 12 --threshold 1 --schedule constant"
+        path = train(n, (*options.split(" "), "--batch_size", batch, *devices), folder)
+        return json.loads((path / "result.json").read_text())["seconds_per_update"]
+
+    batches, one = np.array([8, 32, 128]), ("--devices", "0")
+    measured = np.array([update(1, batch, one) for batch in batches])
+    (c0, c1), error = fitted(np.stack([np.ones(3), batches], axis=1), measured)
+    print(f"an update of n_rec 200, 2200 steps, one core: {c0:.3g} + {c1:.3g} batch s (off by {error:.0%})")
+    sizes, n_processes = [10**4, 10**5, 10**6, 10**7], (2, 4)
+    sums = np.array([measured_sums(n, sizes, folder) for n in n_processes])
+    hops = np.array([[2 * (n - 1)] * len(sizes) for n in n_processes]).ravel()
+    bytes_sent = np.array([[2 * (n - 1) / n * 4 * size for size in sizes] for n in n_processes]).ravel()
+    (latency, per_byte), error = fitted(np.stack([hops, bytes_sent], axis=1), sums.ravel())
+    for n, row in zip(n_processes, sums, strict=True):
+        print(f"{n} processes, mean of {sizes} numbers: {', '.join(f'{1e3 * x:.3g}' for x in row)} ms")
+    print(f"loopback: {1e6 * latency:.0f} us a message, {1e-9 / per_byte:.2g} GB/s (off by {error:.0%})")
+
+    model = task_script.make_model(task_script.parse_args([]))
+    n_weight = sum(w.size for w in model.weights.values())
+
+    def seconds(n, batch, latency, per_byte, n_weight=n_weight, slower=1.0):
+        sent = 2 * (n - 1) * (latency + 4 * n_weight / n * per_byte)
+        return slower * (c0 + c1 * batch / n) + sent
+
+    for n in n_processes:
+        shared = max(1.0, n / runs.N_CORE)  # processes that share a core
+        found, by_law = update(n, 64), seconds(n, 64, latency, per_byte, slower=shared)
+        print(f"64 trials by {n} processes on {runs.N_CORE} cores: {found:.3g} s, by the law {by_law:.3g} s")
+    print("\nan update on N hosts, s (share of the time that is computation), gradients of 4 bytes a weight:\n")
+    print("| hosts | " + " | ".join(map(str, HOSTS)) + " |\n|---|" + "---|" * len(HOSTS))
+    cases = [(f"n_rec 200, {n_weight} weights", c1, n_weight), ("n_rec 4000, 17 million", 200 * c1, 17_000_000)]
+    for name, per_trial, size in cases:
+        for growing in (False, True):
+            for bits in BITS:
+                cells = []
+                for n in HOSTS:
+                    own = 128 if growing else 1024 / n
+                    compute = c0 + per_trial * own
+                    sent = 2 * (n - 1) * (LATENCY + 4 * size / n * 8 / bits)
+                    cells.append(f"{compute + sent:.3g} ({compute / (compute + sent):.0%})")
+                batch = "128 trials a host" if growing else "1024 trials"
+                print(f"| {name}; {batch}; {bits / 1e9:.0f} Gbit/s | " + " | ".join(cells) + " |")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--sizes", nargs="+", type=int, help=argparse.SUPPRESS)  # of a process that is started here
+    parser.add_argument("--devices", help=argparse.SUPPRESS)
+    for name, kind in (("coordinator", str), ("num_processes", int), ("process_id", int)):
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.sizes:
+        place = processes.Place(False, args.coordinator, args.num_processes, args.process_id)
+        print(json.dumps(seconds_of_sum(args.sizes, place)), flush=True)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "equal" in args.what:
+            equal(folder)
+        if "kills" in args.what:
+            rng = random.Random(0)
+            seconds = [kill(folder, rng) for _ in range(args.kills)]
+            print(f"{len(seconds)} kills: all ended within {max(seconds):.1f} s")
+        if "costs" in args.what:
+            costs(folder)
+
+
+if __name__ == "__main__":
+    main()
