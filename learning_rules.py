@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 # ---- Backpropagation through time -----------------------------------------------------------------------------------
 
 
-def run_trials(model: Model, keys: jax.Array, chunk: int | None = None) -> Outcome:
+def run_trials(model: Model, keys: jax.Array, chunk: int | None = None, event_driven: bool = False) -> Outcome:
     """Run the trials of the given keys.
 
     The time axis is cut into chunks of about sqrt(n_step) / 2 steps, and the states within a chunk are computed again
@@ -62,12 +62,13 @@ def run_trials(model: Model, keys: jax.Array, chunk: int | None = None) -> Outco
 
     Args:
         chunk: steps of a chunk; n_step or more for one scan that stores all states.
+        event_driven: without a gradient, where the model has buffers for it.
     """
     task, network = model.task, model.network
     recall, n_step = task.periods["recall"], task.n_step
     chunk = chunk or math.ceil(math.sqrt(n_step) / 2)
     labels, evidence = task.trials(keys)
-    synapses = model.synapses()
+    synapses = model.synapses(event_driven)
     network.init_state(len(keys))
 
     def step(k, x):

@@ -33,7 +33,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 SUPERVISED = "DIFFERENTIABLE_BRAIN_MODELING_SUPERVISED"  # in the environment of a process that has a supervisor
-JOIN_SECONDS = 120  # until all processes have to be there
+JOIN_SECONDS = 40  # in which all processes have to begin, so that none waits for long where another dies before
 SILENT_SECONDS = 20  # after which a process that gives no sign of life counts as dead
 NOTE = "\0"  # begins a line to the supervisor
 FATAL = re.compile(r"F\d{4} \d\d:\d\d")  # begins what XLA says before it aborts

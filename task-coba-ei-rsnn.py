@@ -301,7 +301,7 @@ def make_evaluation(settings: TrainingSettings, mesh: Mesh) -> Callable[[Model],
     n_padded = -(-settings.n_heldout // n_block) * n_block
 
     def block(model, keys):
-        _, correct, rates = learning_rules.run_trials(model, keys)
+        _, correct, rates = learning_rules.run_trials(model, keys, event_driven=True)
         return HeldOut(correct, model.task.trials(keys)[1], jax.lax.pmean(rates, "batch"))
 
     on_devices = over_devices(block, mesh, (COPIED, SPLIT), HeldOut(SPLIT, SPLIT, COPIED))
@@ -385,7 +385,7 @@ def name_nan(model: Model, keys: jax.Array, finite: Mapping[str, bool]) -> str:
 
     @jax.jit
     def simulate(model):
-        synapses = model.synapses()
+        synapses = model.synapses(event_driven=True)
         network.init_state(len(keys))
         states = dict(V=network.neurons.V, g_exc=network.g_exc, g_inh=network.g_inh, r=network.r)
 

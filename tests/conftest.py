@@ -9,7 +9,13 @@ import brainunit as u
 import jax
 import pytest
 
-LONGEST = ("test_reference", "test_processes", "test_ei_script", "test_online", "test_cases")  # minutes each, in a process of its own
+LONGEST = (
+    "test_reference",
+    "test_processes",
+    "test_ei_script",
+    "test_online",
+    "test_cases",
+)  # minutes each, in a process of its own
 
 
 def pytest_collection_modifyitems(items):

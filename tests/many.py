@@ -31,7 +31,9 @@ def free_address() -> str:
 def started(n: int, script: str, arguments: Sequence, cwd: Path, address: str = "") -> Iterator[list[subprocess.Popen]]:
     """The n processes of a run, which none outlives; with one, those of `--devices` are as they are given."""
     place = ["--coordinator", address or free_address(), "--num_processes", n, "--devices", 0, "--process_id"]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, start_new_session=True)
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}  # of JAX here
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes |= dict(cwd=cwd, env=environment, start_new_session=True)
     places = [[*place, i] for i in range(n)] if n > 1 else [[]]
     commands = [[sys.executable, ROOT / f"{script}.py", *arguments, *own] for own in places]
     processes = [subprocess.Popen([str(word) for word in command], **pipes) for command in commands]

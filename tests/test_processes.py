@@ -210,7 +210,7 @@ SILENT = (
 @pytest.mark.parametrize(
     ("heard", "status", "words"),
     [
-        (Heard(fatal=[REGISTER]), 2, "--coordinator: found not all of 2 processes at a:1 within 120 s"),
+        (Heard(fatal=[REGISTER]), 2, "--coordinator: found not all of 2 processes at a:1 within 40 s"),
         (Heard(0, 3, fatal=[SILENT]), 1, "process 1 and 12 has died; process 0 of 3 cannot go on"),
         (
             Heard(1, 3, fatal=["F1127 02:36:44.0 x] Failed to send RPC to coordination service."]),

@@ -25,14 +25,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import runs
-
 import jax
 import numpy as np
 import scipy.optimize
 from common import seconds_of
 from jax.sharding import Mesh, PartitionSpec
-from workloads import ROOT, task_script
+from workloads import ROOT, runs, task_script
 
 import processes
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -67,21 +68,32 @@ def run_again(script: str, *arguments: Any, **environment: str) -> Any:
     return last_line([sys.executable, script, *arguments], env=os.environ | environment)
 
 
-def python_with(requirements: Sequence[str]) -> Path:
-    """The interpreter of a virtual environment with these requirements, made if it is not there."""
+def interpreter(name: str) -> str:
+    """The path of python3.11 or another, which pyenv may keep out of the way."""
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    found = [*sorted(versions.glob(f"{name[6:]}.*/bin/{name}")), shutil.which(name)]
+    return str(found[0] or sys.exit(f"found no {name}, expected it on the PATH"))
+
+
+def python_with(requirements: Sequence[str], python: str = sys.executable) -> Path:
+    """The interpreter of a virtual environment with these requirements, made by `python` if it is not there."""
     folder = CACHE / "-".join(text.replace("/", "_") for text in requirements)
-    python = folder / "bin" / "python"
+    own = folder / "bin" / "python"
     if not (folder / "complete").exists():
         print(f"installing {', '.join(requirements)} in {folder}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *requirements], check=True)
+        subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([str(own), "-m", "pip", "install", "-q", *requirements], check=True)
         (folder / "complete").touch()
-    return python
+    return own
 
 
-def run_peer(script: str, requirements: Sequence[str], *arguments: Any, **arrays: np.ndarray) -> Any:
+def run_peer(
+    script: str, requirements: Sequence[str], *arguments: Any, python: str = sys.executable, **arrays: np.ndarray
+) -> Any:
     """Run a script of this folder there, with a file of the arrays and the arguments; its last line is JSON."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "arrays.npz"
         np.savez(path, **arrays)
-        return last_line([python_with(requirements), Path(__file__).with_name(script), path, *arguments], cwd=folder)
+        return last_line(
+            [python_with(requirements, python), Path(__file__).with_name(script), path, *arguments], cwd=folder
+        )
