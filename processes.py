@@ -1,20 +1,13 @@
 """Several processes of one run, on one machine or on many, joined by `jax.distributed`.
 
 Every process runs the same program, and has a part of each batch on its devices; what they are not told to share, such
-as Ctrl-C or a clock, they have to agree on (`of_all`, `gather`). The first one writes and prints.
-
-A process that another waits for may die, and JAX then aborts those that are left, from threads of its own. Each process
-is therefore supervised by the one that the user has started: that one does nothing but pass on what the other prints
-and say in a line what has ended it.
+as Ctrl-C or a clock, they have to agree on (`of_all`, `gather`). The first one writes and prints. Each of them is
+supervised by the one that the user has started (`supervisor.py`).
 """
 
 import contextlib
-import dataclasses
-import io
 import json
 import os
-import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -25,58 +18,16 @@ import traceback
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import jax
 import jax.extend
 import numpy as np
 from jax.experimental import multihost_utils
 
-SUPERVISED = "DIFFERENTIABLE_BRAIN_MODELING_SUPERVISED"  # in the environment of a process that has a supervisor
-JOIN_SECONDS = 40  # in which all processes have to begin, so that none waits for long where another dies before
+from supervisor import JOIN_SECONDS, NOTE, PLACE, SUPERVISED, Place, command_of
+
 SILENT_SECONDS = 20  # after which a process that gives no sign of life counts as dead
-NOTE = "\0"  # begins a line to the supervisor
-FATAL = re.compile(r"F\d{4} \d\d:\d\d")  # begins what XLA says before it aborts
-CHATTER = "[Gloo] "  # begins lines of XLA's that are of no use
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """The place of a process among those of a run, by the arguments of the same names."""
-
-    distributed: bool = False
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
-
-    def __post_init__(self):
-        given = {name: getattr(self, name) for name in ("coordinator", "num_processes", "process_id")}
-        missing = [f"--{name}" for name, value in given.items() if value is None]
-        if 0 < len(missing) < len(given):
-            first = next(name for name, value in given.items() if value is not None)
-            raise ValueError(f"argument --{first}: found no {' and no '.join(missing)}, expected all three or none")
-        if self.process_id is not None and self.process_id >= self.num_processes:
-            expected = f"less than the {self.num_processes} of --num_processes"
-            raise ValueError(f"argument --process_id: found {self.process_id}, expected {expected}")
-        if self.coordinator and not re.fullmatch(r".+:\d{1,5}", self.coordinator):
-            raise ValueError(f"argument --coordinator: found {self.coordinator!r}, expected HOST:PORT")
-
-    @property
-    def several(self) -> bool:
-        return self.distributed or self.coordinator is not None
-
-    @property
-    def arguments(self) -> list[str]:
-        if self.coordinator is None:
-            return ["--distributed"]
-        names = ("coordinator", "num_processes", "process_id")
-        return [text for name in names for text in (f"--{name}", str(getattr(self, name)))]
-
-
-PLACE = tuple(field.name for field in dataclasses.fields(Place))
-
-
-# ---- A process of several -------------------------------------------------------------------------------------------
 
 _pressed: list[bool] = []  # filled by Ctrl-C
 _joined: list[Place] = []  # filled once this process is one of several
@@ -104,11 +55,18 @@ def join(place: Place) -> None:
         raise ValueError(f"argument --distributed: {known}, {expected}") from None
     _joined.append(place)
     signal.signal(signal.SIGINT, _press)
+    _keep_stdout()
     if SUPERVISED in os.environ:
         _note(process=jax.process_index(), n=jax.process_count())
         threading.Thread(target=_end_with_supervisor, daemon=True).start()
-    if not is_first():
-        sys.stdout = io.TextIOWrapper(open(os.devnull, "wb"))  # noqa: SIM115 (to the end of the process)
+
+
+def _keep_stdout() -> None:
+    """Leave standard output to Python in the first process, and to nobody in the others; gloo writes to it too."""
+    sys.stdout.flush()
+    ours, nobody = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nobody, 1)
+    sys.stdout = os.fdopen(ours if is_first() else nobody, "w", buffering=1)
 
 
 def _try_port(address: str) -> None:
@@ -242,9 +200,6 @@ def end_by_error() -> None:
     end(1)
 
 
-# ---- Its supervisor -------------------------------------------------------------------------------------------------
-
-
 class Ended(Exception):
     """The process that this one supervises has ended, with a status."""
 
@@ -253,84 +208,17 @@ class Ended(Exception):
         super().__init__(status)
 
 
-@dataclasses.dataclass
-class Heard:
-    """What the supervised process has told: its number, of how many, its run folder, and XLA's last words."""
-
-    process: int | None = None
-    n: int | None = None
-    run: str | None = None
-    fatal: list[str] = dataclasses.field(default_factory=list)
-
-
 def supervise(script: Path, argv: Sequence[str], place: Place) -> NoReturn:
-    """Run the script in a process that is supervised by this one.
+    """Run the script in a process that is supervised by this one, which becomes its supervisor if it runs the script.
+
+    So that it does not hold devices, which brainpy has started when it was imported.
 
     Raises:
-        Ended: always, with the status of that process, after a line on stderr where it did not say why.
+        Ended: with the status, where this process runs something else.
     """
-    environment = os.environ | {SUPERVISED: "1", "PYTHONUNBUFFERED": "1"}
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    heard = Heard()
-    text = dict(text=True, errors="replace", env=environment)
-    child = subprocess.Popen([sys.executable, str(script), *argv], **pipes, **text)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it has Ctrl-C from the terminal, too
-    try:
-        streams = ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
-        threads = [threading.Thread(target=_relay, args=(*stream, heard)) for stream in streams]
-        for thread in threads:
-            thread.start()
-        status = child.wait()
-        for thread in threads:
-            thread.join()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if status < 0:
-        status, line = _verdict(heard, place, -status, script.name)
-        sys.stderr.write(f"{script.name}: {line}\n")
-    raise Ended(status)
-
-
-def _relay(source: TextIO, to: TextIO, heard: Heard) -> None:
-    """Pass lines on, but for notes to the supervisor, chatter, and what XLA says when it aborts."""
-    for line in source:
-        if line.startswith(NOTE):
-            vars(heard).update(json.loads(line[len(NOTE) :]))
-        elif heard.fatal or FATAL.match(line):
-            heard.fatal.append(line)
-        elif not line.startswith(CHATTER):
-            with contextlib.suppress(OSError):
-                to.write(line)
-                to.flush()
-
-
-def _verdict(heard: Heard, place: Place, number: int, script: str) -> tuple[int, str]:
-    """Status, and a line on why a process has ended by a signal of that number."""
-    fatal = "".join(heard.fatal)
-    if heard.process is None and "DEADLINE_EXCEEDED" in fatal:
-        where = f"--coordinator: found not all of {place.num_processes} processes at {place.coordinator}"
-        where = where if place.coordinator else "--distributed: found not all of the processes"
-        expected = "expected all to be started, with the address of process 0, which the others reach"
-        return 2, f"error: argument {where} within {JOIN_SECONDS} s, {expected}"
-    who = "this process" if heard.process is None else f"process {heard.process} of {heard.n}"
-    if unhealthy := re.search(r"stopped sending heartbeats\):\s*((?:\S*\d\s+)+)", fatal):
-        dead = " and ".join(re.findall(r"(\d+)\s", unhealthy[1]))
-        what = f"process {dead} has died; {who} cannot go on"
-    elif "coordination service" in fatal or "PollForError" in fatal:
-        what = f"process 0 has died, or the way to it; {who} cannot go on"
-    else:
-        what = f"{who} was ended by {signal.Signals(number).name}" + (f" ({fatal.strip()[:300]})" if fatal else "")
-    return 1, f"error: {what}; {_kept(heard.run, place, script)}"
-
-
-def _kept(run: str | None, place: Place, script: str) -> str:
-    """What there is to go on from, and the command to do so."""
-    folder = Path(run) if run else None
-    updates = [int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()] if folder else []
-    what = f"the checkpoint of update {max(updates)}" if updates else None
-    if folder and (folder / "evaluations.npz").exists():
-        what = "the evaluations so far"
-    if not what:
-        return "nothing of this run is kept"
-    command = shlex.join(["python", script, "--resume", run, *place.arguments])
-    return f"{what} is kept in {run}; in each process, go on with: {command}"
+    command = command_of(script, place, argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if Path(sys.argv[0]).resolve() == script.resolve():
+        os.execv(command[0], command)
+    raise Ended(subprocess.run(command, check=False).returncode)

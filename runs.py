@@ -25,8 +25,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-# The one environment variable of the project: XLA calls each program from the compilation cache an error, by a logger
-# of its own, which reads this when JAX is imported and leaves no other way. Errors come as exceptions all the same.
+# The one environment variable that is set here for others: XLA calls each program from the compilation cache an error,
+# by a logger of its own, which reads this when JAX is imported and leaves no other way. Errors come as exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import brainstate
@@ -39,6 +39,7 @@ import threadpoolctl
 from tqdm import tqdm
 
 import processes
+from supervisor import PLACE, SUPERVISED, Place
 
 N_CORE: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WIDTH = 7.0  # inches of a page; a column has half of it
@@ -141,7 +142,7 @@ class Parser(argparse.ArgumentParser):
         args = super().parse_args(argv)
         if getattr(args, "resume", None):
             saved = saved_arguments(args.resume, "resume", self.prog)
-            names = vars(args).keys() - {"resume", "output", *processes.PLACE}
+            names = vars(args).keys() - {"resume", "output", *PLACE}
             self.set_defaults(**{name: saved[name] for name in names & saved.keys()})
             args = super().parse_args(argv)
             for name in sorted(names - saved.keys()):  # arguments that are newer than the run
@@ -276,8 +277,8 @@ def setup(args: argparse.Namespace, script: str, argv: Sequence[str]) -> list[ja
     """
     use_plot_style()
     try:
-        place = pick(processes.Place, args)
-        if place.several and processes.SUPERVISED not in os.environ:
+        place = pick(Place, args)
+        if place.several and SUPERVISED not in os.environ:
             processes.supervise(Path(__file__).with_name(f"{script}.py"), argv, place)
         if place.several:
             cores_as_devices()
@@ -367,7 +368,7 @@ class RunFolder:
         self.path: Path = resume or args.output or Path("results", script, name)
         _run.set(self)
         if resume:
-            self._check_arguments({"resume", "output", "figure_format", "devices", *processes.PLACE, *may_change})
+            self._check_arguments({"resume", "output", "figure_format", "devices", *PLACE, *may_change})
         if processes.is_first():
             self._check_place(args, resume)
         if processes.is_several():

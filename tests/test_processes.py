@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import scripts
 
-import processes
-from processes import Heard, Place
+import supervisor
+from supervisor import Heard, Place
 
 TRAIN = "--batch_size 4 --n_heldout 8 --eval_every 2 --save_every 2 --precision 64"
 TRAIN = (*scripts.SMALL_NETWORK, *TRAIN.split(" "))
+ENDLESS = ("--epochs", 100000, "--schedule", "constant", "--threshold", 1, "--lr", 1e-9)  # it learns nothing
 COMPARE = "--mode compare --repeats 3 --n_sample 2 --protocol_budget paper --methods L-BFGS-B random"
 ei = scripts.import_script("task-coba-ei-rsnn")
 
@@ -108,7 +109,7 @@ def wait_for(condition, seconds=120):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_where_one_dies_all_end_and_say_so(victim, tmp_path):
     """Within a minute, with the checkpoint and the command to go on; which does, from there."""
-    arguments = (*TRAIN, "--epochs", 100000, "--schedule", "constant", "--threshold", 1, "--output", "run")
+    arguments = (*TRAIN, *ENDLESS, "--output", "run")
     with many.started(2, "task-coba-ei-rsnn", arguments, tmp_path) as both:
         wait_for((tmp_path / "run" / "checkpoints" / "2").exists)
         (worker,) = many.children(both[victim].pid)
@@ -131,7 +132,7 @@ def test_where_one_dies_all_end_and_say_so(victim, tmp_path):
 
 
 def test_ctrl_c_in_one_ends_all_at_the_same_update(tmp_path):
-    arguments = (*TRAIN, "--epochs", 100000, "--threshold", 1, "--output", "run")
+    arguments = (*TRAIN, *ENDLESS, "--output", "run")
     with many.started(2, "task-coba-ei-rsnn", arguments, tmp_path) as both:
         wait_for((tmp_path / "run" / "checkpoints" / "2").exists)
         os.killpg(both[1].pid, signal.SIGINT)  # as a terminal does, to a process and its supervisor
@@ -211,7 +212,7 @@ SILENT = (
     ("heard", "status", "words"),
     [
         (Heard(fatal=[REGISTER]), 2, "--coordinator: found not all of 2 processes at a:1 within 40 s"),
-        (Heard(0, 3, fatal=[SILENT]), 1, "process 1 and 12 has died; process 0 of 3 cannot go on"),
+        (Heard(0, 3, fatal=[SILENT]), 1, "processes 1 and 12 have died; process 0 of 3 cannot go on"),
         (
             Heard(1, 3, fatal=["F1127 02:36:44.0 x] Failed to send RPC to coordination service."]),
             1,
@@ -221,7 +222,7 @@ SILENT = (
     ],
 )
 def test_why_a_process_was_ended_is_said_in_a_line(heard, status, words):
-    found, line = processes._verdict(heard, Place(False, "a:1", 2, 0), signal.SIGKILL, "x.py")
+    found, line = supervisor.verdict(heard, Place(False, "a:1", 2, 0), signal.SIGKILL, "x.py")
     assert found == status
     assert words in line
     assert "\n" not in line

@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # {file: the files of ours that it may import}
 ARROWS = {
-    "processes": set(),
-    "runs": {"processes"},
+    "supervisor": set(),
+    "processes": {"supervisor"},
+    "runs": {"processes", "supervisor"},
     "numerics": set(),
     "checkpoints": {"processes", "runs"},
     "spike_trains": set(),

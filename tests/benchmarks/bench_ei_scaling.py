@@ -1,6 +1,8 @@
-"""What a gradient of the E/I network costs, by each rule: against the number of neurons, and the length of a trial.
+r"""What a gradient of the E/I network costs, by each rule: against the number of neurons, and the length of a trial.
 
     python tests/benchmarks/bench_ei_scaling.py [--n_rec 100 200 400 800 1600 3200] [--n_step 550 1100 2200 4400 8800]
+    python tests/benchmarks/bench_ei_scaling.py --methods expsm_diag --connections rand --n_trial 4 --n_step \
+        --n_rec 2000 4000 8000 16000
 
 Seconds of computation for a second of a trial, of 16 trials at a time of 550 steps of 1 ms, all to all and with a tenth
 of the connections (`--conn_method rand`); and then, with 200 neurons, against the number of steps. Memory is that of
@@ -21,7 +23,7 @@ from workloads import network_gradient, task_script
 import engines
 import learning_rules
 
-N_TRIAL, N_STEP = 16, 550
+N_STEP = 550
 BY_NEURONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "": np.ones_like,
     "n": lambda n: n,
@@ -37,16 +39,16 @@ class Cost(NamedTuple):
     memory: float
 
 
-def cost(method: str, conn_method: str, n_rec: int, n_step: int) -> Cost:
-    """Of a gradient of N_TRIAL trials; the fewest seconds of two."""
+def cost(method: str, conn_method: str, n_rec: int, n_step: int, n_trial: int) -> Cost:
+    """Of a gradient of n_trial trials; the fewest seconds of two."""
 
     def make_rule(args):
         return engines.choose_rule(method, arguments=args)
 
-    arguments = ("--batch_size", N_TRIAL, "--conn_method", conn_method, "--n_rec", n_rec, "--n_cue", 3)
+    arguments = ("--batch_size", n_trial, "--conn_method", conn_method, "--n_rec", n_rec, "--n_cue", 3)
     compiled = network_gradient(make_rule, *arguments, n_step=n_step)
     seconds = seconds_of(compiled.run, min, repeats=2)
-    return Cost(seconds / (N_TRIAL * n_step / 1000), task_script.memory_of(compiled.program))
+    return Cost(seconds / (n_trial * n_step / 1000), task_script.memory_of(compiled.program))
 
 
 def law(x: Sequence[float], y: Sequence[float], terms: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> str:
@@ -70,14 +72,18 @@ def print_costs(name: str, costs: Mapping[int, Cost], terms: Mapping[str, Callab
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n_rec", nargs="+", type=int, default=[100, 200, 400, 800, 1600, 3200])
-    parser.add_argument("--n_step", nargs="+", type=int, default=[550, 1100, 2200, 4400, 8800])
+    parser.add_argument("--n_step", nargs="*", type=int, default=[550, 1100, 2200, 4400, 8800])
+    parser.add_argument("--methods", nargs="+", choices=learning_rules.RULES, default=list(learning_rules.RULES))
+    parser.add_argument("--connections", nargs="+", choices=("dense", "rand"), default=["dense", "rand"])
+    parser.add_argument("--n_trial", type=int, default=16)
     args = parser.parse_args(argv)
-    for method in learning_rules.RULES:
-        for conn_method in ("dense", "rand"):
-            costs = {n_rec: cost(method, conn_method, n_rec, N_STEP) for n_rec in args.n_rec}
+    for method in args.methods:
+        for conn_method in args.connections:
+            costs = {n_rec: cost(method, conn_method, n_rec, N_STEP, args.n_trial) for n_rec in args.n_rec}
             print_costs(f"{method}, {conn_method}, n_rec", costs, BY_NEURONS)
-        costs = {n_step: cost(method, "dense", 200, n_step) for n_step in args.n_step}
-        print_costs(f"{method}, dense, T", costs, BY_STEPS)
+        if args.n_step:
+            costs = {n_step: cost(method, "dense", 200, n_step, args.n_trial) for n_step in args.n_step}
+            print_costs(f"{method}, dense, T", costs, BY_STEPS)
 
 
 if __name__ == "__main__":

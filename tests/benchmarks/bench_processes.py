@@ -33,6 +33,7 @@ from jax.sharding import Mesh, PartitionSpec
 from workloads import ROOT, runs, task_script
 
 import processes
+from supervisor import Place
 
 sys.path.append(str(ROOT / "tests"))
 import many
@@ -73,7 +74,7 @@ def kill(folder: Path, rng: random.Random) -> float:
     options = "--n_rec 20 --batch_size 4 --n_heldout 8 --eval_every 2 --save_every 2 --epochs 100000 --threshold 1"
     path, after, victim = folder / "killed", rng.uniform(1, 30), rng.randrange(2)
     shutil.rmtree(path, ignore_errors=True)
-    arguments = (*options.split(" "), "--t_delay", 50, "--schedule", "constant", "--output", path)
+    arguments = (*options.split(" "), "--t_delay", 50, "--schedule", "constant", "--lr", 1e-9, "--output", path)
     with many.started(2, SCRIPT, arguments, folder) as both:
         time.sleep(after)
         kept = [int(step.name) for step in path.glob("checkpoints/*") if step.name.isdigit()]
@@ -92,7 +93,7 @@ def kill(folder: Path, rng: random.Random) -> float:
     return seconds
 
 
-def seconds_of_sum(sizes: Sequence[int], place: processes.Place) -> list[float]:
+def seconds_of_sum(sizes: Sequence[int], place: Place) -> list[float]:
     """Seconds of the mean of so many numbers over the processes, of which this is one."""
     runs.cores_as_devices()
     processes.join(place)
@@ -181,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.sizes:
-        place = processes.Place(False, args.coordinator, args.num_processes, args.process_id)
+        place = Place(False, args.coordinator, args.num_processes, args.process_id)
         print(json.dumps(seconds_of_sum(args.sizes, place)), flush=True)
         return
     with tempfile.TemporaryDirectory() as name:
