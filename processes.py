@@ -39,6 +39,8 @@ def join(place: Place) -> None:
     Raises:
         ValueError: no cluster is found, or the port of the coordinator is taken.
     """
+    if SUPERVISED in os.environ:
+        threading.Thread(target=_end_with_supervisor, daemon=True).start()
     config = dict(jax_cpu_collectives_implementation="gloo", jax_enable_preemption_service=False)
     for name, value in config.items():
         jax.config.update(name, value)
@@ -58,7 +60,6 @@ def join(place: Place) -> None:
     _keep_stdout()
     if SUPERVISED in os.environ:
         _note(process=jax.process_index(), n=jax.process_count())
-        threading.Thread(target=_end_with_supervisor, daemon=True).start()
 
 
 def _keep_stdout() -> None:
@@ -195,7 +196,7 @@ def end_by_error() -> None:
         return
     error = traceback.format_exc()
     if any(word in error for word in ("Gloo", "NCCL", "JaxRuntimeError")):
-        time.sleep(2 * SILENT_SECONDS)
+        time.sleep(SILENT_SECONDS + 5)
     sys.stderr.write(error)
     end(1)
 
