@@ -10,9 +10,9 @@ training goes on from the last checkpoint. Ten minutes.
 
 costs: seconds of an update by one process, for batches of several sizes, and of the sum of a gradient over 2 and 4
 processes on the loopback address, for gradients of several sizes. By least squares, of the relative errors, a law each:
-compute = c0 + c1 batch, and sum = 2 (N - 1) (latency + bytes / N / bandwidth), that of a ring. Then, by that law with
-the bandwidth and latency of a network, the time of an update on N hosts of as many cores as these; and of updates
-measured with 2 and 4 processes, beside what the laws say. Ten minutes.
+compute = c0 + c1 batch, and sum = 2 (N - 1) (latency + bytes / N / bandwidth), that of a ring. Updates measured with 2
+and 4 processes stand beside what the laws say. Then, with the latency and bandwidth of a network, the time of an update
+on N hosts of one such core. Four minutes.
 """
 
 import argparse
