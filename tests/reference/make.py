@@ -4,6 +4,9 @@
     python tests/reference/make.py all --laptop        small variants of all, in minutes, into laptop/
     python tests/reference/make.py readme              only README.md, from the tables that are here
 
+With --coordinator, --num_processes and --process_id, as the scripts have them, each run is that of several processes,
+which share its folder: trainings split their batches, and comparisons their repeats.
+
 The items, with the figures and tables of Wang et al. (2024) that they answer:
 
     fits          both neurons, fitted by gradients (L-BFGS-B's rows of Tables S2 and S3)
@@ -33,6 +36,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +54,7 @@ from common import in_turns
 from workloads import task_script
 
 from learning_rules import RULES
+from supervisor import Place
 
 HH, GIF, TASK = "neuron_fitting_of_hh_model.py", "neuron_fitting_of_gif_model.py", "task-coba-ei-rsnn.py"
 SEEDS = (0, 1, 2)
@@ -95,6 +100,7 @@ class Item:
         laptop: whether it is the small variant.
         folder: of its files.
         run_folder: of the folders of its runs.
+        place: of this process among several, which have each run together; the first one has the files.
         commands: the runs so far, and what made them.
     """
 
@@ -102,23 +108,30 @@ class Item:
     laptop: bool
     folder: Path
     run_folder: Path
+    place: Place = dataclasses.field(default_factory=Place)
     commands: list[Row] = dataclasses.field(default_factory=list)
 
     def run(self, name: str, script: str, *arguments: Any) -> Path:
         """Folder of a run of a script; what is there and whole is not run again."""
         folder, command = self.run_folder / name, [script, *map(str, arguments)]
+        first = not self.place.process_id
         if not folder.exists():
             part = folder.with_name(f"{folder.name}.part")  # renamed when it is whole
-            shutil.rmtree(part, ignore_errors=True)
+            if first:
+                shutil.rmtree(part, ignore_errors=True)
             print(f"{self.name}: {shlex.join(command)}", flush=True)
-            done = subprocess.run(
-                [sys.executable, *command, "--output", str(part)], cwd=ROOT, stdout=subprocess.DEVNULL
-            )
+            whole = [sys.executable, *command, "--output", str(part)]
+            whole += self.place.arguments if self.place.several else []
+            done = subprocess.run(whole, cwd=ROOT, stdout=subprocess.DEVNULL)
             if done.returncode:
                 sys.exit(f"{name}: ended with status {done.returncode}, expected 0")
-            part.rename(folder)
+            if first:
+                part.rename(folder)
+            while not folder.exists():
+                time.sleep(0.1)
         config = read_json(folder / "config.json")
-        if shlex.split(config["command"])[1:-2] != command[1:]:
+        made_by = shlex.split(config["command"])
+        if made_by[1 : made_by.index("--output")] != command[1:]:
             sys.exit(f"{folder}: found the run of another command, expected {shlex.join(command)}; remove it")
         made = {name: config[name] for name in ("date", "devices", "python", "packages")}
         self.commands.append(dict(command=shlex.join(["python", *command])) | made)
@@ -132,6 +145,8 @@ class Item:
         **more: Sequence[Row],
     ) -> None:
         """Save the rows, those of `more`, the table, and figures, {name: figure or the file of one}."""
+        if self.place.process_id:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         command = f"python tests/reference/make.py {self.name}{' --laptop' if self.laptop else ''}"
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -526,7 +541,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--laptop", action="store_true", help="the small variant, which the tests compare")
     parser.add_argument("--output", type=Path, help="folder of the files; this one, or laptop/ in it, without it")
     parser.add_argument("--runs", type=Path, help="folder of the runs; results/reference/ without it")
+    several = "of several processes, which have each run together, as the scripts' argument"
+    for name, kind in (("coordinator", str), ("num_processes", int), ("process_id", int)):
+        parser.add_argument(f"--{name}", type=kind, help=several)
     args = parser.parse_args(argv)
+    try:
+        place = runs.pick(Place, args)
+    except ValueError as error:
+        parser.error(str(error))
     if args.laptop and args.item == "readme":
         parser.error("argument --laptop: found with readme, expected it with an item")
     variant = "laptop" if args.laptop else ""
@@ -534,10 +556,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_folder = (args.runs or ROOT / "results" / "reference" / variant).absolute()
     runs.use_plot_style()
     for name in ITEMS if args.item == "all" else {args.item} - {"readme"}:
-        ITEMS[name](Item(name, args.laptop, folder, run_folder))
-        if not args.laptop and (folder / "README.md").exists():
+        if name == "memory" and place.process_id:
+            continue  # which is timed, in the first process
+        ITEMS[name](Item(name, args.laptop, folder, run_folder, place))
+        if not args.laptop and not place.process_id and (folder / "README.md").exists():
             write_readme(folder)
-    if args.item == "readme":
+    if args.item == "readme" and not place.process_id:
         write_readme(folder)
 
 
