@@ -27,16 +27,36 @@ def free_address() -> str:
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
+def slurm_job() -> str:
+    """A number of a job of SLURM, of which JAX makes a port that is free."""
+    for job in range(os.getpid(), os.getpid() + 4096):
+        with contextlib.suppress(OSError), socket.create_server(("", 61440 + job % 4096)):
+            return str(job)
+    raise OSError("no port is free")
+
+
 @contextlib.contextmanager
-def started(n: int, script: str, arguments: Sequence, cwd: Path, address: str = "") -> Iterator[list[subprocess.Popen]]:
-    """The n processes of a run, which none outlives; with one, those of `--devices` are as they are given."""
-    place = ["--coordinator", address or free_address(), "--num_processes", n, "--devices", 0, "--process_id"]
+def started(
+    n: int, script: str, arguments: Sequence, cwd: Path, slurm: bool = False
+) -> Iterator[list[subprocess.Popen]]:
+    """The n processes of a run, which none outlives; with one, those of `--devices` are as they are given.
+
+    Args:
+        slurm: whether they find each other by what SLURM has in the environment.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}  # of JAX here
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    pipes |= dict(cwd=cwd, env=environment, start_new_session=True)
+    own = [environment for _ in range(n)]
+    place = ["--coordinator", free_address(), "--num_processes", n, "--devices", 0, "--process_id"]
     places = [[*place, i] for i in range(n)] if n > 1 else [[]]
-    commands = [[sys.executable, ROOT / f"{script}.py", *arguments, *own] for own in places]
-    processes = [subprocess.Popen([str(word) for word in command], **pipes) for command in commands]
+    if slurm:
+        job = dict(SLURM_JOB_ID=slurm_job(), SLURM_STEP_NODELIST="localhost", SLURM_NTASKS=str(n))
+        own = [environment | job | dict(SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(n)]
+        places = [["--distributed", "--devices", 0]] * n
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, start_new_session=True)
+    processes = []
+    for place, variables in zip(places, own, strict=True):
+        command = [sys.executable, ROOT / f"{script}.py", *arguments, *place]
+        processes.append(subprocess.Popen([str(word) for word in command], env=variables, **pipes))
     try:
         yield processes
     finally:
@@ -51,9 +71,9 @@ def ended(processes: Sequence[subprocess.Popen], seconds: float = 300) -> list[E
     return [Ended(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
 
 
-def run(n: int, script: str, arguments: Sequence, cwd: Path) -> list[Ended]:
+def run(n: int, script: str, arguments: Sequence, cwd: Path, slurm: bool = False) -> list[Ended]:
     """The same of a run that is let go on to its end."""
-    with started(n, script, arguments, cwd) as processes:
+    with started(n, script, arguments, cwd, slurm) as processes:
         return ended(processes)
 
 

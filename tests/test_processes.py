@@ -78,9 +78,10 @@ def test_what_two_processes_have_saved_one_goes_on_with(tmp_path):
 
 
 def test_two_processes_fit_as_one(tmp_path):
+    """As SLURM would start them."""
     arguments = ("--n_sample", 4)
     many.run(1, "neuron_fitting_of_hh_model", (*arguments, "--output", "one", "--devices", "0,1"), tmp_path)
-    first, second = many.run(2, "neuron_fitting_of_hh_model", (*arguments, "--output", "two"), tmp_path)
+    first, second = many.run(2, "neuron_fitting_of_hh_model", (*arguments, "--output", "two"), tmp_path, slurm=True)
     assert (first.status, second.status, first.errors, second.errors) == (0, 0, "", "")
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
     assert one["loss"] < 1e-6
