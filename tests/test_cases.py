@@ -415,7 +415,7 @@ def test_the_response_to_a_new_current(script, fit, tmp_path, hh_cell, gif_cell)
     assert "is --current_unit right?" in line
     other = gif if script is hh else hh
     _, line = fit(other, "--load", tmp_path / "run0", *alone, status=2)
-    assert "argument --load: found no result of a fit by this script" in line
+    assert "argument --load: found a run of another script" in line
 
 
 def test_no_error_away_from_an_optimum(fit, tmp_path, hh_cell):
