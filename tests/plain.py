@@ -223,10 +223,7 @@ def reference_gradient(rule, model, neurons, args, task=None, **options):
     for name, n_pre in network.sizes.items():
         matrices[name] = full_matrix(matrices[name], model.connections[name], n_pre, network.n_rec)
     trials = inputs, labels, (steps >= recall.start) & (steps < recall.stop)
-    decay_out = math.exp(-args.dt / args.tau_out)
-    # Compiled as a whole where rounding does not matter, which takes half the time.
-    compiled = jax.jit if jax.config.jax_enable_x64 else unchanged
-    expected = dict(compiled(lambda w, *trials: rule(neurons, w, trials, decay_out, **options))(matrices, *trials))
+    expected = dict(rule(neurons, matrices, trials, math.exp(-args.dt / args.tau_out), **options))
     for name, ends in network.pairs(model.connections).items():
         expected[name] = expected[name] if ends is None else expected[name][ends]
     return expected
