@@ -131,10 +131,15 @@ def verdict(heard: Heard, place: Place, number: int, script: str) -> tuple[int, 
     return 1, f"error: {what}; {_kept(heard.run, place, script)}"
 
 
+def saved_updates(run: Path) -> list[int]:
+    """The updates of a training of which its run folder has whole checkpoints."""
+    return [int(path.name) for path in run.glob("checkpoints/*") if path.name.isdigit()]
+
+
 def _kept(run: str | None, place: Place, script: str) -> str:
     """What there is to go on from, and the command to do so."""
     folder = Path(run) if run else None
-    updates = [int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()] if folder else []
+    updates = saved_updates(folder) if folder else []
     what = f"the checkpoint of update {max(updates)}" if updates else None
     if folder and (folder / "evaluations.npz").exists():
         what = "the evaluations so far"

@@ -511,9 +511,9 @@ class Training:
         return bool(self.history) and (self.history[-1].heldout_accuracy or 0) >= self.settings.threshold
 
     def save(self) -> None:
-        last = self.history[-1]
         if not processes.is_first():
             return
+        last = self.history[-1]
         if self.checkpoints.last != last.update:
             self.checkpoints.save(last.update, self.state, self.rows, last.heldout_accuracy)
         self.run.save("metrics.csv", self.rows)

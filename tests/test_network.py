@@ -103,6 +103,8 @@ def test_online_rules_are_the_same_event_by_event(x64, rule, monkeypatch):
         model = script.make_model(arguments("--conn_method", "rand", "--n_rec", 50))
         assert set(model.buffers) == ({"exc", "inh"} if least == 1 else set())
         found.append(jax.jit(lambda model: gradient(model, keys, **options))(model))
+        heldout = jax.jit(lambda model: learning_rules.run_trials(model, keys, event_driven=True))(model)
+        np.testing.assert_allclose(heldout.loss.mean(), found[-1].loss, rtol=1e-10)
     assert found[0].rates.sum() > 1
     for ours, expected in zip(*map(jax.tree.leaves, found), strict=True):
         assert np.abs(expected).max() > 1e-9

@@ -119,7 +119,7 @@ def test_where_one_dies_all_end_and_say_so(victim, tmp_path):
         other = many.ended([both[1 - victim]])[0]
         assert time.monotonic() - start < 60
         wait_for(lambda: not many.is_alive(worker), 10)
-    last = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
+    last = max(supervisor.saved_updates(tmp_path / "run"))
     assert other.status == 1
     (line,) = other.errors.splitlines()
     assert f"process {victim} has died" in line

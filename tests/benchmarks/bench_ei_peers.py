@@ -1,10 +1,10 @@
 """Simulation of the E/I network beside Brian2 (C++ standalone, OpenMP) and NEST, on the same cores.
 
-    python tests/benchmarks/bench_ei_peers.py [--n_rec 4000 20000] [--devices 0]
+    python tests/benchmarks/bench_ei_peers.py [--n_rec 4000 20000] [--peers Brian2 NEST]
 
 The paper's network with `--conn_method rand`, of the same neurons, connections, weights and input spikes: one trial of
 2200 ms by each, and 16 trials at once by ours; the others have one trial at a time. Building and compiling is apart.
-NEST's neuron is not quite the same (`peer_nest.py`). The ratios come last. A quarter of an hour, and 8 GB at 20000.
+NEST's neuron is not quite the same (`peer_nest.py`). The ratios come last. Four minutes, and 8 GB at 20000.
 """
 
 import argparse

@@ -16,8 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
-from common import seconds_of
+from common import linear_law, seconds_of
 from workloads import network_gradient, task_script
 
 import engines
@@ -54,9 +53,7 @@ def cost(method: str, conn_method: str, n_rec: int, n_step: int, n_trial: int) -
 def law(x: Sequence[float], y: Sequence[float], terms: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> str:
     """The law of y, as text, with its largest relative error."""
     x, y = np.asarray(x, float), np.asarray(y, float)
-    columns = np.stack([term(x) for term in terms.values()], axis=1)
-    factors, _ = scipy.optimize.nnls(columns / y[:, None], np.ones(len(y)))
-    error = np.max(np.abs(columns @ factors / y - 1))
+    factors, error = linear_law(np.stack([term(x) for term in terms.values()], axis=1), y)
     parts = [f"{factor:.2g} {name}".strip() for name, factor in zip(terms, factors, strict=True) if factor]
     return f"{' + '.join(parts)} ({error:.0%})"
 

@@ -27,13 +27,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import scipy.optimize
-from common import seconds_of
+from common import linear_law, seconds_of
 from jax.sharding import Mesh, PartitionSpec
 from workloads import ROOT, runs, task_script
 
 import processes
-from supervisor import Place
+from supervisor import Place, saved_updates
 
 sys.path.append(str(ROOT / "tests"))
 import many
@@ -77,12 +76,12 @@ def kill(folder: Path, rng: random.Random) -> float:
     arguments = (*options.split(" "), "--t_delay", 50, "--schedule", "constant", "--lr", 1e-9, "--output", path)
     with many.started(2, SCRIPT, arguments, folder) as both:
         time.sleep(after)
-        kept = [int(step.name) for step in path.glob("checkpoints/*") if step.name.isdigit()]
+        kept = saved_updates(path)
         both[victim].kill()
         start = time.monotonic()
         ended = many.ended(both, 120)[1 - victim]
         seconds = time.monotonic() - start
-    last = [int(step.name) for step in path.glob("checkpoints/*") if step.name.isdigit()]
+    last = saved_updates(path)
     print(f"process {victim} killed after {after:.1f} s, all ended {seconds:.1f} s later: {ended.errors.strip()}")
     assert max(last, default=0) >= max(kept, default=0)
     if last:
@@ -120,12 +119,6 @@ def measured_sums(n: int, sizes: Sequence[int], folder: Path) -> list[float]:
     return json.loads(next(line for line in reversed(first.output.splitlines()) if line.startswith("[")))
 
 
-def fitted(columns: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
-    """Factors of the columns, none negative, and the largest relative error."""
-    factors, _ = scipy.optimize.nnls(columns / y[:, None], np.ones(len(y)))
-    return factors, float(np.max(np.abs(columns @ factors / y - 1)))
-
-
 def costs(folder: Path) -> None:
     def update(n, batch, devices=()):
         options = "--epochs 12 --n_heldout 2 --eval_every 12 --threshold 1 --schedule constant"
@@ -134,13 +127,13 @@ def costs(folder: Path) -> None:
 
     batches, one = np.array([8, 32, 128]), ("--devices", "0")
     measured = np.array([update(1, batch, one) for batch in batches])
-    (c0, c1), error = fitted(np.stack([np.ones(3), batches], axis=1), measured)
+    (c0, c1), error = linear_law(np.stack([np.ones(3), batches], axis=1), measured)
     print(f"an update of n_rec 200, 2200 steps, one core: {c0:.3g} + {c1:.3g} batch s (off by {error:.0%})")
     sizes, n_processes = [10**4, 10**5, 10**6, 10**7], (2, 4)
     sums = np.array([measured_sums(n, sizes, folder) for n in n_processes])
     hops = np.array([[2 * (n - 1)] * len(sizes) for n in n_processes]).ravel()
     bytes_sent = np.array([[2 * (n - 1) / n * 4 * size for size in sizes] for n in n_processes]).ravel()
-    (latency, per_byte), error = fitted(np.stack([hops, bytes_sent], axis=1), sums.ravel())
+    (latency, per_byte), error = linear_law(np.stack([hops, bytes_sent], axis=1), sums.ravel())
     for n, row in zip(n_processes, sums, strict=True):
         print(f"{n} processes, mean of {sizes} numbers: {', '.join(f'{1e3 * x:.3g}' for x in row)} ms")
     print(f"loopback: {1e6 * latency:.0f} us a message, {1e-9 / per_byte:.2g} GB/s (off by {error:.0%})")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.optimize
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "differentiable-brain-modeling")
 BRIAN2MODELFITTING = ["brian2modelfitting==0.4", "brian2==2.9.0", "nevergrad==0.3.0", "bayesian-optimization==1.4.3"]
@@ -40,6 +41,12 @@ def in_turns(*functions: Callable[[], Any], repeats: int = 7) -> np.ndarray:
             function()
             row[i] = time.perf_counter() - start
     return seconds[1:]
+
+
+def linear_law(columns: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """Factors of the columns, none negative, by least squares of the relative errors of y; and the largest of these."""
+    factors, _ = scipy.optimize.nnls(columns / y[:, None], np.ones(len(y)))
+    return factors, float(np.max(np.abs(columns @ factors / y - 1)))
 
 
 def memory_above(function: Callable[[], Any]) -> float:
