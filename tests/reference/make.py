@@ -10,6 +10,7 @@ which share its folder: trainings split their batches, and comparisons their rep
 The items, with the figures and tables of Wang et al. (2024) that they answer:
 
     fits          both neurons, fitted by gradients (L-BFGS-B's rows of Tables S2 and S3)
+    recording     both neurons, fitted to the recording of data/ by the README's commands
     hh_methods    the HH cell by every method (Figures 2 and S8, Table S3)
     gif_methods   the GIF neuron by every method (Figure S7, Table S2)
     equal_budget  both neurons by every method, each with as many simulations
@@ -78,6 +79,8 @@ FIGURE_3_WEIGHTS = {
 
 # Figures, and what README.md says below each.
 FIGURES = {
+    "recording_hh.png": "Held out: the recording (black), and the HH cell (orange) that was fitted to what precedes.",
+    "recording_gif.png": "The same by the GIF neuron, running freely and with the recorded spikes.",
     "fits_hh.png": "Black: the cell in data/. Orange: the fitted cell, under currents that the fit has not seen.",
     "hh_methods_figure_2.png": "Figures 2 and S8: the target (black) and the best of ten fits by each method (orange).",
     "gif_methods_methods.png": "Figure S7: the same for the GIF neuron.",
@@ -234,6 +237,50 @@ def fits(item: Item) -> None:
     ]
     columns = ["fit", "loss (seeds in order)", "worst error of a parameter, %", "starts at the best", "seconds"]
     item.write(rows, markdown(columns, lines), figures)
+
+
+def recording(item: Item) -> None:
+    """Both neurons fitted to a recording of a cell with more in it than either, and scored on its last third."""
+    parameters = "gL gNa gK V_T EL C gM tau_max phi R_s".split()  # noqa: SIM905 (as the README has it)
+    sweeps = ["--recording", "data/recording.nwb", "--sweeps"]
+    sweeps += ["0:2", "--t_stop", 2500, "--n_sample", 2] if item.laptop else ["0:5", "--n_sample", 8]
+    cases = {
+        "GIF": (GIF, ["--model_terms", "none"] if item.laptop else []),
+        "HH": (HH, ["--fit_parameters", *parameters]),
+    }
+    rows, figures = [], {}
+    for neuron, (script, arguments) in cases.items():
+        folder = item.run(f"recording/{neuron.lower()}", script, *sweeps, *arguments)
+        result = read_json(folder / "result.json")
+        losses = np.array([start["loss"] for start in result["starts"]])
+        # As the scripts say of starts that end together: to 1 of a log-likelihood, to 10 % of squared errors.
+        within = losses.min() + 1 if neuron == "GIF" else 1.1 * losses.min() + 1e-3
+        row = dict(neuron=neuron, starts_found=int(np.sum(losses <= within)), n_start=len(losses))
+        held_out = result["validation"]
+        repeats = held_out["repeats"][0]
+        row |= {name: repeats[name] for name in ("md_star_4ms", "md_star_2ms")}
+        row |= {name: held_out[name] for name in ("variance_explained", "variance_explained_forced")}
+        rows.append(row | dict(gamma=np.mean(held_out["gamma"]), seconds=result["seconds"]["run"]))
+        figures[f"recording_{neuron.lower()}.png"] = folder / "window_validation.png"
+    lines = [
+        [
+            row["neuron"],
+            f"{row['md_star_4ms']:.2f}, {row['md_star_2ms']:.2f}",
+            f"{row['gamma']:.2f}",
+            percent(row["variance_explained"]),
+            percent(row["variance_explained_forced"]),
+            f"{row['starts_found']} of {row['n_start']}",
+            f"{row['seconds']:.0f}",
+        ]
+        for row in rows
+    ]
+    columns = ["neuron", "Md* 4 ms, 2 ms", "Gamma", "variance of V, free", "with the recorded spikes"]
+    item.write(rows, markdown([*columns, "starts at the best", "seconds"], lines), figures)
+
+
+def percent(fraction: float | None) -> str:
+    """In percent; nothing where there is none."""
+    return "" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def methods(item: Item, script: str, arguments: Sequence[Any], figure: str) -> None:
@@ -512,7 +559,7 @@ def plot_memory(rows: Sequence[Row]) -> plt.Figure:
 
 # ---- Main -----------------------------------------------------------------------------------------------------------
 
-MAKERS = (fits, hh_methods, gif_methods, equal_budget, training, figure3, behaviour, memory)
+MAKERS = (fits, recording, hh_methods, gif_methods, equal_budget, training, figure3, behaviour, memory)
 ITEMS: dict[str, Callable[[Item], None]] = {make.__name__: make for make in MAKERS}
 
 
