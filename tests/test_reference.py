@@ -23,8 +23,8 @@ KEYS += ("run", "quantity", "when", "population", "at")
 TOLERANCES: dict[str, dict[str, tuple[str, float]]] = {
     "fits": {"loss": ("factor", 10), "worst_error": ("absolute", 0.002), "starts_found": ("absolute", 6)},
     "recording": {
-        "md_star_4ms": ("absolute", 0.2),
-        "variance_explained": ("absolute", 0.1),
+        "md_star_4ms": ("absolute", 0.35),  # of 8 held-out spikes a sweep
+        "variance_explained": ("absolute", 0.15),
         "variance_explained_forced": ("absolute", 0.05),
         "starts_found": ("absolute", 1),
     },
