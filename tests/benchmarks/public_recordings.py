@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--neurons", nargs="+", choices=SCRIPTS, default=list(SCRIPTS), help="default: both")
     parser.add_argument("--arguments", default="", help="more arguments of both scripts, in one text")
     args = parser.parse_args(argv)
-    recordings = sorted(p for p in args.folder.iterdir() if not p.is_dir() or any(p.glob("Test_ch3_*.ibw")))
+    inside = args.folder.iterdir() if args.folder.is_dir() else []
+    recordings = sorted(p for p in inside if not p.is_dir() or any(p.glob("Test_ch3_*.ibw")))
     recordings = [path for path in recordings if path.is_dir() or path.suffix not in (".md", ".txt", ".json", ".py")]
     if not recordings:
         sys.exit(f"FOLDER {args.folder}: found no recording, expected files, or folders with Test_ch3_*.ibw")
