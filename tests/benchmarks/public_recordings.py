@@ -24,11 +24,11 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
+from bench_gif_cell import PARTS, files_of
 
 import neuron_fitting_of_gif_model as gif
 import neuron_fitting_of_hh_model as hh
 
-HALVES = ["--t_stop", "10000", "--validation_t_start", "10000"]
 SCRIPTS = {
     "GIF": (gif, []),
     "HH": (hh, ["--fit_parameters", *"gL gNa gK V_T EL C gM tau_max phi R_s".split()]),  # noqa: SIM905
@@ -40,10 +40,9 @@ def selection_of(path: Path, neuron: str, more: Sequence[str]) -> list[str]:
     """The arguments by which a script reads and parts a recording."""
     if not path.is_dir():
         return ["--recording", str(path), *more]
-    current, voltage = (sorted(path.glob(f"Test_{channel}_*.ibw")) for channel in ("ch3", "ch2"))
-    n_repeat = len(current) if neuron == "GIF" else 2
-    files = ["--current", *map(str, current[:n_repeat]), "--voltage", *map(str, voltage[:n_repeat])]
-    return [*files, *HALVES, *more]
+    files, n_repeat = files_of(path, "Test"), None if neuron == "GIF" else 2
+    repeats = ["--current", *files.current[:n_repeat], "--voltage", *files.voltage[:n_repeat]]
+    return [*map(str, repeats), *PARTS.split(), *more]
 
 
 def row_of(neuron: str, selection: Sequence[str]) -> tuple[list[str], str]:
