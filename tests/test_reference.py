@@ -137,4 +137,4 @@ def test_readme_is_what_make_writes(tmp_path):
 
 
 def test_results_are_small():
-    assert sum(path.stat().st_size for path in REFERENCE.rglob("*") if path.is_file()) < 3e6
+    assert sum(path.stat().st_size for path in REFERENCE.rglob("*") if path.is_file()) < 2e6
