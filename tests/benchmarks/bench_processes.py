@@ -12,7 +12,7 @@ costs: seconds of an update by one process, for batches of several sizes, and of
 processes on the loopback address, for gradients of several sizes. By least squares, of the relative errors, a law each:
 compute = c0 + c1 batch, and sum = 2 (N - 1) (latency + bytes / N / bandwidth), that of a ring. Updates measured with 2
 and 4 processes stand beside what the laws say. Then, with the latency and bandwidth of a network, the time of an update
-on N hosts of one such core. Four minutes.
+on N hosts of one such core, for one network and one that has more neurons with more hosts. Four minutes.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import jax
 import numpy as np
 from common import linear_law, seconds_of
 from jax.sharding import Mesh, PartitionSpec
-from workloads import ROOT, runs, task_script
+from workloads import ROOT, runs
 
 import processes
 from supervisor import Place, saved_updates
@@ -39,6 +39,8 @@ import many
 
 SCRIPT = "task-coba-ei-rsnn"
 HOSTS = (1, 2, 4, 16, 64, 256, 1024)
+N_OTHER = 102  # weights of a neuron that are not of the recurrent connections: 100 inputs, 2 outputs
+PRODUCTS = 0.4  # of the time of an update at n_rec 200, which grow with n_rec^2; the rest grows with n_rec
 LATENCY, BITS = 25e-6, (1e10, 1e11)  # s a message by TCP between nodes of a cluster; bits a second
 WHAT = ("equal", "kills", "costs")
 
@@ -138,31 +140,42 @@ def costs(folder: Path) -> None:
         print(f"{n} processes, mean of {sizes} numbers: {', '.join(f'{1e3 * x:.3g}' for x in row)} ms")
     print(f"loopback: {1e6 * latency:.0f} us a message, {1e-9 / per_byte:.2g} GB/s (off by {error:.0%})")
 
-    model = task_script.make_model(task_script.parse_args([]))
-    n_weight = sum(w.size for w in model.weights.values())
+    n_weight = 200 * (200 + N_OTHER)
 
-    def seconds(n, batch, latency, per_byte, n_weight=n_weight, slower=1.0):
+    def seconds(n, batch, slower):
         sent = 2 * (n - 1) * (latency + 4 * n_weight / n * per_byte)
         return slower * (c0 + c1 * batch / n) + sent
 
     for n in n_processes:
         shared = max(1.0, n / runs.N_CORE)  # processes that share a core
-        found, by_law = update(n, 64), seconds(n, 64, latency, per_byte, slower=shared)
+        found, by_law = update(n, 64), seconds(n, 64, shared)
         print(f"64 trials by {n} processes on {runs.N_CORE} cores: {found:.3g} s, by the law {by_law:.3g} s")
+    print_on_paper(c0, c1)
+
+
+def print_on_paper(c0: float, c1: float) -> None:
+    """The table of an update on N hosts of one such core, with batch and network fixed or growing."""
+
+    def cell(n, per_host, n_rec, bits):
+        r = n_rec / 200
+        compute = c0 + c1 * ((1 - PRODUCTS) * r + PRODUCTS * r**2) * per_host
+        sent = 2 * (n - 1) * (LATENCY + 4 * (n_rec + N_OTHER) * n_rec / n * 8 / bits)
+        return f"{compute + sent:.3g} ({compute / (compute + sent):.0%})"
+
     print("\nan update on N hosts, s (share of the time that is computation), gradients of 4 bytes a weight:\n")
     print("| hosts | " + " | ".join(map(str, HOSTS)) + " |\n|---|" + "---|" * len(HOSTS))
-    cases = [(f"n_rec 200, {n_weight} weights", c1, n_weight), ("n_rec 4000, 17 million", 200 * c1, 17_000_000)]
-    for name, per_trial, size in cases:
-        for growing in (False, True):
-            for bits in BITS:
-                cells = []
-                for n in HOSTS:
-                    own = 128 if growing else 1024 / n
-                    compute = c0 + per_trial * own
-                    sent = 2 * (n - 1) * (LATENCY + 4 * size / n * 8 / bits)
-                    cells.append(f"{compute + sent:.3g} ({compute / (compute + sent):.0%})")
-                batch = "128 trials a host" if growing else "1024 trials"
-                print(f"| {name}; {batch}; {bits / 1e9:.0f} Gbit/s | " + " | ".join(cells) + " |")
+    cases = {
+        "n_rec 200; 1024 trials": lambda n: (1024 / n, 200),
+        "n_rec 200; 128 trials a host": lambda n: (128, 200),
+        "n_rec 4000; 1024 trials": lambda n: (1024 / n, 4000),
+        "n_rec 4000; 128 trials a host": lambda n: (128, 4000),
+        "n_rec 200 sqrt(hosts); 1024 trials": lambda n: (1024 / n, 200 * n**0.5),
+        "n_rec 200 sqrt(hosts); 128 trials a host": lambda n: (128, 200 * n**0.5),
+    }
+    for name, sizes in cases.items():
+        for bits in BITS:
+            cells = " | ".join(cell(n, *sizes(n), bits) for n in HOSTS)
+            print(f"| {name}; {bits / 1e9:.0f} Gbit/s | {cells} |")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
