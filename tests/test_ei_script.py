@@ -368,7 +368,9 @@ def test_a_training_whose_disk_fills_up_resumes_to_the_same_numbers(
     _, folder = trained
     root = script.Path(script.__file__).parent
     code = KILLED.format(root=str(root), patch=FULL_DISK.format(call=call, limit=limit))
-    environment = dict(os.environ, XDG_CACHE_HOME=str(tmp_path / "cache"))  # whose files would have the limit too
+    environment = dict(
+        os.environ, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache")
+    )  # its files would have the limit too
     command = [sys.executable, "-c", code, *TINY, "--output", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1, done.stderr
