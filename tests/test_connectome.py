@@ -29,7 +29,7 @@ import sparse_products
 import utils
 from connectome import EdgeColumns, Wiring
 
-CORRUPT = gzip.compress(b"")[:10] + b"\xff" * 50  # a stream that deflate cannot have
+CORRUPT = gzip.compress(b"", mtime=0)[:10] + b"\xff" * 50  # a stream that deflate cannot have
 # (pre, post, weight, sign), with numbers as FlyWire and MICrONS have them, which no float has room for.
 N0 = 720575940600000000
 EDGES = [(N0 + 5, N0 + 1, 2.0, 1), (N0 + 5, N0 + 9, 0.5, 1), (N0 + 1, N0 + 5, 3.0, 1), (N0 + 9, N0 + 1, 4.0, -1)]
