@@ -217,14 +217,19 @@ def simulate(
     cell = neuron(current.shape[1:], **parameters)
 
     def sample(x):
-        V, spikes = cell.V.value, cell.update(x)
-        for _ in range(n_substep - 1):
-            spikes = spikes + cell.update(x)
-        return V, spikes
+        V = cell.V.value
+        return V, advance(cell, x, n_substep)
 
     with brainstate.environ.context(dt=dt / n_substep):
         start_at(cell, V_start)
         return brainstate.transform.for_loop(sample, current)
+
+
+def advance(cell: brainpy.state.Neuron, x: Number, n_step: int) -> jax.Array:
+    """Spikes of n_step steps of cells under x (nA), added up; one step is compiled, however many there are."""
+    if n_step == 1:
+        return cell.update(x)
+    return brainstate.transform.for_loop(lambda _: cell.update(x), jnp.arange(n_step)).sum(0)
 
 
 def start_at(cell: brainpy.state.Neuron, V_start: Number | None) -> None:

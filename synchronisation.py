@@ -214,8 +214,7 @@ def driven(neuron: Callable[..., brainpy.state.Neuron], constants: Parameters, d
             current, V_rec, known, electrode = row
             V = cell.V.value.to_decimal(u.mV)
             cell.V.value = (V + gain(k, windows, coupling) * known * (V_rec - electrode - V)) * u.mV
-            for _ in range(n_substep):
-                cell.update(current * u.nA)
+            studies.advance(cell, current * u.nA, n_substep)
             return k + 1, V + electrode
 
         with brainstate.environ.context(dt=recording.dt / n_substep * u.ms):

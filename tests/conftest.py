@@ -4,7 +4,7 @@ from pathlib import Path
 # Of the scripts that are started, too: two devices where there is one core; most of the time of a test is compilation,
 # of which LLVM's optimisation, which changes no number but by rounding, is a third; what was compiled once is kept.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/differentiable-brain-modeling-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
