@@ -41,6 +41,13 @@ def exit_status(script, monkeypatch, folder, arguments):
     return script.main(arguments)
 
 
+def run_here(script, monkeypatch, capsys, cwd, *arguments):
+    """`result_of` a run in this process, which saves the start of another one."""
+    capsys.readouterr()
+    status = exit_status(script, monkeypatch, cwd, list(arguments))
+    return result_of(subprocess.CompletedProcess(arguments, status, *capsys.readouterr()), cwd)
+
+
 def interrupt(monkeypatch, when, error=KeyboardInterrupt):
     """Ctrl-C, or another error, before the evaluation where when(level, number before it); returns what undoes it."""
     evaluate, n_before = fitting.FitProblem.evaluate, [0]

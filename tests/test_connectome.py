@@ -378,8 +378,8 @@ def test_which_products_a_network_takes():
     assert not sparse_products.is_sparse(320 * 40, 320, 400)
 
 
-def test_training_on_a_connectome(tmp_path):
-    """By a subprocess: trained, loaded, resumed; the connections in weights.npz are those of the file."""
+def test_training_on_a_connectome(tmp_path, monkeypatch, capsys):
+    """By a subprocess and then here: trained, loaded, resumed; the connections in weights.npz are those of the file."""
     path = script.Path("data/connectome.csv").resolve()
     common = [*scripts.SMALL_NETWORK[2:], "--batch_size", 4, "--n_heldout", 8, "--conn_method", path]
     done = scripts.run(script, *common, "--epochs", 2, "--eval_every", 1, "--schedule", "constant", cwd=tmp_path)
@@ -389,9 +389,10 @@ def test_training_on_a_connectome(tmp_path):
     wiring = connectome.read_wiring(path, EdgeColumns())
     arrays = np.load(folder / "weights.npz")
     np.testing.assert_array_equal(arrays["inh_indices"], wiring.connections["inh"][1])
-    result_of(scripts.run(script, "--mode", "sim", "--load", folder, "--n_heldout", 8, cwd=tmp_path), tmp_path)
-    done = scripts.run(script, "--resume", folder, "--epochs", 3, cwd=tmp_path)
-    assert result_of(done, tmp_path)[0]["updates"] == 3
+    monkeypatch.setattr(script, "DELAYS", ())
+    scripts.run_here(script, monkeypatch, capsys, tmp_path, "--mode", "sim", "--load", folder, "--n_heldout", 8)
+    resumed, _ = scripts.run_here(script, monkeypatch, capsys, tmp_path, "--resume", folder, "--epochs", 3)
+    assert resumed["updates"] == 3
 
 
 @pytest.mark.parametrize(

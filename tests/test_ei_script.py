@@ -199,15 +199,16 @@ def test_same_seed_same_numbers_and_other_seed_others(trained, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("conn_method", ["gaussian", "rand"])
-def test_sparse_networks_train_and_simulate(conn_method, tmp_path):
+def test_sparse_networks_train_and_simulate(conn_method, monkeypatch, tmp_path, capsys):
     arguments = [*TINY, "--conn_method", conn_method, "--n_rec", 40, "--epochs", 2, "--opt", "sgd", "--weight_L1", 0.1]
-    result, folder = result_of(run(*arguments, "--output", "run", cwd=tmp_path), tmp_path)
+    result, folder = scripts.run_here(script, monkeypatch, capsys, tmp_path, *arguments, "--output", "run")
     listed = result["simulation"]["weights"]["after"]
     assert listed["inh"]["n"] == 8 * 4
     assert listed["exc"]["n"] < 32 * 39
     check_plain_weights(folder, tmp_path)
+    monkeypatch.setattr(script, "DELAYS", ())
     arguments = ["--mode", "sim", "--load", folder, "--batch_size", 4, "--figure_format", "pdf"]
-    result, loaded = result_of(run(*arguments, cwd=tmp_path), tmp_path)
+    result, loaded = scripts.run_here(script, monkeypatch, capsys, tmp_path, *arguments)
     figures = FIGURES | {"behaviour.png"}
     vectors = {name.replace(".png", ".pdf") for name in figures}
     assert {path.name for path in loaded.iterdir()} == figures | vectors | {"config.json", "result.json"}
@@ -231,6 +232,7 @@ def test_loaded_network_is_the_trained_one(trained, monkeypatch, tmp_path, capsy
     """The best checkpoint, with the task and constants of its run unless others are given."""
     result, folder = trained
     arguments = ["--mode", "sim", "--load", folder, "--batch_size", 32, "--seed", 5, "--t_delay", 60, "--output", "sim"]
+    monkeypatch.setattr(script, "DELAYS", ())
     assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
     saved = json.loads((tmp_path / "sim" / "config.json").read_text())["arguments"]
     assert saved["tau_a"] == 1000
@@ -254,6 +256,7 @@ def test_a_network_trained_in_float32_is_loaded_in_float64(trained, tmp_path):
 def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
     """As the training and a simulation of the same trials have it, which has other code and kernels."""
     result, folder = trained
+    monkeypatch.setattr(script, "DELAYS", (250.0, 1000.0))
     arguments = ["--mode", "sim", "--load", folder, "--n_heldout", 32, "--output", "sim"]
     assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
     simulated = json.loads((tmp_path / "sim" / "result.json").read_text())
@@ -426,7 +429,8 @@ def test_training_goes_on_from_a_loaded_network_and_resumes(trained, tmp_path, m
 def test_other_number_of_devices(trained, tmp_path):
     """A training of two devices is loaded where there is one."""
     environment = dict(os.environ, JAX_NUM_CPU_DEVICES="1")
-    command = [sys.executable, script.__file__, "--mode", "sim", "--load", trained[1], "--output", "sim"]
+    code = KILLED.format(root=str(script.Path(script.__file__).parent), patch="script.DELAYS = ()")
+    command = [sys.executable, "-c", code, "--mode", "sim", "--load", trained[1], "--output", "sim"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     result, _ = result_of(done, tmp_path)
     assert result["weights"]["before"] == trained[0]["simulation"]["weights"]["before"]

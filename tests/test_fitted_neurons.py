@@ -212,8 +212,8 @@ def test_rules_differ_with_fitted_neurons(folders):
 # ---- The script -----------------------------------------------------------------------------------------------------
 
 
-def test_training_with_fitted_neurons(folders, tmp_path):
-    """By a subprocess: a training that is loaded again, with the constants in weights.npz and adaptation silenced."""
+def test_training_with_fitted_neurons(folders, tmp_path, monkeypatch, capsys):
+    """By a subprocess; it is loaded again here, with the constants in weights.npz and adaptation silenced."""
     exc, inh = folders["layer 5"], folders["rig"]
     common = [*scripts.SMALL_NETWORK, *FITTED, "--batch_size", 4, "--n_heldout", 8]
     neurons = ["--exc_neuron", exc, folders["all terms"], "--inh_neuron", inh]
@@ -224,8 +224,9 @@ def test_training_with_fitted_neurons(folders, tmp_path):
     arrays = np.load(folder / "weights.npz")
     np.testing.assert_allclose(sorted(set(arrays["neuron_tau"])), [17.07, 20.0, 26.13], rtol=1e-6)
     assert arrays["neuron_E_inh"].shape == (20,)
-    done = scripts.run(script, "--mode", "sim", "--load", folder, "--batch_size", 4, "--n_heldout", 8, cwd=tmp_path)
-    result, _ = result_of(done, tmp_path)
+    monkeypatch.setattr(script, "DELAYS", ())
+    arguments = ["--mode", "sim", "--load", folder, "--batch_size", 4, "--n_heldout", 8]
+    result, _ = scripts.run_here(script, monkeypatch, capsys, tmp_path, *arguments)
     assert result["behaviour"]["silenced"]["adaptation"]["accuracy"] >= 0
     assert runs.load_json(folder / "config.json")["arguments"]["exc_neuron"] == [str(exc), str(folders["all terms"])]
 
