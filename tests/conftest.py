@@ -1,8 +1,8 @@
 import os
 from pathlib import Path
 
-# Of the scripts that are started, too: two devices where there is one core; most of the time of a test is compilation,
-# of which LLVM's optimisation, which changes no number but by rounding, is a third; what was compiled once is kept.
+# Of the scripts that are started, too: two devices where there is one core; as most of the time of a test is
+# compilation, less of LLVM's optimisation, which changes numbers by rounding alone, and what was compiled once is kept.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/differentiable-brain-modeling-tests"))

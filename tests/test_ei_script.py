@@ -256,7 +256,6 @@ def test_a_network_trained_in_float32_is_loaded_in_float64(trained, tmp_path):
 def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
     """As the training and a simulation of the same trials have it, which has other code and kernels."""
     result, folder = trained
-    monkeypatch.setattr(script, "DELAYS", (250.0, 1000.0))
     arguments = ["--mode", "sim", "--load", folder, "--n_heldout", 32, "--output", "sim"]
     assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
     simulated = json.loads((tmp_path / "sim" / "result.json").read_text())
@@ -286,7 +285,7 @@ def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
 
 # ---- How it stops and goes on ---------------------------------------------------------------------------------------
 
-KILLED = """
+PATCHED = """
 import importlib, os, signal, sys
 sys.path.insert(0, {root!r})
 import checkpoints
@@ -320,7 +319,7 @@ handler.async_save = killed
 @pytest.mark.parametrize("patch", [MIDDLE_OF_TRAINING, MIDDLE_OF_SAVE])
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(patch, trained, monkeypatch, tmp_path, capsys):
     root = script.Path(script.__file__).parent
-    code = KILLED.format(root=str(root), patch=patch)
+    code = PATCHED.format(root=str(root), patch=patch)
     command = [sys.executable, "-c", code, *TINY, "--output", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -370,10 +369,9 @@ def test_a_training_whose_disk_fills_up_resumes_to_the_same_numbers(
     """It tells its numbers all the same, and leaves nothing that is not whole."""
     _, folder = trained
     root = script.Path(script.__file__).parent
-    code = KILLED.format(root=str(root), patch=FULL_DISK.format(call=call, limit=limit))
-    environment = dict(
-        os.environ, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache")
-    )  # its files would have the limit too
+    code = PATCHED.format(root=str(root), patch=FULL_DISK.format(call=call, limit=limit))
+    # The files of the compilation cache would have the limit too.
+    environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))
     command = [sys.executable, "-c", code, *TINY, "--output", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1, done.stderr
@@ -429,7 +427,7 @@ def test_training_goes_on_from_a_loaded_network_and_resumes(trained, tmp_path, m
 def test_other_number_of_devices(trained, tmp_path):
     """A training of two devices is loaded where there is one."""
     environment = dict(os.environ, JAX_NUM_CPU_DEVICES="1")
-    code = KILLED.format(root=str(script.Path(script.__file__).parent), patch="script.DELAYS = ()")
+    code = PATCHED.format(root=str(script.Path(script.__file__).parent), patch="script.DELAYS = ()")
     command = [sys.executable, "-c", code, "--mode", "sim", "--load", trained[1], "--output", "sim"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     result, _ = result_of(done, tmp_path)

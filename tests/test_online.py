@@ -59,10 +59,10 @@ def small_model(*more):
 
 @pytest.mark.parametrize("conn_method", CONN_METHODS)
 def test_diag_is_bptt_with_stopped_gradients(x64, conn_method):
-    """Of a plain network, in float64, for a chunk that does not divide the periods (and others); and it is not BPTT."""
+    """Of a plain network, in float64, for chunks that divide the periods and that do not; and it is not BPTT."""
     model, keys, plain = small_model("--conn_method", conn_method)
     expected = plain(plain_diag)
-    for trace_chunk in (5, 8, 1000) if conn_method == "dense" else (8,):
+    for trace_chunk in (5, 8, 1000):
         loss, gradient, accuracy, rates = jax.jit(lambda k, chunk=trace_chunk: diag(model, k, chunk))(keys)
         assert set(gradient) == BLOCKS
         assert all(error < 1e-8 for error in relative_errors(gradient, expected).values())

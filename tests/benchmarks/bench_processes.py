@@ -29,7 +29,7 @@ import jax
 import numpy as np
 from common import linear_law, seconds_of
 from jax.sharding import Mesh, PartitionSpec
-from workloads import ROOT, runs
+from workloads import ROOT, runs, task_script
 
 import processes
 from supervisor import Place, saved_updates
@@ -39,8 +39,7 @@ import many
 
 SCRIPT = "task-coba-ei-rsnn"
 HOSTS = (1, 2, 4, 16, 64, 256, 1024)
-N_OTHER = 102  # weights of a neuron that are not of the recurrent connections: 100 inputs, 2 outputs
-PRODUCTS = 0.4  # of the time of an update at n_rec 200, which grow with n_rec^2; the rest grows with n_rec
+PRODUCTS = 0.4  # of c1 at n_rec 200, which grow with n_rec^2; the rest grows with n_rec
 LATENCY, BITS = 25e-6, (1e10, 1e11)  # s a message by TCP between nodes of a cluster; bits a second
 WHAT = ("equal", "kills", "costs")
 
@@ -140,7 +139,8 @@ def costs(folder: Path) -> None:
         print(f"{n} processes, mean of {sizes} numbers: {', '.join(f'{1e3 * x:.3g}' for x in row)} ms")
     print(f"loopback: {1e6 * latency:.0f} us a message, {1e-9 / per_byte:.2g} GB/s (off by {error:.0%})")
 
-    n_weight = 200 * (200 + N_OTHER)
+    model = task_script.make_model(task_script.parse_args([]))
+    n_weight = sum(w.size for w in model.weights.values())
 
     def seconds(n, batch, slower):
         sent = 2 * (n - 1) * (latency + 4 * n_weight / n * per_byte)
@@ -150,16 +150,21 @@ def costs(folder: Path) -> None:
         shared = max(1.0, n / runs.N_CORE)  # processes that share a core
         found, by_law = update(n, 64), seconds(n, 64, shared)
         print(f"64 trials by {n} processes on {runs.N_CORE} cores: {found:.3g} s, by the law {by_law:.3g} s")
-    print_on_paper(c0, c1)
+    print_on_paper(c0, c1, n_weight)
 
 
-def print_on_paper(c0: float, c1: float) -> None:
-    """The table of an update on N hosts of one such core, with batch and network fixed or growing."""
+def print_on_paper(c0: float, c1: float, n_weight: int) -> None:
+    """The table of an update on N hosts of one such core, with batch and network fixed or growing.
+
+    Args:
+        c0, c1: of `costs` (s), at n_rec 200, where there are n_weight weights.
+    """
+    n_other = n_weight / 200 - 200  # weights of a neuron with inputs and outputs
 
     def cell(n, per_host, n_rec, bits):
         r = n_rec / 200
         compute = c0 + c1 * ((1 - PRODUCTS) * r + PRODUCTS * r**2) * per_host
-        sent = 2 * (n - 1) * (LATENCY + 4 * (n_rec + N_OTHER) * n_rec / n * 8 / bits)
+        sent = 2 * (n - 1) * (LATENCY + 4 * (n_rec + n_other) * n_rec / n * 8 / bits)
         return f"{compute + sent:.3g} ({compute / (compute + sent):.0%})"
 
     print("\nan update on N hosts, s (share of the time that is computation), gradients of 4 bytes a weight:\n")

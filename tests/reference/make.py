@@ -435,7 +435,11 @@ def figure3(item: Item) -> None:
         ),
     }
     if item.laptop:
-        trainings = {"Adam, lr 0.005": ("adam5", [], trainings["Adam, lr 0.005"][2])}
+        trainings = {
+            name: (label, [], optimiser)
+            for name, (label, _, optimiser) in trainings.items()
+            if name != "Adam, lr 0.001"
+        }
     rows, figures = [], {}
     for name, (label, length, optimiser) in trainings.items():
         folder = item.run(f"figure3/{label}_seed0", TASK, *arguments, *length, "--seed", 0, *optimiser)
@@ -493,7 +497,7 @@ def figure3_table(rows: Sequence[Row]) -> str:
 def behaviour(item: Item) -> None:
     """What the networks of `training` decide (dense), and what they need for it."""
     rows, figures = [], {}
-    for method in ("bptt",) if item.laptop else RULES:
+    for method in ("bptt", "expsm_diag") if item.laptop else RULES:
         for seed in SEEDS[:1] if item.laptop else SEEDS:
             folder = train(item, method, "dense", 100 if item.laptop else 200, seed)
             result, simulation = simulate(item, folder)
