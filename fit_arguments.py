@@ -51,17 +51,23 @@ def parse_fit_arguments(parser: runs.Parser, argv: Sequence[str] | None, shipped
 
 
 def add_fit_arguments(
-    parser: runs.Parser, ranges: Mapping[str, u.Quantity], fitted: Sequence[str] | str, targets: Mapping[str, str]
+    parser: runs.Parser,
+    ranges: Mapping[str, u.Quantity],
+    fitted: Sequence[str] | str,
+    targets: Mapping[str, str],
+    without_target: str = "",
 ) -> None:
     """Arguments of both neuron scripts: ranges of all parameters, those fitted by default, and {what to fit: how}.
 
-    Where what is fitted by default depends on the target, `fitted` is a text, and the default None.
+    Where what is fitted by default depends on the target, `fitted` is a text, and the default None; and so with
+    `without_target`, what is fitted without --fit_target.
     """
     add = parser.add_argument_group("fit").add_argument
     mode = "compare: fit by every method, several times; visualize: only draw the target and random models"
     add("--mode", choices=("fit", "compare", "visualize"), default="fit", help=mode)
     fit_target = f"what to fit: {'; '.join(f'{name}: {how}' for name, how in targets.items())}"
-    add("--fit_target", choices=targets, default="potential", help=fit_target)
+    default = None if without_target else "potential"
+    add("--fit_target", choices=targets, default=default, help=fit_target + without_target)
     method = f"L-BFGS-B and {GAUSS_NEWTON}, which is for sums of squares alone, use gradients, the others do not"
     add("--method", choices=(*METHODS, GAUSS_NEWTON), default="L-BFGS-B", help=method)
     listed = (
@@ -84,7 +90,9 @@ def add_fit_arguments(
     add("--resume", type=Path, metavar="DIR", help=resume)
     n_sample = "starts by gradients; sets that the others try at a time"
     add("--n_sample", type=number(int, low=1), default=20, help=n_sample)
-    add("--n_iter", type=number(int, low=1), default=5, help="rounds of the other methods, but for equal budgets")
+    n_iter = "rounds of the other methods, but for equal budgets"
+    n_iter += "; without this argument, 5, and 100 of CMA from where potentials lead" if without_target else ""
+    add("--n_iter", type=number(int, low=1), default=None if without_target else 5, help=n_iter)
     n_point = "the potential error takes every (T // N)-th of the T samples; all without this argument"
     add("--n_point", type=number(int, low=1), metavar="N", help=n_point)
     add("--tau_rossum", type=number(float, above=0), default=5.0, help="time constant of the spike loss (ms)")

@@ -38,6 +38,7 @@ GRADIENT_BLOCKS = (1, 10, 50)  # parameter sets on each device; the first where 
 N_CELL = 2000  # traces times parameter sets that are simulated at a time
 AGREE = 0.01  # of the range of every parameter, within which two starts are said to have found the same
 SAME_GAMMA = 0.02  # by which two Gamma may differ by chance
+RISE = 0.3  # of a loss, that a first step of CMA from its minimum costs
 SAME_RELEASED, SAME_DRIVEN = 1.1, 1.005  # of the lowest loss of a released or driven model: no worse than that
 # By which negative log-likelihoods of a part of the data are the same, in whatever direction these say nothing.
 SAME_LIKELIHOOD = 0.05
@@ -309,6 +310,7 @@ class Search:
         n_iter: rounds of the others, which go on until min_seconds are over.
         level: of the others, in an annealed fit; by default the last of its levels.
         x0: (n, k) in the box, where L-BFGS-B starts, and CMA at the first of them; else they are random.
+        steps: (k, k) of CMA around its x0, a column a direction; without x0 it searches the whole box.
     """
 
     method: str = "L-BFGS-B"
@@ -318,6 +320,7 @@ class Search:
     min_seconds: float = 0.0
     level: float | None = None
     x0: np.ndarray | None = None
+    steps: np.ndarray | None = None
 
 
 def minimise(problem: FitProblem, search: Search) -> Minimum:
@@ -343,23 +346,30 @@ def minimise(problem: FitProblem, search: Search) -> Minimum:
         return anneal(problem, annealing, x0, search.method) if annealing else multistart(problem, x0, search.method)
 
 
-def after(problem: FitProblem, search: Search) -> tuple[Search, Minimum]:
-    """The search that begins where the fit of another problem ends, by Gauss-Newton, and its minimum.
+def after(problem: FitProblem, minimum: Minimum, search: Search) -> Search:
+    """The search that begins where the fit of another problem, a sum of squares, has ended.
+
+    By gradients from all of its distinct minima, and by CMA from the best one, by the steps that change its loss alike.
 
     Raises:
         BadInput: no start of that has a finite loss.
-        KeyboardInterrupt: it is not complete.
     """
-    minimum = minimise(problem, dataclasses.replace(search, method=GAUSS_NEWTON))
-    if minimum.interrupted:
-        if problem.journal:
-            problem.journal.save()
-        raise KeyboardInterrupt
     starts = [minimum.starts[i] for i in sorted(set(_met(minimum.starts)), key=lambda i: minimum.starts[i].loss)]
     finite = [start.x for start in starts if math.isfinite(start.loss)]
     if not finite:
         raise BadInput(f"no start has a finite loss; start 0: {minimum.starts[0].status}")
-    return dataclasses.replace(search, x0=np.stack(finite)), minimum
+    return dataclasses.replace(search, x0=np.stack(finite), steps=steps_from(problem, finite[0], minimum.level))
+
+
+def steps_from(problem: FitProblem, x: np.ndarray, level: float) -> np.ndarray:
+    """Steps (k, k) from a minimum x of a sum of squares: along the eigenvectors of its second derivatives.
+
+    H = J^T J / (RISE loss) + 12, and a column is v h^(-1/2) with an eigenvector v of H and its value h: the loss rises
+    by RISE of it, or where it does not tell, the step is the standard deviation of a uniform density in the box.
+    """
+    (loss,), (gram,) = problem.evaluate(x[None], "grams", level)
+    values, vectors = np.linalg.eigh(gram[:-1, :-1] / (RISE * loss + 1e-12))
+    return vectors / np.sqrt(np.maximum(values, 0) + 12)
 
 
 def random_starts(problem: FitProblem, seed: int) -> np.ndarray:
@@ -628,16 +638,18 @@ def derivative_free(problem: FitProblem, search: Search) -> Minimum:
         else:
             import nevergrad
 
-            first = np.full(k, 0.5) if search.x0 is None else search.x0[0]
-            unit_box = nevergrad.p.Array(init=first, lower=0.0, upper=1.0)
-            unit_box.random_state.seed(search.seed)
+            near = search.x0 is not None
+            box = {} if near else dict(lower=0.0, upper=1.0)
+            space = nevergrad.p.Array(init=np.full(k, 0.0 if near else 0.5), **box)
+            space.random_state.seed(search.seed)
             budget = dict(budget=search.n_iter * problem.n_sample, num_workers=problem.n_sample)
-            optimiser = nevergrad.optimizers.registry[search.method](unit_box, **budget)
-            if search.x0 is not None:
-                optimiser.suggest(first)
+            optimiser = nevergrad.optimizers.registry[search.method](space, **budget)
+            if near:
+                optimiser.suggest(np.zeros(k))
             for _ in rounds():
                 candidates = [optimiser.ask() for _ in range(problem.n_sample)]
-                losses = losses_at([candidate.value for candidate in candidates])
+                X = np.stack([candidate.value for candidate in candidates])
+                losses = losses_at(np.clip(search.x0[0] + X @ search.steps.T, 0, 1) if near else X)
                 for candidate, loss in zip(candidates, losses, strict=True):
                     optimiser.tell(candidate, float(loss))
     except KeyboardInterrupt:
@@ -684,27 +696,38 @@ class Fit:
 def fit(
     study: Study, search: Search, devices: Sequence[jax.Device] | None = None, journal: runs.Journal | None = None
 ) -> Fit:
-    """Minimise the loss of a study, and say how well the best point predicts its recordings and is determined.
+    """Minimise the loss of a study, and conclude.
+
+    Raises:
+        As `conclude`.
+    """
+    problem = FitProblem(study, search.n_sample, devices or jax.devices(), journal)
+    return conclude(problem, minimise(problem, search), search.seed)
+
+
+def conclude(problem: FitProblem, minimum: Minimum, seed: int) -> Fit:
+    """What has been found: how well the best point predicts the recordings of the study, and is determined.
+
+    Args:
+        seed: of the noise of predictions.
 
     Raises:
         BadInput: no start has a finite loss.
         KeyboardInterrupt: before any start had one.
     """
-    problem = FitProblem(study, search.n_sample, devices or jax.devices(), journal)
-    minimum = minimise(problem, search)
-    if minimum.interrupted and journal:
-        journal.save()
-    best, box = minimum.best, problem.box
+    if minimum.interrupted and problem.journal:
+        problem.journal.save()
+    study, best, box = problem.study, minimum.best, problem.box
     if not math.isfinite(best.loss):
         if minimum.interrupted:
             raise KeyboardInterrupt
         raise BadInput(f"no start has a finite loss; start 0: {minimum.starts[0].status}")
-    parameters, information = box.parameters(best.x), unknown(box, "interrupted")
+    parameters, information = box.parameters(best.x), unknown(box, best.x, "interrupted")
     predictions, scores = {}, {}
     at_level = study.at(minimum.level) if study.annealing else study
     try:
         for name, recording in runs.progress(study.recordings.items(), desc="predict", unit=" recordings"):
-            predictions[name] = study.predict(parameters, recording, minimum.level, search.seed)
+            predictions[name] = study.predict(parameters, recording, minimum.level, seed)
             scores[name] = scoring.score(recording, predictions[name], study.delta)
         if not minimum.interrupted:
             information = widened(determined(at_level, box, best.x), box, minimum)
@@ -725,6 +748,16 @@ def fit(
     )
 
 
+def with_cost_of(problem: FitProblem, fit: Fit) -> Fit:
+    """The fit, with the simulations and the seconds of another problem that led to it."""
+    return dataclasses.replace(
+        fit,
+        n_simulations=fit.n_simulations + problem.n_simulations,
+        n_gradients=fit.n_gradients + problem.n_gradients,
+        seconds={name: seconds + problem.seconds[name] for name, seconds in fit.seconds.items()},
+    )
+
+
 def determined(study: Study, box: Box, x: np.ndarray) -> Identifiability:
     """What the data determine at x, in float64, so that the step left to the optimum is one of rounding errors too.
 
@@ -735,9 +768,9 @@ def determined(study: Study, box: Box, x: np.ndarray) -> Identifiability:
             asked = study.loss.predictions(study, box, x)
             return of_likelihood(box, x, asked) if isinstance(asked, Likelihood) else identifiability(box, x, *asked)
     except Undetermined as reason:
-        return unknown(box, str(reason))
+        return unknown(box, x, str(reason))
     except Exception as error:
-        return unknown(box, f"the error analysis ended in {type(error).__name__}: {str(error).splitlines()[0]}")
+        return unknown(box, x, f"the error analysis ended in {type(error).__name__}: {str(error).splitlines()[0]}")
 
 
 def widened(information: Identifiability, box: Box, minimum: Minimum) -> Identifiability:

@@ -174,9 +174,9 @@ def _concluded(box, x, information, noise, misfits):
     """What follows from the information."""
     eigenvalues, vectors = np.linalg.eigh(information.F)
     errors = np.sqrt(np.diag(_covariance(information)) + information.moved)
-    at_bound, step = (x < AT_BOUND) | (x > 1 - AT_BOUND), _step_left(x, information)
+    step = _step_left(x, information)
     far = np.where(np.abs(step) > FAR_IN_BOX, np.abs(step) / errors, 0)
-    reasons = _reasons(box, x, at_bound, far, misfits)
+    reasons = _reasons(box, x, far, misfits)
     errors = np.sqrt(errors**2 + step**2) * (box.high - box.low)
     return Identifiability(
         noise=noise,
@@ -196,12 +196,21 @@ def misfit(name: str, rms: float, largest: float) -> str:
     return f"this model does not describe these data: {name} off by {rms:.3g} where their noise allows {largest:.3g}"
 
 
-def unknown(box: Box, reason: str) -> Identifiability:
-    """What is said where there is no error analysis."""
+def unknown(box: Box, x: np.ndarray, reason: str) -> Identifiability:
+    """What is said where there is no error analysis: why, and what is at its bound."""
     k = len(box.low)
     nothing, names = np.full(k, np.nan), list(box.units)
-    empty = dict.fromkeys(names, math.nan)
-    return Identifiability({}, empty, dict.fromkeys(names, reason), nothing, np.full((k, k), np.nan), nothing, [])
+    reasons = dict.fromkeys(names, reason) | at_bounds(box, x)
+    return Identifiability({}, dict.fromkeys(names, math.nan), reasons, nothing, np.full((k, k), np.nan), nothing, [])
+
+
+def at_bounds(box: Box, x: np.ndarray) -> dict[str, str]:
+    """{parameter: that it is at its bound}, of those that are."""
+    ends = np.where(x < 0.5, box.low, box.high)
+    is_at = (x < AT_BOUND) | (x > 1 - AT_BOUND)
+    return {
+        name: f"at its bound, {end:g} (--bounds)" for name, end, at in zip(box.units, ends, is_at, strict=True) if at
+    }
 
 
 def _covariance(information: Information) -> np.ndarray:
@@ -228,16 +237,16 @@ def _step_left(x: np.ndarray, information: Information) -> np.ndarray:
     return step
 
 
-def _reasons(box: Box, x: np.ndarray, at_bound: np.ndarray, far: np.ndarray, misfits: Sequence[str]) -> dict[str, str]:
+def _reasons(box: Box, x: np.ndarray, far: np.ndarray, misfits: Sequence[str]) -> dict[str, str]:
     """{parameter: why it has no standard error}; `far` is the step that is left in standard errors."""
-    names, ends = list(box.units), np.where(x < 0.5, box.low, box.high)
+    names = list(box.units)
     first = int(np.argmax(far))
     if far[first] > FAR:
         away = f"not at an optimum: the data move {names[first]} by {far[first]:.2g} standard errors"
         away += " (a local minimum? --precision 64, more --n_sample, or tighter --bounds)"
         misfits = [*misfits, away]
     reasons = dict.fromkeys(names, misfits[0]) if misfits else {}
-    return reasons | {names[i]: f"at its bound, {ends[i]:g} (--bounds)" for i in np.flatnonzero(at_bound)}
+    return reasons | at_bounds(box, x)
 
 
 def _name_directions(vectors: np.ndarray, names: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import runs
 from runs import BadInput
@@ -83,13 +83,16 @@ SHIPPED = {
 SCHEMES = ("exponential_euler", "staggered")
 V_WEIGHT = 0.3  # of potentials beside spikes
 OBJECTIVES = ("synchronised", "simulation")
-# Of a synchronised fit: of potentials by one alone, of spikes from where that ends.
-OF_SPIKES = (None, "L-BFGS-B", "CMA")
-METHODS = {"potential": (None, fitting.GAUSS_NEWTON), "spike": OF_SPIKES, "both": OF_SPIKES}
+# Of a synchronised fit: of potentials by one alone, of spikes from where that ends; the first by default.
+OF_POTENTIALS = (fitting.GAUSS_NEWTON,)
+METHODS = {None: OF_POTENTIALS, "potential": OF_POTENTIALS, "spike": ("L-BFGS-B", "CMA"), "both": ("CMA", "L-BFGS-B")}
+N_SAMPLE, N_ITER = 20, 100  # of CMA, from where potentials lead
+N_JUDGED = 10  # spikes at least, by which it is judged what is fitted
 TARGETS = {
     "potential": "mean squared error",
     "spike": "van Rossum distance",
-    "both": f"the latter, of no spikes 1, + {V_WEIGHT:g} of the variance of V, away from spikes, that is unexplained",
+    "both": f"the latter, as a share of those to no spikes, + {V_WEIGHT:g} of the unexplained variance of V away from "
+    "them",
 }
 DERIVATIVE_FREE = set(fitting.METHODS) - set(fitting.SOLVERS)
 SEVERAL = 3  # spikes of a trace, with which the plain loss finds nothing
@@ -106,12 +109,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "synchronised: the recording drives the model while potentials are fitted, and lets go of it in stages, from "
         "coupling 10 per ms to 0; simulation: the paper's loss, of the model that runs freely; without this argument, "
         f"synchronised for your potentials, where a trace has {SEVERAL} spikes or more. By {fitting.GAUSS_NEWTON}, if "
-        "potentials are fitted; of spikes, the last stage is by L-BFGS-B or CMA, from where potentials lead"
+        "potentials are fitted; from where these lead, spikes are fitted by L-BFGS-B or CMA (by default --fit_target "
+        f"spike by the first, both by the second, {N_ITER} rounds of {N_SAMPLE})"
+    )
+    no_fit_target = (
+        "; without this argument, potential; but where synchronised and then released, the model has other spikes than "
+        "the recording, both follows, fitted to its first two thirds by spikes, and is kept if it predicts the spikes "
+        "of the last third better"
     )
     add = parser.add_argument_group("spiking model").add_argument
     add("--objective", choices=OBJECTIVES, help=objective)
     add("--scheme", choices=SCHEMES, help=scheme)
-    fit_arguments.add_fit_arguments(parser, RANGES, FITTED, TARGETS)
+    fit_arguments.add_fit_arguments(parser, RANGES, FITTED, TARGETS, no_fit_target)
     comparing.add_compare_arguments(parser)
     recordings.add_data_arguments(parser)
     runs.add_run_arguments(parser)
@@ -141,8 +150,22 @@ def potential_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> st
     return studies.SQUARED_ERROR
 
 
+def trains_of(
+    settings: studies.FitSettings, spike_level: SpikeLevel, output: Mapping[str, jax.Array], recording: Recording
+) -> tuple[jax.Array, jax.Array]:
+    """Spike trains (T, n_trace) of model and data, where they are known.
+
+    Those of the model are soft, or for a method without gradients as they are counted.
+    """
+    if settings.method in DERIVATIVE_FREE:
+        model = spike_trains.detect_spikes(output["V"], spike_level.level, spike_level.rearm)
+    else:
+        model = soft_spikes(output["V"], spike_level.level)
+    return model * recording.observed, recording.spikes * recording.observed
+
+
 def spike_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studies.Loss:
-    """The van Rossum distance of soft spikes, or for a method without gradients of spikes as they are counted.
+    """The van Rossum distance of the spikes.
 
     Soft spikes are those of a model that spikes: one that stays at the level has many small parts of them.
     The times of the model's spikes tell what is determined.
@@ -154,11 +177,8 @@ def spike_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studie
     level, tau = spike_level.level, settings.tau_rossum * u.ms
 
     def distance(output: Mapping[str, jax.Array], recording: Recording) -> jax.Array:
-        if settings.method in DERIVATIVE_FREE:
-            model = spike_trains.detect_spikes(output["V"], level, spike_level.rearm) * recording.observed
-        else:
-            model = soft_spikes(output["V"], level) * recording.observed
-        return spike_trains.van_rossum_distance(model, recording.spikes * recording.observed, recording.dt * u.ms, tau)
+        trains = trains_of(settings, spike_level, output, recording)
+        return spike_trains.van_rossum_distance(*trains, recording.dt * u.ms, tau)
 
     def spike_times(study: studies.Study, box: Box, x: np.ndarray) -> Predictions:
         recording = study.recordings["fit"]
@@ -184,18 +204,20 @@ def spike_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studie
 def spike_and_potential_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studies.Loss:
     """Spikes, and the potentials away from those recorded: for a cell that the model is not, and that cannot have both.
 
-    D(model, data) / D(no spikes, data) + V_WEIGHT mean (V - V_data)^2 / var V_data, with the distance D of `spike_loss`
-    and the potentials that count. By the distance alone, potentials between spikes may be anywhere.
+    D(m, d) / (D(m, 0) + D(d, 0)) + V_WEIGHT mean (V - V_d)^2 / var V_d, with the distance D of `spike_loss`, the spikes
+    m of the model and d of the data, none as 0, and the potentials that count. The first term is 1 minus twice the
+    share of what both have: a spike that is early or late costs less than two. By D alone a silent cell is better than
+    one that has less than half of its spikes in their places; and potentials between them may be anywhere.
     """
-    distance = spike_loss(settings, spike_level).function
 
     def loss(output: Mapping[str, jax.Array], recording: Recording) -> jax.Array:
-        spikes = recording.spikes * recording.observed
-        silent = spike_trains.van_rossum_distance(0 * spikes, spikes, recording.dt * u.ms, settings.tau_rossum * u.ms)
+        model, data = trains_of(settings, spike_level, output, recording)
+        of = functools.partial(spike_trains.van_rossum_distance, dt=recording.dt * u.ms, tau=settings.tau_rossum * u.ms)
+        share = of(model, data) / (of(model, 0 * data) + of(data, 0 * data))
         n_sample = jnp.sum(recording.mask)
         deviations = recording.mask * (recording.V - jnp.sum(recording.mask * recording.V) / n_sample)
         unexplained = jnp.sum(studies.potential_errors(output, recording) ** 2) / jnp.sum(deviations**2)
-        return distance(output, recording) / silent + V_WEIGHT * unexplained
+        return share + V_WEIGHT * unexplained
 
     def nothing(study: studies.Study, box: Box, x: np.ndarray) -> Predictions:
         raise Undetermined("--fit_target both is a compromise, not an estimate")
@@ -241,8 +263,7 @@ def make_study(
         recordings.require_spikes(targets["fit"], data.spike_level)
     if settings.fit_target != "spike":
         recordings.require_potentials(targets["fit"])
-    if settings.fit_target == "both":
-        targets["fit"] = recordings.without_spikes(targets["fit"], *scoring.T_AROUND)
+    away = recordings.without_spikes(targets["fit"], *scoring.T_AROUND) if settings.fit_target == "both" else None
     study = studies.Study(
         model=studies.simulation(cell, with_units(values), source.dt_sim),
         loss=LOSSES[settings.fit_target](settings, data.spike_level),
@@ -253,6 +274,7 @@ def make_study(
         known=known,
         delta=settings.delta,
         finer=studies.simulation(cell, with_units(values), half) if source.own and scheme == "staggered" else None,
+        windows=away,
     )
     if objective == "simulation":
         return study
@@ -261,9 +283,9 @@ def make_study(
 
 def objective_of(args: argparse.Namespace, data: Data) -> str:
     """The objective that the arguments ask for, or else the one that finds the cell."""
-    recording, methods = data.recordings["fit"], METHODS[args.fit_target]
+    recording, methods = data.recordings["fit"], (None, *METHODS[args.fit_target])
     if args.objective == "synchronised" and args.method not in methods:
-        expected = f"expected {' or '.join(method for method in methods if method)} with --fit_target {args.fit_target}"
+        expected = f"expected {' or '.join(methods[1:])} with --fit_target {args.fit_target or 'potential'}"
         raise BadInput(f"argument --method: found {args.method} with --objective synchronised, {expected}")
     if args.objective == "synchronised" and not np.any(recording.mask):
         raise BadInput("argument --objective: found synchronised without potentials, expected simulation")
@@ -286,6 +308,85 @@ def with_units(values: Mapping[str, float]) -> dict[str, u.Quantity]:
     return {name: value * RANGES[name].unit for name, value in values.items()}
 
 
+# ---- Fit of a recording that drives the cell ------------------------------------------------------------------------
+
+
+class Synchronised(NamedTuple):
+    """A fit by a recording that drives the cell: the study in which it ended, and numbers for its report besides.
+
+    `driven` is the study of the driven cell and `found` its minimum, to which potentials led.
+    """
+
+    study: studies.Study
+    fit: fitting.Fit
+    extra: dict[str, Any]
+    driven: studies.Study
+    found: fitting.Minimum
+
+
+def synchronised_fit(
+    args: argparse.Namespace,
+    study: studies.Study,
+    make: Callable[[str, str, str], studies.Study],
+    search: fitting.Search,
+    devices: Sequence[jax.Device],
+    journal: runs.Journal,
+    level: SpikeLevel,
+) -> Synchronised:
+    """Fit potentials, driven by the recording, and from where these lead what --fit_target asks for.
+
+    Where it asks for nothing and the released cell has other spikes than the recording, `both` are fitted to what
+    precedes the last third of its spikes, and kept where the cell predicts that third better by them.
+
+    Args:
+        study: of what --fit_target asks for; of potentials and driven, where these or nothing.
+        make: (--fit_target, --method, --objective) -> the study.
+        search: starts, seed, and rounds of CMA.
+        level: of the spikes.
+
+    Raises:
+        KeyboardInterrupt: before potentials led anywhere, where --fit_target asks for more.
+    """
+    driven = make("potential", fitting.GAUSS_NEWTON, "synchronised") if search.method in METHODS["both"] else study
+    by_potentials = fitting.FitProblem(driven, args.n_sample, devices, journal)
+    found = fitting.minimise(by_potentials, dataclasses.replace(search, method=fitting.GAUSS_NEWTON))
+    target, n_early = args.fit_target, recordings.steps_before(driven.recordings["fit"], N_JUDGED)
+    same = found.released and (found.released.gamma or 0.0) >= synchronisation.SAME_SPIKES
+    if target == "potential" or (not target and (args.method or found.interrupted or not n_early or same)):
+        fit = fitting.conclude(by_potentials, found, search.seed)
+        return Synchronised(driven, fit, {driven.annealing.label: fit.minimum.level}, driven, found)
+    if found.interrupted:
+        journal.save()
+        raise KeyboardInterrupt
+    print(f"driven, with coupling {found.level:g} per ms, potentials led to {found.released.text};", end=" ")
+    print(f"with coupling {found.stages[-1].level:g}, to {found.stages[-1].released.text}")
+    method = search.method if target else METHODS["both"][0]
+    study = study if target else make("both", method, "simulation")
+    n_sample = N_SAMPLE if method == "CMA" else args.n_sample
+    budget = dict(method=method, n_sample=n_sample, n_iter=args.n_iter or N_ITER)
+    search = fitting.after(by_potentials, found, dataclasses.replace(search, **budget))
+    extra = dict(driven=found.released)
+    if target:
+        fit = fitting.fit(study, search, devices, journal)
+        return Synchronised(study, fitting.with_cost_of(by_potentials, fit), extra, driven, found)
+    early = recordings.first_part(study.windows, n_early)
+    late = recordings.counted_from(driven.recordings["fit"], n_early)
+    by_spikes = fitting.FitProblem(dataclasses.replace(study, windows=early), n_sample, devices, journal)
+    last = fitting.minimise(by_spikes, search)
+    judge = synchronisation.releaser(driven.model, late, level, study.delta)
+    judged = {name: judge(by_potentials.box.parameters(x.best.x)) for name, x in (("potential", found), ("both", last))}
+    better = (judged["both"].gamma or 0.0) > (judged["potential"].gamma or 0.0) + fitting.SAME_GAMMA
+    extra |= dict(judged=judged, fit_target="both" if better else "potential")
+    texts = [f"{name} {released.text}" for name, released in judged.items()]
+    print(f"of the last third of the spikes: by {'; by '.join(texts)}: kept is what {extra['fit_target']} gives")
+    if better:
+        fit = fitting.with_cost_of(by_potentials, fitting.conclude(by_spikes, last, search.seed))
+        return Synchronised(study, fit, extra, driven, found)
+    fit = fitting.conclude(by_potentials, dataclasses.replace(found, interrupted=last.interrupted), search.seed)
+    extra |= {driven.annealing.label: fit.minimum.level}
+    return Synchronised(driven, fitting.with_cost_of(by_spikes, fit), extra, driven, found)
+
+
 # ---- Main -----------------------------------------------------------------------------------------------------------
 
 
@@ -301,10 +402,11 @@ def known_parameters(source: recordings.Source) -> dict[str, float] | None:
 def make_plan(args: argparse.Namespace) -> comparing.Plan:
     """The comparison that the arguments ask for."""
     own = args.current or args.recording or args.noise_std or args.constants
-    as_paper = args.target == "simulated" and args.fit_target == "potential" and not own
+    as_paper = args.target == "simulated" and args.fit_target in (None, "potential") and not own
     n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
     paper = PAPER_RESULTS if as_paper else {}
-    return runs.pick(comparing.Plan, args, n_start=n_start, names=args.fit_parameters, paper=paper)
+    n_iter = args.n_iter or comparing.Plan.n_iter
+    return runs.pick(comparing.Plan, args, n_start=n_start, n_iter=n_iter, names=args.fit_parameters, paper=paper)
 
 
 def figure_2(study: studies.Study, comparison: comparing.Comparison) -> plt.Figure:
@@ -333,17 +435,21 @@ def main(argv: Sequence[str]) -> int:
     source = recordings.source_of(args)
     data = recordings.read_data(source, SHIPPED)
     scheme = args.scheme or ("staggered" if source.own else "exponential_euler")
-    settings = runs.pick(studies.FitSettings, args, method=args.method if args.mode == "fit" else None)
-    objective = objective_of(args, data)
-    by_squares = objective == "synchronised" and args.fit_target == "potential"
-    method = args.method or (fitting.GAUSS_NEWTON if by_squares else "L-BFGS-B")
+    objective, fit_target = objective_of(args, data), args.fit_target or "potential"
+    by_squares = objective == "synchronised" and fit_target == "potential"
+    method = args.method or (METHODS[fit_target][0] if objective == "synchronised" else "L-BFGS-B")
     budget = args.protocol_budget if args.mode == "compare" else method
-    name = f"{args.mode}_{args.target}_{args.fit_target}_{budget}_seed{args.seed}"
+    name = f"{args.mode}_{args.target}_{fit_target}_{budget}_seed{args.seed}"
     run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats", "gradient_cost"})
-    source_of_study = data, source, known_parameters(source), scheme
-    study = make_study(settings, *source_of_study, objective if by_squares else "simulation", noise_seed)
+
+    def make(fit_target, method, objective):
+        settings = runs.pick(studies.FitSettings, args, fit_target=fit_target, method=method)
+        return make_study(settings, data, source, known_parameters(source), scheme, objective, noise_seed)
+
+    study = make(fit_target, method if args.mode == "fit" else None, "synchronised" if by_squares else "simulation")
     print(*data.report, sep="\n", end="\n" * bool(data.report))
-    search, interrupted = runs.pick(fitting.Search, args, seed=fit_seed, method=method), False
+    n_iter, interrupted = args.n_iter or fitting.Search.n_iter, False
+    search = runs.pick(fitting.Search, args, seed=fit_seed, method=method, n_iter=n_iter)
     if args.mode == "compare":
         plan = make_plan(args)
         run.save_config(argv, devices)  # first: a comparison that is killed is resumed by it
@@ -361,14 +467,13 @@ def main(argv: Sequence[str]) -> int:
     else:
         journal = runs.Journal(run, functools.partial(run.save_config, argv, devices))
         extra = dict(script=SCRIPT, scheme=scheme, objective=objective)
-        if objective == "synchronised" and not by_squares:
-            potentials = dataclasses.replace(settings, fit_target="potential")
-            driven = make_study(potentials, *source_of_study, objective, noise_seed)
-            search, found = fitting.after(fitting.FitProblem(driven, search.n_sample, devices, journal), search)
-            print(f"driven, with coupling {found.level:g} per ms, potentials led to {found.released.text}")
-            extra |= dict(driven=found.released)
-        fit = fitting.fit(study, search, devices, journal)
-        extra |= {study.annealing.label: fit.minimum.level} if study.annealing else {}
+        if objective == "synchronised":
+            ended = synchronised_fit(args, study, make, search, devices, journal, data.spike_level)
+            study, fit, extra = ended.study, ended.fit, extra | ended.extra
+            if ended.found.stages:
+                run.save("coupling.png", reports.plot_stages(ended.driven, ended.found))
+        else:
+            fit = fitting.fit(study, search, devices, journal)
         reports.print_fit(study, fit, extra)
         run.save_config(argv, devices)
         reports.save_fit(run, study, data, fit, extra)

@@ -629,6 +629,25 @@ def every(recording: Recording, n_point: int | None) -> Recording:
     return dataclasses.replace(recording, mask=recording.mask * mask)
 
 
+def steps_before(recording: Recording, n_spike: int) -> int:
+    """Samples that precede the last third of the spikes that are known; 0 where that has fewer than n_spike."""
+    steps = np.nonzero(np.asarray(recording.spikes) * observed_in(recording))[0]
+    first = len(steps) - len(steps) // 3
+    return int(steps[first]) if len(steps) // 3 >= n_spike else 0
+
+
+def first_part(recording: Recording, n_step: int) -> Recording:
+    """The first n_step samples of a recording."""
+    arrays = {name: getattr(recording, name)[:n_step] for name in ("current", "V", "spikes", "mask", "observed")}
+    return dataclasses.replace(recording, **arrays)
+
+
+def counted_from(recording: Recording, n_step: int) -> Recording:
+    """The recording of which what precedes sample n_step does not count."""
+    late = np.arange(len(recording.V))[:, None] >= n_step
+    return dataclasses.replace(recording, mask=recording.mask * late, observed=recording.observed * late)
+
+
 def without_spikes(recording: Recording, t_before: float, t_after: float) -> Recording:
     """The recording with no sample left to count from t_before before to t_after (ms) after a spike."""
     quiet = away_from_spikes(np.asarray(recording.spikes), recording.dt, (t_before, t_after))

@@ -17,7 +17,7 @@ import numpy as np
 
 import recordings
 import scoring
-from fitting import Fit, FitProblem, Round, Search, random_starts
+from fitting import Fit, FitProblem, Minimum, Round, Search, random_starts
 from identifiability import Box, plot_identifiability
 from recordings import Data, Recording
 from spike_trains import SpikeLevel
@@ -73,8 +73,6 @@ def save_fit(run: runs.RunFolder, study: Study, data: Data, fit: Fit, extra: Map
     run.save("losses.png", plot_losses(fit, study.loss.name))
     if np.isfinite(fit.identifiability.eigenvalues).all():
         run.save("identifiability.png", plot_identifiability(fit.identifiability))
-    if fit.released and fit.minimum.stages:
-        run.save(f"{study.annealing.name}.png", plot_stages(study, fit))
     for name, prediction in fit.predictions.items():
         recording = study.recordings[name]
         run.save(f"traces_{name}.png", recordings.plot_traces(recording, data=recording.V, model=prediction.V))
@@ -178,18 +176,16 @@ class Preview:
     spikes: list[np.ndarray]
 
 
-def first_part(recording: Recording) -> Recording:
+def beginning_of(recording: Recording) -> Recording:
     """The first T_LOOK of a recording."""
-    n = max(2, round(T_LOOK / recording.dt))
-    arrays = {name: getattr(recording, name) for name in ("current", "V", "spikes", "mask", "observed")}
-    return dataclasses.replace(recording, **{name: x[:n] for name, x in arrays.items()})
+    return recordings.first_part(recording, max(2, round(T_LOOK / recording.dt)))
 
 
 def visualize(study: Study, search: Search, devices: Sequence[jax.Device] | None = None) -> Preview:
     """Simulate a study at n_sample random parameter sets: what a fit starts from."""
     problem = FitProblem(study, search.n_sample, devices or jax.devices())
     sets = random_starts(problem, search.seed)
-    beginning = first_part(study.recordings["fit"])
+    beginning = beginning_of(study.recordings["fit"])
     responses = [study.free_run(problem.box.parameters(x), beginning) for x in sets]
     losses = problem.evaluate(sets, level=study.last_level)
     return Preview([problem.box.values(x) for x in sets], losses, *map(list, zip(*responses, strict=True)))
@@ -199,7 +195,7 @@ def save_preview(run: runs.RunFolder, study: Study, data: Data, preview: Preview
     """Save the recordings as they are, and their beginning with the responses of the model."""
     for name, recording in study.recordings.items():
         run.save(f"recording_{name}.png", plot_recording(recording, data.spike_level.level))
-    beginning = first_part(study.recordings["fit"])
+    beginning = beginning_of(study.recordings["fit"])
     figure = recordings.plot_traces(beginning, target=beginning.V)
     for trace, axis in enumerate(figure.axes[len(figure.axes) // 2 :]):
         for V in preview.V:
@@ -337,9 +333,9 @@ def plot_losses(fit: Fit, loss_name: str) -> plt.Figure:
     return figure
 
 
-def plot_stages(study: Study, fit: Fit) -> plt.Figure:
+def plot_stages(study: Study, minimum: Minimum) -> plt.Figure:
     """Driven loss and parameters of every start at each level; black the best start, dashed where the fit ended."""
-    stages, box = fit.minimum.stages, Box(study.bounds)
+    stages, box = minimum.stages, Box(study.bounds)
     losses = np.array([[start.loss for start in stage.starts] for stage in stages])
     panels = {"driven loss": losses}
     values = [[box.values(start.x) for start in stage.starts] for stage in stages]
@@ -351,7 +347,7 @@ def plot_stages(study: Study, fit: Fit) -> plt.Figure:
     layout = dict(sharex=True, squeeze=False, layout="constrained")
     figure, axes = plt.subplots(n_row, n_column, figsize=(runs.WIDTH, 1.6 * n_row + 0.4), **layout)
     at, best = np.arange(len(stages)), losses.argmin(1)
-    chosen = [stage.level for stage in stages].index(fit.minimum.level)
+    chosen = [stage.level for stage in stages].index(minimum.level)
     for axis, (name, y) in zip(axes.flat, panels.items(), strict=False):
         axis.plot(at, y, "-", color="C1", alpha=0.5, lw=0.7)
         axis.plot(at, y[at, best], "k.-", lw=0.8)

@@ -380,3 +380,21 @@ def test_terms_are_chosen_by_akaikes_criterion_of_the_fitted_data(x64):
         residual = y[:, 0] - X @ np.linalg.lstsq(X, y[:, 0])[0]
         assert row.aic == pytest.approx(2 * len(names) + np.sum(residual**2) / 0.1**2, abs=1e-5)
     assert [line.endswith("kept") for line in comparing.candidate_lines(rows)[1:]] == [True, True, True, False]
+
+
+def test_steps_of_CMA_from_a_minimum_cost_a_share_of_its_loss_and_no_more_than_the_box_says():
+    rng = np.random.default_rng(3)
+    J, r = rng.standard_normal((50, 3)) * [300.0, 30.0, 0.0], rng.standard_normal(50)
+    r -= J[:, :2] @ np.linalg.lstsq(J[:, :2], r, rcond=None)[0]  # at the minimum
+
+    class Squares:
+        def evaluate(self, X, what, level):
+            rows = np.column_stack([J, r])
+            return np.array([r @ r]), (rows.T @ rows)[None]
+
+    steps = fitting.steps_from(Squares(), np.full(3, 0.5), 0.0)
+    rises = [np.sum((r + J @ step) ** 2) / (r @ r) - 1 for step in steps.T]
+    assert min(rises) == pytest.approx(0, abs=1e-9)
+    np.testing.assert_allclose(sorted(rises)[1:], fitting.RISE, rtol=0.05)
+    undetermined = steps.T[int(np.argmin(rises))]
+    np.testing.assert_allclose(np.abs(undetermined), [0, 0, 12**-0.5], atol=1e-9)

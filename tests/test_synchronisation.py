@@ -318,7 +318,7 @@ def test_a_minimum_that_has_lost_its_spikes_is_not_taken():
 
 def test_a_standard_error_is_no_less_than_what_the_coupling_changes():
     box = fitting.Box({"gL": u.Quantity([0.0, 2.0], unit=u.uS), "C": u.Quantity([0.0, 1.0], unit=u.nF)})
-    said = dataclasses.replace(fitting.unknown(box, ""), standard_errors=dict(gL=0.3, C=0.1))
+    said = dataclasses.replace(fitting.unknown(box, np.full(2, 0.5), ""), standard_errors=dict(gL=0.3, C=0.1))
     points = [[0.9, 0.9], [0.5, 0.5], [0.5, 0.7], [0.7, 0.5]]
     stages = [
         fitting.Minimum([fitting.Start(None, np.array(x), 1.0)], level)
@@ -331,6 +331,27 @@ def test_a_standard_error_is_no_less_than_what_the_coupling_changes():
     both = fitting.widened(said, box, at[2]).standard_errors
     assert both == pytest.approx(dict(gL=0.5, C=np.hypot(0.1, 0.2)))
     assert fitting.widened(said, box, stages[2]) is said
+
+
+def test_what_is_at_its_bound_is_named_though_nothing_else_is_known():
+    box = fitting.Box({"gL": u.Quantity([0.0, 2.0], unit=u.uS), "C": u.Quantity([0.0, 1.0], unit=u.nF)})
+    reasons = fitting.unknown(box, np.array([1.0, 0.5]), "no reason").without_error
+    assert reasons == dict(gL="at its bound, 2 (--bounds)", C="no reason")
+
+
+def test_the_later_spikes_are_counted_and_the_earlier_part_is_what_precedes_them():
+    spikes = np.zeros((90, 2))
+    spikes[[10, 20, 30, 40, 50, 60], [0, 1, 0, 1, 0, 1]] = 1
+    whole = recordings.Recording(np.zeros((90, 2)), np.zeros((90, 2)), spikes, np.ones((90, 2)), np.ones((90, 2)))
+    n_step = recordings.steps_before(whole, 2)
+    assert n_step == 50
+    assert recordings.steps_before(whole, 3) == 0
+    early, late = recordings.first_part(whole, n_step), recordings.counted_from(whole, n_step)
+    assert early.spikes.sum() == 4
+    assert len(early.current) == len(early.mask) == n_step
+    assert (late.spikes * late.observed).sum() == 2
+    assert late.mask[:n_step].sum() == 0
+    assert late.mask[n_step:].all()
 
 
 def test_few_windows_are_clusters_of_what_a_driven_cell_forgets():
@@ -354,6 +375,7 @@ def test_the_script_drives_the_cell_by_a_recording_that_spikes(tmp_path, spiking
     assert result["objective"] == "synchronised"
     assert result["coupling_per_ms"] in synchronisation.COUPLINGS
     assert result["loss"] == result["released"]["loss"]
+    assert "judged" not in result  # as the model is the cell
     assert [stage["level"] for stage in result["stages"]] == list(synchronisation.COUPLINGS)
     assert {"coupling.png", "traces_fit.png", "window_fit.png"} <= {path.name for path in folder.iterdir()}
     header = (folder / "history.csv").read_text().splitlines()[0]
@@ -378,10 +400,30 @@ def test_spikes_are_fitted_from_where_the_potentials_lead(tmp_path, spiking, cap
         assert result["objective"] == "synchronised"
         assert result["driven"]["gamma"] > 0.9
         assert result["gamma"][0] > 0.9
-    assert results["CMA", "spike"]["n_simulations"] == 12
+    n_simulations = [result["n_simulations"] - result["n_gradients"] for result in results.values()]
+    assert n_simulations == [0, 3 * script.N_SAMPLE, 3 * script.N_SAMPLE]
     names = {fit_target: result["loss_name"] for (_, fit_target), result in results.items()}
     assert names["spike"] == "van Rossum distance of the spikes"
     assert names["both"].startswith("spike distance + 0.3 variance of V")
+
+
+def test_where_the_model_is_not_the_cell_what_predicts_later_spikes_is_kept(tmp_path, adapting, capsys, monkeypatch):
+    monkeypatch.setattr(synchronisation, "COUPLINGS", (2.5, 0.0))
+    monkeypatch.setattr(script, "N_JUDGED", 3)
+    np.savez(tmp_path / "own.npz", current_nA=adapting.current, V_mV=adapting.V, dt_ms=DT)
+    arguments = ["--recording", tmp_path / "own.npz", "--n_sample", 2, "--n_iter", 15, "--dt_sim", 0.05]
+    arguments += ["--validation", "none", "--output", tmp_path / "run"]
+    assert script.main([str(x) for x in arguments]) == 0
+    result = scripts.json.loads((tmp_path / "run" / "result.json").read_text())
+    said, judged = capsys.readouterr().out, result["judged"]
+    assert result["driven"]["gamma"] < synchronisation.SAME_SPIKES
+    assert 3 <= judged["both"]["n_spikes"] == judged["potential"]["n_spikes"] < result["driven"]["n_spikes"] / 2
+    assert judged["both"]["loss"] != judged["potential"]["loss"]
+    better = judged["both"]["gamma"] > judged["potential"]["gamma"] + fitting.SAME_GAMMA
+    assert result["fit_target"] == ("both" if better else "potential")
+    assert f"kept is what {result['fit_target']} gives" in said
+    assert result["loss_name"].startswith("spike distance" if better else "mean squared error")
+    assert (tmp_path / "run" / "coupling.png").exists()
 
 
 @pytest.mark.parametrize("method", ["CMA", "L-BFGS-B"])
@@ -390,7 +432,7 @@ def test_spikes_and_potentials_are_weighed_by_what_a_silent_constant_would_leave
     args = script.parse_args(["--target", "simulated"])
     data = recordings.Data({"fit": spiking})
     study = script.make_study(settings, data, recordings.source_of(args))
-    target, level = study.recordings["fit"], data.spike_level
+    target, level = study.fitted, data.spike_level
     away = np.asarray(target.mask) > 0
     assert 0.05 < away.mean() < 0.95
     assert not away[np.asarray(target.spikes) > 0].any()
@@ -405,7 +447,8 @@ def test_spikes_and_potentials_are_weighed_by_what_a_silent_constant_would_leave
     def filtered(train):
         return scipy.signal.lfilter([1.0], [1, -np.exp(-dt / tau)], train, axis=0)
 
-    share = (filtered(spikes - target.spikes) ** 2).sum() / (filtered(target.spikes) ** 2).sum()
+    norms = [(filtered(train) ** 2).sum() for train in (spikes - target.spikes, spikes, target.spikes)]
+    share = norms[0] / (norms[1] + norms[2])
     unexplained = ((V - target.V)[away] ** 2).mean() / np.var(target.V[away])
     expected = share + script.V_WEIGHT * unexplained
     assert study.loss.function({"V": V}, target) == pytest.approx(expected, rel=1e-6)

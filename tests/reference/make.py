@@ -256,7 +256,7 @@ def recording(item: Item) -> None:
     sweeps += ["0:2", "--t_stop", 2500, "--n_sample", 2] if item.laptop else ["0:5", "--n_sample", 8]
     cases = {
         "GIF": (GIF, ["--model_terms", "none"] if item.laptop else []),
-        "HH": (HH, ["--fit_parameters", *parameters]),
+        "HH": (HH, ["--fit_parameters", *parameters, *(["--n_iter", 3] if item.laptop else [])]),
     }
     rows, figures = [], {}
     for neuron, (script, arguments) in cases.items():
