@@ -4,13 +4,15 @@
 
 Cosines of the gradients of one batch by untrained networks, with the paper's constants and with the arguments of the
 README: of the weights of the inputs, of those that are active in the cues alone, and of the excitatory and inhibitory
-neurons; and the seconds of a gradient over those of diag. Three minutes on two cores.
+neurons; and the seconds of a gradient over those of diag. Three minutes on two cores. `tests/reference/make.py groups`
+keeps them.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path += map(str, Path(__file__).resolve().parents[1:3])
 
@@ -32,23 +34,23 @@ VARIANTS |= {f"two groups, decay {decay:g}": dict(etrace_decay=decay) for decay 
 VARIANTS |= {f"two groups, chunks of {C}": dict(trace_chunk=C) for C in (10, 25, 200)}
 
 
-def print_table(model: models.Model, keys: jax.Array) -> None:
-    """Rows of cosines and seconds, one a variant."""
+def rows_of(model: models.Model, keys: jax.Array, variants: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Cosines with diag, of each block of weights, and the share of its seconds, a row a variant."""
     rules = {"diag": jax.jit(learning_rules.diag)}
     rules |= {
         variant: jax.jit(lambda model, keys, own=own: learning_rules.expsm_diag(model, keys, **own))
-        for variant, own in VARIANTS.items()
+        for variant, own in variants.items()
     }
     calls = [lambda rule=rule: jax.block_until_ready(rule(model, keys)) for rule in rules.values()]
     seconds = dict(zip(rules, np.median(in_turns(*calls, repeats=3), axis=0), strict=True))
-    exact, n_cue = rules["diag"](model, keys).gradient, model.network.n_in // 2
-    print(f"{'':28}  input    cue      E      I  seconds")
-    for variant in VARIANTS:
+    exact, n_cue, rows = rules["diag"](model, keys).gradient, model.network.n_in // 2, []
+    for variant in variants:
         gradient = rules[variant](model, keys).gradient
-        pairs = [(gradient[block], exact[block]) for block in ("in", "exc", "inh")]
-        pairs.insert(1, tuple(x[:n_cue] for x in pairs[0]))
-        row = "".join(f"{alignment(*pair)['cosine']:7.3f}" for pair in pairs)
-        print(f"{variant:28}{row}{seconds[variant] / seconds['diag']:9.2f}", flush=True)
+        pairs = {block: (gradient[block], exact[block]) for block in ("in", "exc", "inh")}
+        pairs["cue inputs"] = tuple(x[:n_cue] for x in pairs["in"])
+        cosines = {name: alignment(*pair)["cosine"] for name, pair in pairs.items()}
+        rows.append(dict(variant=variant) | cosines | dict(seconds_of_diag=seconds[variant] / seconds["diag"]))
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     keys = jax.random.split(jax.random.key(args.seed), args.batch_size)
     for name, arguments in NETWORKS.items():
-        print(f"constants: {name}; batch {args.batch_size}")
-        print_table(network(*arguments).model, keys)
+        print(f"constants: {name}; batch {args.batch_size}", flush=True)
+        for row in rows_of(network(*arguments).model, keys, VARIANTS):
+            print(", ".join(f"{key} {x:.3f}" if key != "variant" else f"{x:28}" for key, x in row.items()), flush=True)
 
 
 if __name__ == "__main__":
