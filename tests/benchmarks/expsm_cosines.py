@@ -5,12 +5,12 @@
 Cosines of the gradients of one batch by untrained networks, with the paper's constants and with the arguments of the
 README: of the weights of the inputs, of those that are active in the cues alone, and of the excitatory and inhibitory
 neurons; and the seconds of a gradient over those of diag. Three minutes on two cores. `tests/reference/make.py groups`
-keeps them.
+keeps the cosines.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +34,27 @@ VARIANTS |= {f"two groups, decay {decay:g}": dict(etrace_decay=decay) for decay 
 VARIANTS |= {f"two groups, chunks of {C}": dict(trace_chunk=C) for C in (10, 25, 200)}
 
 
-def rows_of(model: models.Model, keys: jax.Array, variants: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Cosines with diag, of each block of weights, and the share of its seconds, a row a variant."""
+Rules = dict[str, Callable[[models.Model, jax.Array], learning_rules.BatchGradient]]
+
+
+def rules_of(variants: Mapping[str, Mapping[str, Any]]) -> Rules:
+    """diag, and expsm_diag with the arguments of each variant, compiled when called."""
     rules = {"diag": jax.jit(learning_rules.diag)}
-    rules |= {
+    return rules | {
         variant: jax.jit(lambda model, keys, own=own: learning_rules.expsm_diag(model, keys, **own))
         for variant, own in variants.items()
     }
-    calls = [lambda rule=rule: jax.block_until_ready(rule(model, keys)) for rule in rules.values()]
-    seconds = dict(zip(rules, np.median(in_turns(*calls, repeats=3), axis=0), strict=True))
-    exact, n_cue, rows = rules["diag"](model, keys).gradient, model.network.n_in // 2, []
-    for variant in variants:
+
+
+def cosines(rules: Rules, model: models.Model, keys: jax.Array) -> dict[str, dict[str, float]]:
+    """{variant: {block of weights: cosine with the gradient of diag}}."""
+    exact, n_cue, found = rules["diag"](model, keys).gradient, model.network.n_in // 2, {}
+    for variant in list(rules)[1:]:
         gradient = rules[variant](model, keys).gradient
         pairs = {block: (gradient[block], exact[block]) for block in ("in", "exc", "inh")}
         pairs["cue inputs"] = tuple(x[:n_cue] for x in pairs["in"])
-        cosines = {name: alignment(*pair)["cosine"] for name, pair in pairs.items()}
-        rows.append(dict(variant=variant) | cosines | dict(seconds_of_diag=seconds[variant] / seconds["diag"]))
-    return rows
+        found[variant] = {name: alignment(*pair)["cosine"] for name, pair in pairs.items()}
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,11 +62,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    keys = jax.random.split(jax.random.key(args.seed), args.batch_size)
+    keys, rules = jax.random.split(jax.random.key(args.seed), args.batch_size), rules_of(VARIANTS)
     for name, arguments in NETWORKS.items():
         print(f"constants: {name}; batch {args.batch_size}", flush=True)
-        for row in rows_of(network(*arguments).model, keys, VARIANTS):
-            print(", ".join(f"{key} {x:.3f}" if key != "variant" else f"{x:28}" for key, x in row.items()), flush=True)
+        model = network(*arguments).model
+        calls = [lambda rule=rule, model=model: jax.block_until_ready(rule(model, keys)) for rule in rules.values()]
+        seconds = dict(zip(rules, np.median(in_turns(*calls, repeats=3), axis=0), strict=True))
+        for variant, of_blocks in cosines(rules, model, keys).items():
+            numbers = ", ".join(f"{block} {cosine:.3f}" for block, cosine in of_blocks.items())
+            print(f"{variant:28} {numbers}; {seconds[variant] / seconds['diag']:.2f} of diag's seconds", flush=True)
 
 
 if __name__ == "__main__":

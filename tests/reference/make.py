@@ -421,21 +421,18 @@ def groups(item: Item) -> None:
     if item.laptop:
         variants = {name: variants[name] for name in ("one group", "two groups, stretches 4")}
         networks, small = {"the paper's": networks["the paper's"]}, ["--n_rec", 60, "--n_cue", 3, "--t_delay", 200]
-    keys, rows = jax.random.split(jax.random.key(0), 8 if item.laptop else 32), []
+    keys, rules = jax.random.split(jax.random.key(0), 8 if item.laptop else 32), expsm_cosines.rules_of(variants)
+    rows = []
     for constants, arguments in networks.items():
-        model = network(*arguments, *small).model
-        rows += [dict(constants=constants) | row for row in expsm_cosines.rows_of(model, keys, variants)]
+        found = expsm_cosines.cosines(rules, network(*arguments, *small).model, keys)
+        rows += [dict(constants=constants, variant=variant) | of_blocks for variant, of_blocks in found.items()]
     blocks = ("in", "cue inputs", "exc", "inh")
     lines = [
-        [
-            variant,
-            *(listed([row[block] for block in blocks], "{:.3f}") for row in of_variant),
-            listed([row["seconds_of_diag"] for row in of_variant], "{:.2f}"),
-        ]
+        [variant, *(listed([row[block] for block in blocks], "{:.3f}") for row in of_variant)]
         for (variant,), of_variant in grouped_by(rows, "variant").items()
     ]
     columns = [f"{name} constants: inputs, cue inputs alone, E, I" for name in networks]
-    item.write(rows, markdown(["", *columns, "time, of diag's"], lines))
+    item.write(rows, markdown(["", *columns], lines))
 
 
 def simulate(item: Item, folder: Path) -> tuple[Row, Path]:
@@ -640,7 +637,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs.use_plot_style()
     for name in ITEMS if args.item == "all" else {args.item} - {"readme"}:
         if name in ("groups", "memory") and place.process_id:
-            continue  # which are timed, in the first process
+            continue  # which have no runs, in the first process
         ITEMS[name](Item(name, args.laptop, folder, run_folder, place))
         if not args.laptop and not place.process_id and (folder / "README.md").exists():
             write_readme(folder)
