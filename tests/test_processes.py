@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -38,7 +39,7 @@ def assert_equal(ours, theirs):
 def trained(tmp_path_factory):
     """A folder with run "one", by a process with two devices, and "two", by two processes with one each."""
     folder = tmp_path_factory.mktemp("trained")
-    arguments = (*TRAIN, "--epochs", 4, "--output")
+    arguments = (*TRAIN, "--schedule", "constant", "--epochs", 4, "--output")
     (one,) = many.run(1, "task-coba-ei-rsnn", (*arguments, "one", "--devices", "0,1"), folder)
     first, second = many.run(2, "task-coba-ei-rsnn", (*arguments, "two"), folder)
     for run in (one, first, second):
@@ -66,15 +67,14 @@ def test_the_first_process_writes_and_prints(trained):
     assert not [path for path in folder.rglob("*-2")]
 
 
-def test_what_two_processes_have_saved_one_goes_on_with(tmp_path):
-    """As one that was never interrupted; and what one has saved, two go on with."""
-    for before, after in ((2, 1), (1, 2)):
-        name, own = f"{before}_{after}", {1: ("--devices", "0,1"), 2: ()}
-        new = (*TRAIN, "--schedule", "constant", "--epochs", 2, "--output", name, *own[before])
-        ended = many.run(before, "task-coba-ei-rsnn", new, tmp_path)
-        ended += many.run(after, "task-coba-ei-rsnn", ("--resume", name, "--epochs", 4, *own[after]), tmp_path)
-        assert [run.status for run in ended] == [0] * 3, [run.errors for run in ended]
-    assert_equal(weights_of(tmp_path / "2_1"), weights_of(tmp_path / "1_2"))
+def test_what_two_processes_have_saved_one_goes_on_with(trained, tmp_path):
+    """And what one has saved, two go on with, to the same numbers."""
+    for name, n, devices in (("one", 2, ()), ("two", 1, ("--devices", "0,1"))):
+        shutil.copytree(trained[0] / name, tmp_path / name)
+        ended = many.run(n, "task-coba-ei-rsnn", ("--resume", name, "--epochs", 6, *devices), tmp_path)
+        assert [run.status for run in ended] == [0] * n, [run.errors for run in ended]
+        assert json.loads((tmp_path / name / "result.json").read_text())["updates"] == 6
+    assert_equal(weights_of(tmp_path / "one"), weights_of(tmp_path / "two"))
 
 
 def test_two_processes_fit_as_one(tmp_path):

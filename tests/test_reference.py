@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
-ITEMS = ("fits", "recording", "hh_methods", "gif_methods", "equal_budget", "training", "figure3", "behaviour", "memory")
+ITEMS = ("fits", "recording", "hh_methods", "gif_methods", "equal_budget", "training", "groups", "figure3", "behaviour")
+ITEMS += ("memory",)
 # Rows are found again by these columns.
 KEYS = ("fit", "neuron", "method", "conn_method", "n_rec", "seed", "n_step")
-KEYS += ("run", "quantity", "when", "population", "at")
+KEYS += ("run", "quantity", "when", "population", "at", "constants", "variant")
 TOLERANCES: dict[str, dict[str, tuple[str, float]]] = {
     "fits": {"loss": ("factor", 10), "worst_error": ("absolute", 0.002), "starts_found": ("absolute", 6)},
     "recording": {
@@ -36,6 +37,7 @@ TOLERANCES: dict[str, dict[str, tuple[str, float]]] = {
         "updates": ("absolute", 0),
         **{f"{period}_{who}_Hz": ("relative", 0.15) for period in ("cues", "recall") for who in ("exc", "inh")},
     },
+    "groups": {name: ("absolute", 0.05) for name in ("in", "cue inputs", "exc", "inh")},
     "figure3": {
         "accuracy": ("absolute", 0.1),
         "within": ("absolute", 0.05),
@@ -117,7 +119,7 @@ def test_results_say_what_made_them(item, variant):
     assert made_by["date"] >= "2026"
     assert made_by["packages"]["jax"]
     assert all(run["date"] and run["devices"] for run in made_by["runs"])
-    assert made_by["runs"] or item == "memory"
+    assert made_by["runs"] or item in ("groups", "memory")
     assert rows_of(REFERENCE / variant, item)
 
 

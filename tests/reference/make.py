@@ -15,6 +15,7 @@ The items, with the figures and tables of Wang et al. (2024) that they answer:
     gif_methods   the GIF neuron by every method (Figure S7, Table S2)
     equal_budget  both neurons by every method, each with as many simulations
     training      the E/I network: three methods, three networks, three seeds
+    groups        gradients of expsm_diag by its groups of states and stretches of the trial, beside diag's
     figure3       activity and weights of the network at the paper's setting (Figure 3)
     behaviour     what the trained networks decide, and what they need for it
     memory        memory and time of an update against the length of a trial (Figure S6)
@@ -49,11 +50,13 @@ sys.path.extend([str(ROOT), str(HERE.parent / "benchmarks")])
 import runs
 
 import bench_ei_online
+import expsm_cosines
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from common import in_turns
 from PIL import Image
-from workloads import task_script
+from workloads import network, task_script
 
 from learning_rules import RULES
 from supervisor import Place
@@ -204,7 +207,7 @@ def listed(values: Sequence[float | None], form: str = "{:g}") -> str:
     return ", ".join("-" if value is None else form.format(value) for value in values)
 
 
-def groups(rows: Sequence[Row], *names: str) -> dict[tuple, list[Row]]:
+def grouped_by(rows: Sequence[Row], *names: str) -> dict[tuple, list[Row]]:
     """{values of the columns `names`: rows that have them}, in order."""
     grouped: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -243,7 +246,7 @@ def fits(item: Item) -> None:
             listed([row["starts_found"] for row in of_case]),
             spread([row["seconds"] for row in of_case], 1),
         ]
-        for (name,), of_case in groups(rows, "fit").items()
+        for (name,), of_case in grouped_by(rows, "fit").items()
     ]
     columns = ["fit", "loss (seeds in order)", "worst error of a parameter, %", "starts at the best", "seconds"]
     item.write(rows, markdown(columns, lines), figures)
@@ -378,7 +381,7 @@ def training(item: Item) -> None:
                 history = [line for line in read_rows(folder / "metrics.csv") if line["heldout_accuracy"]]
                 curves += [name | {column: float(line[column]) for column in columns} for line in history]
     lines = []
-    for (conn_method, n_rec, method), of_rule in groups(rows, "conn_method", "n_rec", "method").items():
+    for (conn_method, n_rec, method), of_rule in grouped_by(rows, "conn_method", "n_rec", "method").items():
         n, p = (sum(row["n_heldout"] for row in of_rule), np.mean([row["heldout_accuracy"] for row in of_rule]))
         low, high = task_script.wilson_interval(round(n * p), n)
         line = [method, f"{conn_method}, {n_rec}"]
@@ -397,12 +400,12 @@ def training(item: Item) -> None:
 
 def plot_training(curves: Sequence[Row]) -> plt.Figure:
     """Held-out accuracy against updates: a panel a network, a line a seed."""
-    panels = groups(curves, "conn_method", "n_rec")
+    panels = grouped_by(curves, "conn_method", "n_rec")
     figure, axes = plt.subplots(
         1, len(panels), figsize=(runs.WIDTH, 2.3), sharey=True, layout="constrained", squeeze=False
     )
     for axis, ((conn_method, n_rec), of_network) in zip(axes[0], panels.items(), strict=True):
-        for (method, seed), curve in groups(of_network, "method", "seed").items():
+        for (method, seed), curve in grouped_by(of_network, "method", "seed").items():
             x, y = [row["update"] for row in curve], [row["heldout_accuracy"] for row in curve]
             axis.plot(x, y, STYLES[method], lw=1, ms=2.5, label=method if seed == 0 else None)
         axis.axhline(0.99, color="0.5", lw=0.6, ls=":")
@@ -410,6 +413,26 @@ def plot_training(curves: Sequence[Row]) -> plt.Figure:
     axes[0, 0].set_ylabel("held-out accuracy")
     axes[0, 0].legend(loc="lower right")
     return figure
+
+
+def groups(item: Item) -> None:
+    """How near the gradients of expsm_diag are to those of diag, of untrained networks."""
+    variants, networks, small = expsm_cosines.VARIANTS, expsm_cosines.NETWORKS, []
+    if item.laptop:
+        variants = {name: variants[name] for name in ("one group", "two groups, stretches 4")}
+        networks, small = {"the paper's": networks["the paper's"]}, ["--n_rec", 60, "--n_cue", 3, "--t_delay", 200]
+    keys, rules = jax.random.split(jax.random.key(0), 8 if item.laptop else 32), expsm_cosines.rules_of(variants)
+    rows = []
+    for constants, arguments in networks.items():
+        found = expsm_cosines.cosines(rules, network(*arguments, *small).model, keys)
+        rows += [dict(constants=constants, variant=variant) | of_blocks for variant, of_blocks in found.items()]
+    blocks = ("in", "cue inputs", "exc", "inh")
+    lines = [
+        [variant, *(listed([row[block] for block in blocks], "{:.3f}") for row in of_variant)]
+        for (variant,), of_variant in grouped_by(rows, "variant").items()
+    ]
+    columns = [f"{name} constants: inputs, cue inputs alone, E, I" for name in networks]
+    item.write(rows, markdown(["", *columns], lines))
 
 
 def simulate(item: Item, folder: Path) -> tuple[Row, Path]:
@@ -465,8 +488,8 @@ def figure3(item: Item) -> None:
 
 def figure3_table(rows: Sequence[Row]) -> str:
     """The values of each run beside the paper's."""
-    names = [name for (name,) in groups(rows, "run")]
-    values = groups(rows, "run", "quantity", "when", "population")
+    names = [name for (name,) in grouped_by(rows, "run")]
+    values = grouped_by(rows, "run", "quantity", "when", "population")
 
     def line(title, key, paper="", digits=2):
         cells = [spread([row["value"] for row in values[name, *key]], digits) for name in names]
@@ -512,11 +535,11 @@ def behaviour(item: Item) -> None:
             if (method, seed) == ("bptt", 0):
                 figures["behaviour.png"] = simulation / "behaviour.png"
                 figures["behaviour_activity.png"] = simulation / "activity.png"
-    values, of_method = groups(rows, "quantity", "at", "method"), groups(rows, "method")
+    values, of_method = grouped_by(rows, "quantity", "at", "method"), grouped_by(rows, "method")
     titles = {"slope": "log odds a cue", "bias": "bias, log odds", "cue weight": "weight of cue {}, log odds"}
     titles |= {"delay": "accuracy, delay {:g} ms", "silenced": "accuracy without {}"}
     lines = []
-    for quantity, at in groups(rows, "quantity", "at"):
+    for quantity, at in grouped_by(rows, "quantity", "at"):
         if quantity in titles:
             digits = 3 if quantity in ("delay", "silenced") else 2
             cells = [spread([row["value"] for row in values[quantity, at, method]], digits) for (method,) in of_method]
@@ -540,7 +563,7 @@ def memory(item: Item) -> None:
             row = dict(method=method, n_step=n_step, process_MB=process, program_MB=program)
             rows.append(row | dict(seconds=of_rule, seconds_compile=gradient.seconds))
             print(rows[-1], flush=True)
-    values = groups(rows, "method", "n_step")
+    values = grouped_by(rows, "method", "n_step")
     lines = []
     for method in RULES:
         for quantity, form in (("process_MB", "{:.0f}"), ("seconds", "{:.2f}")):
@@ -553,7 +576,7 @@ def memory(item: Item) -> None:
 def plot_memory(rows: Sequence[Row]) -> plt.Figure:
     """Peak memory of the process and seconds of a gradient against the steps of a trial, by every rule."""
     figure, axes = plt.subplots(1, 2, figsize=(runs.WIDTH, 2.4), layout="constrained")
-    for (method,), of_rule in groups(rows, "method").items():
+    for (method,), of_rule in grouped_by(rows, "method").items():
         n_step = [row["n_step"] for row in of_rule]
         for axis, quantity in zip(axes, ("process_MB", "seconds"), strict=True):
             axis.plot(n_step, [row[quantity] for row in of_rule], STYLES[method], lw=1, ms=3, label=method)
@@ -569,7 +592,7 @@ def plot_memory(rows: Sequence[Row]) -> plt.Figure:
 
 # ---- Main -----------------------------------------------------------------------------------------------------------
 
-MAKERS = (fits, recording, hh_methods, gif_methods, equal_budget, training, figure3, behaviour, memory)
+MAKERS = (fits, recording, hh_methods, gif_methods, equal_budget, training, groups, figure3, behaviour, memory)
 ITEMS: dict[str, Callable[[Item], None]] = {make.__name__: make for make in MAKERS}
 
 
@@ -613,8 +636,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_folder = (args.runs or ROOT / "results" / "reference" / variant).absolute()
     runs.use_plot_style()
     for name in ITEMS if args.item == "all" else {args.item} - {"readme"}:
-        if name == "memory" and place.process_id:
-            continue  # which is timed, in the first process
+        if name in ("groups", "memory") and place.process_id:
+            continue  # which have no runs, in the first process
         ITEMS[name](Item(name, args.laptop, folder, run_folder, place))
         if not args.laptop and not place.process_id and (folder / "README.md").exists():
             write_readme(folder)
