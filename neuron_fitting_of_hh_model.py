@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -115,7 +116,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     no_fit_target = (
         "; without this argument, potential; but where synchronised and then released, the model has other spikes than "
         "the recording, both follows, fitted to its first two thirds by spikes, and is kept if it predicts the spikes "
-        "of the last third better"
+        "of the last third better, by more than chance"
     )
     add = parser.add_argument_group("spiking model").add_argument
     add("--objective", choices=OBJECTIVES, help=objective)
@@ -336,7 +337,8 @@ def synchronised_fit(
     """Fit potentials, driven by the recording, and from where these lead what --fit_target asks for.
 
     Where it asks for nothing and the released cell has other spikes than the recording, `both` are fitted to what
-    precedes the last third of its spikes, and kept where the cell predicts that third better by them.
+    precedes the last third of its spikes, and kept where the cell predicts that third better by them, by more than
+    chance.
 
     Args:
         study: of what --fit_target asks for; of potentials and driven, where these or nothing.
@@ -375,10 +377,13 @@ def synchronised_fit(
     last = fitting.minimise(by_spikes, search)
     judge = synchronisation.releaser(driven.model, late, level, study.delta)
     judged = {name: judge(by_potentials.box.parameters(x.best.x)) for name, x in (("potential", found), ("both", last))}
-    better = (judged["both"].gamma or 0.0) > (judged["potential"].gamma or 0.0) + fitting.SAME_GAMMA
+    # A share of n spikes has a standard deviation of at most 0.5 / n^(1/2).
+    chance = 0.5 / math.sqrt(judged["both"].n_spikes)
+    better = (judged["both"].gamma or 0.0) > (judged["potential"].gamma or 0.0) + chance
     extra |= dict(judged=judged, fit_target="both" if better else "potential")
     texts = [f"{name} {released.text}" for name, released in judged.items()]
-    print(f"of the last third of the spikes: by {'; by '.join(texts)}: kept is what {extra['fit_target']} gives")
+    kept = f"(by chance they may differ by {chance:.2f}): kept is what {extra['fit_target']} gives"
+    print(f"of the last third of the spikes: by {'; by '.join(texts)} {kept}")
     if better:
         fit = fitting.with_cost_of(by_potentials, fitting.conclude(by_spikes, last, search.seed))
         return Synchronised(study, fit, extra, driven, found)
