@@ -38,7 +38,7 @@ import studies
 import synchronisation
 import utils
 from comparing import PaperResult
-from identifiability import Box, Prediction, Predictions, Undetermined
+from identifiability import Box, Parameters, Prediction, Predictions, Undetermined
 from reading import Files
 from recordings import Data, Recording
 from spike_trains import SpikeLevel
@@ -350,12 +350,12 @@ def synchronised_fit(
         KeyboardInterrupt: before potentials led anywhere, where --fit_target asks for more.
     """
     driven = make("potential", fitting.GAUSS_NEWTON, "synchronised") if search.method in METHODS["both"] else study
-    by_potentials = fitting.FitProblem(driven, args.n_sample, devices, journal)
-    found = fitting.minimise(by_potentials, dataclasses.replace(search, method=fitting.GAUSS_NEWTON))
+    problem = fitting.FitProblem(driven, args.n_sample, devices, journal)
+    found = fitting.minimise(problem, dataclasses.replace(search, method=fitting.GAUSS_NEWTON))
     target, n_early = args.fit_target, recordings.steps_before(driven.recordings["fit"], N_JUDGED)
     same = found.released and (found.released.gamma or 0.0) >= synchronisation.SAME_SPIKES
     if target == "potential" or (not target and (args.method or found.interrupted or not n_early or same)):
-        fit = fitting.conclude(by_potentials, found, search.seed)
+        fit = fitting.conclude(problem, found, search.seed)
         return Synchronised(driven, fit, {driven.annealing.label: fit.minimum.level}, driven, found)
     if found.interrupted:
         journal.save()
@@ -363,33 +363,48 @@ def synchronised_fit(
     print(f"driven, with coupling {found.level:g} per ms, potentials led to {found.released.text};", end=" ")
     print(f"with coupling {found.stages[-1].level:g}, to {found.stages[-1].released.text}")
     method = search.method if target else METHODS["both"][0]
-    study = study if target else make("both", method, "simulation")
-    n_sample = N_SAMPLE if method == "CMA" else args.n_sample
-    budget = dict(method=method, n_sample=n_sample, n_iter=args.n_iter or N_ITER)
-    search = fitting.after(by_potentials, found, dataclasses.replace(search, **budget))
-    extra = dict(driven=found.released)
+    n_sample, n_iter = N_SAMPLE if method == "CMA" else args.n_sample, args.n_iter or N_ITER
+    budget = dict(method=method, n_sample=n_sample, n_iter=n_iter)
+    search = fitting.after(problem, found, dataclasses.replace(search, **budget))
     if target:
-        fit = fitting.fit(study, search, devices, journal)
-        return Synchronised(study, fitting.with_cost_of(by_potentials, fit), extra, driven, found)
-    early = recordings.first_part(study.windows, n_early)
+        fit = fitting.with_cost_of(problem, fitting.fit(study, search, devices, journal))
+        return Synchronised(study, fit, dict(driven=found.released), driven, found)
+    study = make("both", method, "simulation")
+    early = dataclasses.replace(study, windows=recordings.first_part(study.windows, n_early))
     late = recordings.counted_from(driven.recordings["fit"], n_early)
-    by_spikes = fitting.FitProblem(dataclasses.replace(study, windows=early), n_sample, devices, journal)
-    last = fitting.minimise(by_spikes, search)
     judge = synchronisation.releaser(driven.model, late, level, study.delta)
-    judged = {name: judge(by_potentials.box.parameters(x.best.x)) for name, x in (("potential", found), ("both", last))}
-    # A share of n spikes has a standard deviation of at most 0.5 / n^(1/2).
+    return judged_fit(problem, found, fitting.FitProblem(early, n_sample, devices, journal), search, judge)
+
+
+def judged_fit(
+    problem: fitting.FitProblem,
+    found: fitting.Minimum,
+    by_spikes: fitting.FitProblem,
+    search: fitting.Search,
+    judge: Callable[[Parameters], studies.Released],
+) -> Synchronised:
+    """The fit of spikes and potentials, if what it finds predicts the judge's spikes better than what potentials found.
+
+    Better by more than chance: a share of n spikes has a standard deviation of at most 0.5 / n^(1/2).
+
+    Args:
+        problem, found: of potentials.
+        judge: (parameters) -> what the released cell does where it was not fitted to spikes.
+    """
+    last = fitting.minimise(by_spikes, search)
+    judged = {name: judge(problem.box.parameters(x.best.x)) for name, x in (("potential", found), ("both", last))}
     chance = 0.5 / math.sqrt(judged["both"].n_spikes)
     better = (judged["both"].gamma or 0.0) > (judged["potential"].gamma or 0.0) + chance
-    extra |= dict(judged=judged, fit_target="both" if better else "potential")
+    extra = dict(driven=found.released, judged=judged, fit_target="both" if better else "potential")
     texts = [f"{name} {released.text}" for name, released in judged.items()]
     kept = f"(by chance they may differ by {chance:.2f}): kept is what {extra['fit_target']} gives"
     print(f"of the last third of the spikes: by {'; by '.join(texts)} {kept}")
     if better:
-        fit = fitting.with_cost_of(by_potentials, fitting.conclude(by_spikes, last, search.seed))
-        return Synchronised(study, fit, extra, driven, found)
-    fit = fitting.conclude(by_potentials, dataclasses.replace(found, interrupted=last.interrupted), search.seed)
-    extra |= {driven.annealing.label: fit.minimum.level}
-    return Synchronised(driven, fitting.with_cost_of(by_spikes, fit), extra, driven, found)
+        fit = fitting.with_cost_of(problem, fitting.conclude(by_spikes, last, search.seed))
+        return Synchronised(by_spikes.study, fit, extra, problem.study, found)
+    fit = fitting.conclude(problem, dataclasses.replace(found, interrupted=last.interrupted), search.seed)
+    extra |= {problem.study.annealing.label: fit.minimum.level}
+    return Synchronised(problem.study, fitting.with_cost_of(by_spikes, fit), extra, problem.study, found)
 
 
 # ---- Main -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from supervisor import Place, command_of
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,22 +43,27 @@ def started(
 ) -> Iterator[list[subprocess.Popen]]:
     """The n processes of a run, which none outlives; with one, those of `--devices` are as they are given.
 
+    Those of several begin as what a script becomes when it finds that it is one of them, a supervisor, which saves
+    importing everything twice.
+
     Args:
-        slurm: whether they find each other by what SLURM has in the environment.
+        slurm: whether they find each other by what SLURM has in the environment; they begin as the script.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}  # of JAX here
     own = [environment for _ in range(n)]
-    place = ["--coordinator", free_address(), "--num_processes", n, "--devices", 0, "--process_id"]
-    places = [[*place, i] for i in range(n)] if n > 1 else [[]]
+    script, words, address = ROOT / f"{script}.py", [str(word) for word in arguments], free_address()
+    commands = [[sys.executable, str(script), *words]]
+    if n > 1:
+        places = [Place(coordinator=address, num_processes=n, process_id=i) for i in range(n)]
+        commands = [command_of(script, place, [*words, "--devices", "0", *place.arguments]) for place in places]
     if slurm:
         job = dict(SLURM_JOB_ID=slurm_job(), SLURM_STEP_NODELIST="localhost", SLURM_NTASKS=str(n))
         own = [environment | job | dict(SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(n)]
-        places = [["--distributed", "--devices", 0]] * n
+        commands = [[sys.executable, str(script), *words, "--distributed", "--devices", "0"]] * n
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, start_new_session=True)
     processes = []
-    for place, variables in zip(places, own, strict=True):
-        command = [sys.executable, ROOT / f"{script}.py", *arguments, *place]
-        processes.append(subprocess.Popen([str(word) for word in command], env=variables, **pipes))
+    for command, variables in zip(commands, own, strict=True):
+        processes.append(subprocess.Popen(command, env=variables, **pipes))
     try:
         yield processes
     finally:
