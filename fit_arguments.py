@@ -11,7 +11,7 @@ from runs import number
 import brainunit as u
 import numpy as np
 
-from fitting import GAUSS_NEWTON, METHODS
+from fitting import GAUSS_NEWTON, METHODS, Search
 from studies import unit_name
 
 
@@ -91,8 +91,9 @@ def add_fit_arguments(
     n_sample = "starts by gradients; sets that the others try at a time"
     add("--n_sample", type=number(int, low=1), default=20, help=n_sample)
     n_iter = "rounds of the other methods, but for equal budgets"
-    n_iter += "; without this argument, 5, and 100 of CMA from where potentials lead" if without_target else ""
-    add("--n_iter", type=number(int, low=1), default=None if without_target else 5, help=n_iter)
+    default = None if without_target else Search.n_iter
+    n_iter += f"; without this argument, {Search.n_iter}, or what --objective says" if without_target else ""
+    add("--n_iter", type=number(int, low=1), default=default, help=n_iter)
     n_point = "the potential error takes every (T // N)-th of the T samples; all without this argument"
     add("--n_point", type=number(int, low=1), metavar="N", help=n_point)
     add("--tau_rossum", type=number(float, above=0), default=5.0, help="time constant of the spike loss (ms)")

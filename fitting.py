@@ -358,7 +358,8 @@ def after(problem: FitProblem, minimum: Minimum, search: Search) -> Search:
     finite = [start.x for start in starts if math.isfinite(start.loss)]
     if not finite:
         raise BadInput(f"no start has a finite loss; start 0: {minimum.starts[0].status}")
-    return dataclasses.replace(search, x0=np.stack(finite), steps=steps_from(problem, finite[0], minimum.level))
+    steps = steps_from(problem, finite[0], minimum.level) if search.method == "CMA" else None
+    return dataclasses.replace(search, x0=np.stack(finite), steps=steps)
 
 
 def steps_from(problem: FitProblem, x: np.ndarray, level: float) -> np.ndarray:

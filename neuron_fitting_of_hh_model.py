@@ -85,8 +85,7 @@ SCHEMES = ("exponential_euler", "staggered")
 V_WEIGHT = 0.3  # of potentials beside spikes
 OBJECTIVES = ("synchronised", "simulation")
 # Of a synchronised fit: of potentials by one alone, of spikes from where that ends; the first by default.
-OF_POTENTIALS = (fitting.GAUSS_NEWTON,)
-METHODS = {None: OF_POTENTIALS, "potential": OF_POTENTIALS, "spike": ("L-BFGS-B", "CMA"), "both": ("CMA", "L-BFGS-B")}
+METHODS = {"potential": (fitting.GAUSS_NEWTON,), "spike": ("L-BFGS-B", "CMA"), "both": ("CMA", "L-BFGS-B")}
 N_SAMPLE, N_ITER = 20, 100  # of CMA, from where potentials lead
 N_JUDGED = 10  # spikes at least, by which it is judged what is fitted
 TARGETS = {
@@ -284,9 +283,10 @@ def make_study(
 
 def objective_of(args: argparse.Namespace, data: Data) -> str:
     """The objective that the arguments ask for, or else the one that finds the cell."""
-    recording, methods = data.recordings["fit"], (None, *METHODS[args.fit_target])
+    recording, fit_target = data.recordings["fit"], args.fit_target or "potential"
+    methods = (None, *METHODS[fit_target])
     if args.objective == "synchronised" and args.method not in methods:
-        expected = f"expected {' or '.join(methods[1:])} with --fit_target {args.fit_target or 'potential'}"
+        expected = f"expected {' or '.join(methods[1:])} with --fit_target {fit_target}"
         raise BadInput(f"argument --method: found {args.method} with --objective synchronised, {expected}")
     if args.objective == "synchronised" and not np.any(recording.mask):
         raise BadInput("argument --objective: found synchronised without potentials, expected simulation")
@@ -353,7 +353,7 @@ def synchronised_fit(
     problem = fitting.FitProblem(driven, args.n_sample, devices, journal)
     found = fitting.minimise(problem, dataclasses.replace(search, method=fitting.GAUSS_NEWTON))
     target, n_early = args.fit_target, recordings.steps_before(driven.recordings["fit"], N_JUDGED)
-    same = found.released and (found.released.gamma or 0.0) >= synchronisation.SAME_SPIKES
+    same = found.released and synchronisation.same_spikes(found.released)
     if target == "potential" or (not target and (args.method or found.interrupted or not n_early or same)):
         fit = fitting.conclude(problem, found, search.seed)
         return Synchronised(driven, fit, {driven.annealing.label: fit.minimum.level}, driven, found)
@@ -486,17 +486,18 @@ def main(argv: Sequence[str]) -> int:
         reports.save_preview(run, study, data, preview)
     else:
         journal = runs.Journal(run, functools.partial(run.save_config, argv, devices))
-        extra = dict(script=SCRIPT, scheme=scheme, objective=objective)
+        extra, coupling = dict(script=SCRIPT, scheme=scheme, objective=objective), None
         if objective == "synchronised":
             ended = synchronised_fit(args, study, make, search, devices, journal, data.spike_level)
             study, fit, extra = ended.study, ended.fit, extra | ended.extra
-            if ended.found.stages:
-                run.save("coupling.png", reports.plot_stages(ended.driven, ended.found))
+            coupling = reports.plot_stages(ended.driven, ended.found) if ended.found.stages else None
         else:
             fit = fitting.fit(study, search, devices, journal)
         reports.print_fit(study, fit, extra)
         run.save_config(argv, devices)
         reports.save_fit(run, study, data, fit, extra)
+        if coupling:
+            run.save("coupling.png", coupling)
         if not fit.minimum.interrupted:
             journal.discard()
         interrupted = fit.minimum.interrupted

@@ -316,6 +316,11 @@ def synchronised(
     )
 
 
+def same_spikes(released: studies.Released) -> bool:
+    """Whether a released cell is said to have the spikes of the recording."""
+    return (released.gamma or 0.0) >= SAME_SPIKES
+
+
 def predicted(
     model: studies.Model, finer: studies.Model | None, release: Callable[[Parameters], studies.Released]
 ) -> Any:
@@ -330,7 +335,7 @@ def predicted(
         windows, coupling, recording = study.windows, study.last_level, study.recordings["fit"]
         counts = np.asarray(windows.mask) > 0
         released, largest = release(box.parameters(x)), studies.largest_error(recording)
-        if not released.rmse_away <= largest or (released.n_spikes and not (released.gamma or 0) >= SAME_SPIKES):
+        if not released.rmse_away <= largest or (released.n_spikes and not same_spikes(released)):
             off = f"released, V is off by {released.rmse_away:.3g} mV away from spikes ({released.text})"
             allowed = f"where noise allows {largest:.3g}, and Gamma {SAME_SPIKES:g}"
             raise Undetermined(f"this model does not describe these data: {off} {allowed}")
