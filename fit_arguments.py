@@ -11,7 +11,8 @@ from runs import number
 import brainunit as u
 import numpy as np
 
-from fitting import GAUSS_NEWTON, METHODS, Search
+from fitting import METHODS, Search
+from solvers import GAUSS_NEWTON
 from studies import unit_name
 
 

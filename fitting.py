@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import runs
@@ -23,34 +23,25 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import processes
 import scoring
 from identifiability import Box, Identifiability, Likelihood, Undetermined, identifiability, of_likelihood, unknown
 from recordings import Recording
-from studies import Annealing, Released, Study, chunks_of, n_traces
+from solvers import GAUSS_NEWTON, SCALED, SOLVERS
+from studies import V_RESOLUTION, Annealing, Released, Study, chunks_of, n_traces
 
 METHODS = ("L-BFGS-B", "DE", "PSO", "TwoPointsDE", "CMA", "bayesian", "random")
-GAUSS_NEWTON = "Gauss-Newton"  # of sums of squares alone, and not compared with the others
 GRADIENT_BLOCKS = (1, 10, 50)  # parameter sets on each device; the first where starts may meet, in an annealed fit
 N_CELL = 2000  # traces times parameter sets that are simulated at a time
 AGREE = 0.01  # of the range of every parameter, within which two starts are said to have found the same
 SAME_GAMMA = 0.02  # by which two Gamma may differ by chance
 RISE = 0.3  # of a loss, that a first step of CMA from its minimum costs
+PROMISING = 1.1  # times the lowest squared error: starts that are refined
 SAME_RELEASED, SAME_DRIVEN = 1.1, 1.005  # of the lowest loss of a released or driven model: no worse than that
-# By which negative log-likelihoods of a part of the data are the same, in whatever direction these say nothing.
-SAME_LIKELIHOOD = 0.05
+SAME_LIKELIHOOD = 0.05  # between parameters of which a part of the data says nothing
 MET = 1e-3  # of the range of every parameter, within which two starts of an annealed fit go on as one
-# Tolerances below what float32 resolves: a start ends where its line search finds nothing lower.
-LBFGSB_OPTIONS = {"maxiter": 1000, "maxfun": 20000, "ftol": 1e-12, "gtol": 1e-8}
-COARSE_OPTIONS = LBFGSB_OPTIONS | {"ftol": 1e-6}  # of the stages of an annealed fit before the last
-NEWTON_OPTIONS = {"ftol": 1e-7, "xtol": 1e-6, "gtol": 1e-10, "max_nfev": 100}
-COARSE_NEWTON_OPTIONS = NEWTON_OPTIONS | {"ftol": 1e-6, "xtol": 1e-4, "max_nfev": 40}
-# Of L-BFGS-B, by what derivatives, from a random point to where Gauss-Newton is safe: of a likelihood, whose second
-# derivatives cost ten times the first, as far as it goes fast.
-APPROACH_OPTIONS = {"grams": LBFGSB_OPTIONS | {"maxiter": 20}, "gradients": LBFGSB_OPTIONS | {"maxiter": 150}}
 
 # ---- Losses and gradients of many parameter sets --------------------------------------------------------------------
 
@@ -111,8 +102,8 @@ class FitProblem:
     Losses are one compiled program, a batch of n_sample sets split over the devices. Gradients are in forward mode: k
     parameters cost about k simulations more and store nothing, where reverse mode stores the trajectory. A study that
     is in parallel over time has that mode, set after set on each device. Gradients are computed in padded blocks of a
-    few sizes, so that the few starts of a fit that take long do not cost what all of them do. Traces of many sets are
-    taken N_CELL at a time, so that memory is that of these, whatever the recording.
+    few sizes, so that the few starts that take long do not cost what all do; those of residuals have the traces split
+    over the devices, not the sets. N_CELL traces of all sets are taken at a time, so that memory does not grow.
 
     Args:
         study: of which what is fitted goes to the devices once.
@@ -166,12 +157,13 @@ class FitProblem:
     def _grams(self, X, data, level):
         """Losses (n,) and Gram matrices of the derivatives of the residuals and the residuals themselves (n, k+1, k+1).
 
-        Summed over the chunks of traces, so that the derivatives of few potentials are kept at a time.
+        Summed over chunks of traces, to keep the derivatives of few potentials at a time, which the devices share.
         """
         if self.study.gram:
             grams = jax.lax.map(lambda x: self.study.gram(self.box.parameters, x, data), X)
             return grams[:, -1, -1], grams
-        chunks = chunks_of(n_traces(data), N_CELL // len(X))
+        n_part = self.mesh.size
+        chunks = chunks_of(n_traces(data), min(N_CELL // len(X), -(-n_traces(data) // n_part)))
 
         def gram(row):
             first, is_new = row
@@ -188,8 +180,8 @@ class FitProblem:
             rows = jnp.concatenate([J, r[None]])
             return jnp.einsum("atnw,btnw->nab", rows, rows)
 
-        is_new = chunks.is_new.astype(X.dtype)
-        grams = jax.lax.map(gram, (jnp.asarray(chunks.firsts), jnp.asarray(is_new))).sum(0) / jnp.sum(data.mask)
+        own = jax.lax.map(gram, chunks.part(jax.lax.axis_index("batch"), n_part)).sum(0)
+        grams = jax.lax.psum(own, "batch") / jnp.sum(data.mask)
         return grams[:, -1, -1], grams
 
     def _outputs(self, X, data, level):
@@ -208,10 +200,15 @@ class FitProblem:
 
         return jax.vmap(along, out_axes=(None, -1))(jnp.eye(X.shape[1]))
 
+    def _n_part(self, what):
+        """Parts of the sets, one a device; a single one where each device has a part of the traces instead."""
+        return 1 if what == "grams" and not self.study.gram else self.mesh.size
+
     def _program(self, what, n_block, part):
         if (what, n_block, part) not in self.programs:
             start = time.perf_counter()
-            split, copied = PartitionSpec("batch"), PartitionSpec()
+            copied = PartitionSpec()
+            split = copied if self._n_part(what) == 1 else PartitionSpec("batch")
             specs = dict(mesh=self.mesh, in_specs=(split, copied, copied), out_specs=split, check_vma=False)
             whole = NamedSharding(self.mesh, copied)  # each of several processes has all that comes of it
             functions = dict(losses=self._losses, gradients=self._losses_and_grads, grams=self._grams)
@@ -245,11 +242,12 @@ class FitProblem:
 
     def _evaluate(self, X, what, level):
         """A row of numbers for each row of X."""
-        n_all = -(-self.n_sample // self.mesh.size)
+        n_part = self._n_part(what)
+        n_all = -(-self.n_sample // n_part)
         blocks = GRADIENT_BLOCKS[:1] if self.study.gram else GRADIENT_BLOCKS[not self.study.annealing :]
         sizes = sorted({min(size, n_all) for size in blocks})
-        fitting = (size for size in sizes if len(X) <= 3 * size * self.mesh.size)
-        n_block = self.mesh.size * (n_all if what == "losses" else next(fitting, sizes[-1]))
+        fitting = (size for size in sizes if len(X) <= 3 * size * n_part)
+        n_block = n_part * (n_all if what == "losses" else next(fitting, sizes[-1]))
         part = self.first_is_part and level == self.study.annealing.levels[0]
         program = self._program(what, n_block, part)
         padded = np.pad(X, ((0, -len(X) % n_block), (0, 0)), mode="edge").astype(jnp.result_type(float))
@@ -378,64 +376,6 @@ def random_starts(problem: FitProblem, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).random((problem.n_sample, len(problem.box.low)))
 
 
-Evaluate = Callable[[np.ndarray, str], tuple[float, np.ndarray]]  # of x: loss and what is asked for besides
-
-
-@dataclasses.dataclass(frozen=True)
-class Solver:
-    """A method that goes from a point to a minimum by derivatives of the loss.
-
-    Args:
-        solve: (function of x -> loss, derivatives; x; options; how to get near a minimum) -> why it ended. The last is
-            what derivatives L-BFGS-B is to go there by, as `FitProblem.evaluate` names them, or "" where x is near.
-        options, coarse_options: of SciPy; the latter in the stages of an annealed fit before the last.
-    """
-
-    solve: Callable[[Evaluate, np.ndarray, Mapping[str, float], str], str]
-    options: Mapping[str, float]
-    coarse_options: Mapping[str, float]
-
-
-def lbfgsb(function: Evaluate, x: np.ndarray, options: Mapping[str, float], approach: str) -> str:
-    """SciPy's L-BFGS-B in the box."""
-    return _lbfgsb(lambda x: function(x, "gradients"), x, options).message
-
-
-def _lbfgsb(function, x, options):
-    box = [(0.0, 1.0)] * len(x)
-    return scipy.optimize.minimize(function, x, jac=True, method="L-BFGS-B", bounds=box, options=dict(options))
-
-
-def gauss_newton(function: Evaluate, x: np.ndarray, options: Mapping[str, float], approach: str) -> str:
-    """SciPy's `least_squares` in the box, from a random point after a few steps of L-BFGS-B.
-
-    A square root of the Gram matrix [J r]^T [J r] stands for J and r: the steps depend on nothing else of them.
-    """
-
-    def loss_and_gradient(x):
-        loss, derivatives = function(x, approach)
-        return loss, derivatives if derivatives.ndim == 1 else 2 * derivatives[:-1, -1]
-
-    x = _lbfgsb(loss_and_gradient, x, APPROACH_OPTIONS[approach]).x if approach else x
-    at: dict[bytes, np.ndarray] = {}
-
-    def root(x):
-        if x.tobytes() not in at:
-            at.clear()
-            values, vectors = np.linalg.eigh(function(x, "grams")[1])
-            at[x.tobytes()] = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
-        return at[x.tobytes()]
-
-    problem = dict(fun=lambda x: root(x)[:, -1], x0=x, jac=lambda x: root(x)[:, :-1])
-    return scipy.optimize.least_squares(**problem, bounds=(0.0, 1.0), x_scale="jac", method="dogbox", **options).message
-
-
-SOLVERS = {
-    "L-BFGS-B": Solver(lbfgsb, LBFGSB_OPTIONS, COARSE_OPTIONS),
-    GAUSS_NEWTON: Solver(gauss_newton, NEWTON_OPTIONS, COARSE_NEWTON_OPTIONS),
-}
-
-
 def multistart(
     problem: FitProblem,
     x0: np.ndarray,
@@ -504,19 +444,24 @@ def multistart(
 def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray, method: str = "L-BFGS-B") -> Minimum:
     """Minimise from every row of x0 at each level in turn, from where the last one ended, then fully at the best one.
 
-    Starts that have met go on as one: whichever of them has the lowest loss is followed, for all of them.
+    Starts that have met go on as one: whichever of them has the lowest loss is followed, for all of them. Those that in
+    the end are worse by more than PROMISING, of a loss that is not a likelihood, are left where they are.
     KeyboardInterrupt leaves the best stage that is complete.
     """
 
     def stage(level, earlier, coarse):
         followed = _met(earlier, SAME_LIKELIHOOD if problem.study.gram else 0.0)
-        distinct, near = sorted(set(followed)), any(start.n_gradients for start in earlier)
+        least, log = min(start.loss for start in earlier), problem.study.loss.is_log
+        limit = math.inf if coarse or log else PROMISING * least + V_RESOLUTION**2
+        distinct = sorted({i for i in followed if earlier[i].loss <= limit})
+        near = any(start.n_gradients for start in earlier)
         approach = "" if near else "gradients" if problem.study.gram else "grams"
-        minimum = multistart(problem, np.stack([earlier[i].x for i in distinct]), method, level, coarse, approach)
+        solver = SCALED if method == GAUSS_NEWTON and problem.study.gram and not coarse else method
+        minimum = multistart(problem, np.stack([earlier[i].x for i in distinct]), solver, level, coarse, approach)
         ended, starts = dict(zip(distinct, minimum.starts, strict=True)), []
         for i, before in enumerate(earlier):
-            after = ended[followed[i]]
-            n_gradients = before.n_gradients + (after.n_gradients if i == followed[i] else 0)
+            after = ended.get(followed[i], before)
+            n_gradients = before.n_gradients + (after.n_gradients if i == followed[i] in ended else 0)
             flat = before.flat if before.n_gradients else after.flat
             changed = dict(initial=before.initial, n_gradients=n_gradients, flat=flat)
             starts.append(dataclasses.replace(after, **changed))
@@ -697,11 +642,7 @@ class Fit:
 def fit(
     study: Study, search: Search, devices: Sequence[jax.Device] | None = None, journal: runs.Journal | None = None
 ) -> Fit:
-    """Minimise the loss of a study, and conclude.
-
-    Raises:
-        As `conclude`.
-    """
+    """Minimise the loss of a study, and `conclude`, which says what is raised."""
     problem = FitProblem(study, search.n_sample, devices or jax.devices(), journal)
     return conclude(problem, minimise(problem, search), search.seed)
 

@@ -51,10 +51,15 @@ class Outcome(NamedTuple):
     rates: jax.Array
 
 
+SPIKE_CURRENTS = {"I1", "I2", "I3"}  # states that spikes leave, adaptation among them
+
+
 # ---- Backpropagation through time -----------------------------------------------------------------------------------
 
 
-def run_trials(model: Model, keys: jax.Array, chunk: int | None = None, event_driven: bool = False) -> Outcome:
+def run_trials(
+    model: Model, keys: jax.Array, chunk: int | None = None, event_driven: bool = False, erase_at: int | None = None
+) -> Outcome:
     """Run the trials of the given keys.
 
     The time axis is cut into chunks of about sqrt(n_step) / 2 steps, and the states within a chunk are computed again
@@ -63,6 +68,7 @@ def run_trials(model: Model, keys: jax.Array, chunk: int | None = None, event_dr
     Args:
         chunk: steps of a chunk; n_step or more for one scan that stores all states.
         event_driven: without a gradient, where the model has buffers for it.
+        erase_at: step before which what spikes have left in currents is erased, once.
     """
     task, network = model.task, model.network
     recall, n_step = task.periods["recall"], task.n_step
@@ -72,6 +78,9 @@ def run_trials(model: Model, keys: jax.Array, chunk: int | None = None, event_dr
     network.init_state(len(keys))
 
     def step(k, x):
+        if erase_at is not None:
+            for name in SPIKE_CURRENTS & network.neurons.local_states.keys():
+                network.neurons.local_states[name].value *= k != erase_at
         spikes, r = network.update(synapses, x), network.r.value
         counts = (recall.start <= k) & (k < recall.stop)  # the last chunk may go beyond the end
         loss = cross_entropy(r, labels)

@@ -35,6 +35,7 @@ import fitting
 import recordings
 import reports
 import scoring
+import solvers
 import spike_trains
 import studies
 import teacher_forcing
@@ -156,7 +157,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     escape = (
         "how the neuron of the likelihood fires: exponential: exp((V - V_th) / width) per ms, for recordings; "
         "threshold: only where V - V_th rises, for targets without noise; without this argument, exponential for your "
-        f"potentials and threshold for all others. It is maximised by {fitting.GAUSS_NEWTON}, or by L-BFGS-B"
+        f"potentials and threshold for all others. It is maximised by {solvers.GAUSS_NEWTON} and then L-BFGS-B, or by "
+        "the latter alone"
     )
     add("--escape", choices=ESCAPES, help=escape)
     width = (
@@ -704,7 +706,7 @@ def main(argv: Sequence[str]) -> int:
     data = read_data(source, args.protocol)
     study = make_study(settings, data, source, noise_seed)
     objective = "likelihood" if study.annealing else "simulation"
-    args.method = args.method or (fitting.GAUSS_NEWTON if study.gram else "L-BFGS-B")
+    args.method = args.method or (solvers.GAUSS_NEWTON if study.gram else "L-BFGS-B")
     budget = args.protocol_budget if args.mode == "compare" else args.method
     name = f"{args.mode}_{args.protocol}_{objective}_{args.fit_target}_{budget}_seed{args.seed}"
     run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats", "gradient_cost"})

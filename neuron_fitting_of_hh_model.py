@@ -33,6 +33,7 @@ import fitting
 import recordings
 import reports
 import scoring
+import solvers
 import spike_trains
 import studies
 import synchronisation
@@ -85,7 +86,7 @@ SCHEMES = ("exponential_euler", "staggered")
 V_WEIGHT = 0.3  # of potentials beside spikes
 OBJECTIVES = ("synchronised", "simulation")
 # Of a synchronised fit: of potentials by one alone, of spikes from where that ends; the first by default.
-METHODS = {"potential": (fitting.GAUSS_NEWTON,), "spike": ("L-BFGS-B", "CMA"), "both": ("CMA", "L-BFGS-B")}
+METHODS = {"potential": (solvers.GAUSS_NEWTON,), "spike": ("L-BFGS-B", "CMA"), "both": ("CMA", "L-BFGS-B")}
 N_SAMPLE, N_ITER = 20, 100  # of CMA, from where potentials lead
 N_JUDGED = 10  # spikes at least, by which it is judged what is fitted
 TARGETS = {
@@ -94,7 +95,7 @@ TARGETS = {
     "both": f"the latter, as a share of those to no spikes, + {V_WEIGHT:g} of the unexplained variance of V away from "
     "them",
 }
-DERIVATIVE_FREE = set(fitting.METHODS) - set(fitting.SOLVERS)
+DERIVATIVE_FREE = set(fitting.METHODS) - set(solvers.SOLVERS)
 SEVERAL = 3  # spikes of a trace, with which the plain loss finds nothing
 
 
@@ -108,7 +109,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     objective = (
         "synchronised: the recording drives the model while potentials are fitted, and lets go of it in stages, from "
         "coupling 10 per ms to 0; simulation: the paper's loss, of the model that runs freely; without this argument, "
-        f"synchronised for your potentials, where a trace has {SEVERAL} spikes or more. By {fitting.GAUSS_NEWTON}, if "
+        f"synchronised for your potentials, where a trace has {SEVERAL} spikes or more. By {solvers.GAUSS_NEWTON}, if "
         "potentials are fitted; from where these lead, spikes are fitted by L-BFGS-B or CMA (by default --fit_target "
         f"spike by the first, both by the second, {N_ITER} rounds of {N_SAMPLE})"
     )
@@ -349,9 +350,9 @@ def synchronised_fit(
     Raises:
         KeyboardInterrupt: before potentials led anywhere, where --fit_target asks for more.
     """
-    driven = make("potential", fitting.GAUSS_NEWTON, "synchronised") if search.method in METHODS["both"] else study
+    driven = make("potential", solvers.GAUSS_NEWTON, "synchronised") if search.method in METHODS["both"] else study
     problem = fitting.FitProblem(driven, args.n_sample, devices, journal)
-    found = fitting.minimise(problem, dataclasses.replace(search, method=fitting.GAUSS_NEWTON))
+    found = fitting.minimise(problem, dataclasses.replace(search, method=solvers.GAUSS_NEWTON))
     target, n_early = args.fit_target, recordings.steps_before(driven.recordings["fit"], N_JUDGED)
     same = found.released and synchronisation.same_spikes(found.released)
     if target == "potential" or (not target and (args.method or found.interrupted or not n_early or same)):
@@ -490,6 +491,7 @@ def main(argv: Sequence[str]) -> int:
         if objective == "synchronised":
             ended = synchronised_fit(args, study, make, search, devices, journal, data.spike_level)
             study, fit, extra = ended.study, ended.fit, extra | ended.extra
+            extra["stages"] = reports.stages_of(ended.driven, ended.found)
             coupling = reports.plot_stages(ended.driven, ended.found) if ended.found.stages else None
         else:
             fit = fitting.fit(study, search, devices, journal)

@@ -53,17 +53,22 @@ def result_of(study: Study, data: Data, fit: Fit, seed: int, extra: Mapping[str,
     ]
     if fit.released:
         result |= dict(loss_driven=fit.minimum.best.loss, released=fit.released)
-        result["stages"] = [
-            dict(
-                level=stage.level,
-                loss=stage.best.loss,
-                parameters=box.values(stage.best.x),
-                agreement=stage.agreement,
-                released=stage.released,
-            )
-            for stage in fit.minimum.stages
-        ]
     return result | dict(interrupted=fit.minimum.interrupted, seed=seed)
+
+
+def stages_of(study: Study, minimum: Minimum) -> list[dict[str, Any]]:
+    """What result.json says of a fit in which the recording drove the model: its levels, and the model released."""
+    box = Box(study.bounds)
+    return [
+        dict(
+            level=stage.level,
+            loss=stage.best.loss,
+            parameters=box.values(stage.best.x),
+            agreement=stage.agreement,
+            released=stage.released,
+        )
+        for stage in minimum.stages
+    ]
 
 
 def save_fit(run: runs.RunFolder, study: Study, data: Data, fit: Fit, extra: Mapping[str, Any]) -> None:

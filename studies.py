@@ -381,6 +381,14 @@ class Chunks:
         width = self.is_new.shape[1]
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, width, axis=-1), data)
 
+    def part(self, i: jax.Array, n_part: int) -> tuple[jax.Array, jax.Array]:
+        """`firsts` and `is_new` of the i-th of so many parts, all as long: the last end in chunks with nothing new."""
+        n_chunk = -(-len(self.firsts) // n_part)
+        missing = (0, n_chunk * n_part - len(self.firsts))
+        rows = np.pad(self.firsts, missing), np.pad(self.is_new, (missing, (0, 0)))
+        first, is_new = (jax.lax.dynamic_slice_in_dim(x, i * n_chunk, n_chunk) for x in map(jnp.asarray, rows))
+        return first, is_new
+
 
 def chunks_of(n_trace: int, n_at_most: int) -> Chunks:
     """Chunks of at most so many traces; the last overlaps the one before it, so that all have one shape."""

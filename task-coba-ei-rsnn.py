@@ -23,6 +23,7 @@ import logging
 import math
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -295,13 +296,13 @@ class HeldOut(NamedTuple):
     rates: jax.Array
 
 
-def make_evaluation(settings: TrainingSettings, mesh: Mesh) -> Callable[[Model], HeldOut]:
-    """The evaluation of a model on the held-out trials."""
+def make_evaluation(settings: TrainingSettings, mesh: Mesh, erase_at: int | None = None) -> Callable[[Model], HeldOut]:
+    """The evaluation of a model on the held-out trials; erase_at is that of `learning_rules.run_trials`."""
     n_block = mesh.size * min(HELDOUT_BLOCK, -(-settings.n_heldout // mesh.size))
     n_padded = -(-settings.n_heldout // n_block) * n_block
 
     def block(model, keys):
-        _, correct, rates = learning_rules.run_trials(model, keys, event_driven=True)
+        _, correct, rates = learning_rules.run_trials(model, keys, event_driven=True, erase_at=erase_at)
         return HeldOut(correct, model.task.trials(keys)[1], jax.lax.pmean(rates, "batch"))
 
     on_devices = over_devices(block, mesh, (COPIED, SPLIT), HeldOut(SPLIT, SPLIT, COPIED))
@@ -743,7 +744,8 @@ def behaviour(
         psychometric: fraction of choices "right" against right minus left cues, with a logistic `fit`; cue_weights: the
         slopes of a logistic fit of the choice on all cues, in order; delays: accuracy with each of DELAYS that is whole
         steps, and that of the task, without training for it; silenced: accuracy and rates with the adaptation currents
-        (beta = 0, or all after spikes), all recurrent excitatory or all inhibitory weights at 0.
+        (beta = 0, or all after spikes), all recurrent excitatory or all inhibitory weights at 0 throughout, and with
+        the currents that earlier spikes have left erased as recall begins, which leaves cues and delay as they are.
     """
     task, copied = model.task, NamedSharding(mesh, COPIED)
     program = jax.jit(make_evaluation(settings, mesh), in_shardings=copied, out_shardings=copied)
@@ -766,6 +768,8 @@ def behaviour(
     without, sizes = dataclasses.replace(network_settings, beta=0.0, no_spike_currents=True), model.network.sizes
     unadapted = models.make_network(without, *sizes.values(), task.n_in, task.n_out)
     silenced = {"nothing": heldout, "adaptation": evaluate(network=unadapted)}
+    erased = jax.jit(make_evaluation(settings, mesh, task.periods["recall"].start), out_shardings=copied)
+    silenced["adaptation as recall begins"] = jax.device_get(erased(model))
     for name in POPULATIONS:
         silenced[f"recurrent {name}"] = evaluate(weights=model.weights | {name: jnp.zeros_like(model.weights[name])})
     return dict(
@@ -935,7 +939,7 @@ def plot_behaviour(task: EvidenceAccumulation, decisions: Mapping[str, Any]) -> 
     names = list(decisions["silenced"])
     points(part, range(len(names)), list(decisions["silenced"].values()), "ks")
     part.axhline(0.5, color="0.5", lw=0.6, ls=":")
-    labels = [name.replace("exc", "E").replace("inh", "I") for name in names]
+    labels = [textwrap.fill(name.replace("exc", "E").replace("inh", "I"), 11) for name in names]
     part.set(xlabel="silenced", ylabel="accuracy", ylim=(0, 1.02), xlim=(-0.5, len(names) - 0.5))
     part.set_xticks(range(len(names)), labels)
     return figure

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 
+import brainstate
 import jax
+import jax.numpy as jnp
 import numpy as np
 import plain
 import pytest
@@ -264,7 +266,8 @@ def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
     delays = {row["t_delay"]: row["accuracy"] for row in decisions["delays"]}
     silenced = {name: row["accuracy"] for name, row in decisions["silenced"].items()}
     assert delays.keys() == {30, *script.DELAYS}
-    assert silenced.keys() == {"nothing", "adaptation", "recurrent exc", "recurrent inh"}
+    erased = "adaptation as recall begins"
+    assert silenced.keys() == {"nothing", "adaptation", erased, "recurrent exc", "recurrent inh"}
     assert delays[30] == silenced["nothing"] == result["best"]["heldout_accuracy"]
     psychometric = decisions["psychometric"]
     assert sum(row["n"] for row in psychometric) == decisions["n_trials"] == 32
@@ -280,7 +283,39 @@ def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
         activity = script.simulate(model, keys, mesh)
         assert activity.rates.sum() > 0
         assert activity.correct.mean() == accuracy
-    assert decisions["silenced"]["adaptation"]["rates_Hz"] != decisions["silenced"]["nothing"]["rates_Hz"]
+    whole, without, at_recall = (decisions["silenced"][name]["rates_Hz"] for name in ("nothing", "adaptation", erased))
+    assert without["cues"] != whole["cues"]
+    assert at_recall["recall"] != whole["recall"]
+    assert all(at_recall[period] == whole[period] for period in ("cues", "delay"))
+    assert (
+        accuracy_with_adaptation_erased(script.load_network(folder, script.make_model(args))[0], keys)
+        == silenced[erased]
+    )
+
+
+def accuracy_with_adaptation_erased(model, keys):
+    """By hand: all steps before recall, then I2 = 0, then those of recall."""
+    task, network = model.task, model.network
+    labels, evidence = task.trials(keys)
+
+    @jax.jit
+    def run(synapses):
+        def step(k):
+            network.update(synapses, task.spikes(keys, evidence, k))
+            return network.r.value
+
+        network.init_state(len(keys))
+        start, stop = task.periods["recall"].start, task.periods["recall"].stop
+        with model.clock():
+            brainstate.transform.for_loop(step, jnp.arange(start))
+            left = network.neurons.I2.value
+            network.neurons.I2.value = jnp.zeros_like(left)
+            r = brainstate.transform.for_loop(step, jnp.arange(start, stop))
+        return abs(left).max(), r.sum(axis=0).argmax(axis=-1) == labels
+
+    left, correct = run(model.synapses())
+    assert left > 0.01
+    return correct.mean()
 
 
 # ---- How it stops and goes on ---------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import scipy.optimize
 import comparing
 import fitting
 import neuron_fitting_of_hh_model as hh
+import solvers
 import studies
 import utils
 from fitting import FitProblem, Search
@@ -102,7 +103,7 @@ def test_every_start_makes_the_iterates_it_would_make_alone():
             jac=True,
             method="L-BFGS-B",
             bounds=[(0, 1)] * 3,
-            options=fitting.LBFGSB_OPTIONS,
+            options=solvers.LBFGSB_OPTIONS,
         )
         np.testing.assert_array_equal(start.initial, x)
         assert start.loss == pytest.approx(alone.fun, rel=1e-12, abs=1e-30)
@@ -316,6 +317,39 @@ def raised(parameters, data, level):
     """The line, and `level` more."""
     a, b = (parameters[name].to_decimal(u.mV) for name in "ab")
     return a + b * data["t"] + level
+
+
+def test_scaled_steps_end_where_parameters_of_any_scale_are_best():
+    """The minimum of a quadratic in a box whose axes count from 1e-6 to 1e6, two of them beyond the box."""
+    curvature, best = np.logspace(-6, 6, 7), np.array([0.3, 1.4, 0.5, 0.7, -0.2, 0.1, 0.9])
+    asked = []
+
+    def function(x, what):
+        asked.append((what, x))
+        gradient = curvature * (x - best)
+        gram = np.diag(np.append(curvature, 0.0))
+        return float(gradient @ (x - best) / 2), gram if what == "grams" else gradient
+
+    solver = solvers.SOLVERS[solvers.SCALED]
+    solver.solve(function, np.full(7, 0.6), solver.options, "")
+    assert [what for what, _ in asked].count("grams") == 1
+    X = np.stack([x for _, x in asked])
+    assert (X >= 0).all()
+    assert (X <= 1).all()
+    assert len(X) < 60
+    weight = np.sqrt(curvature / curvature.max())
+    np.testing.assert_allclose(weight * X[-1], weight * np.clip(best, 0, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize(("n_trace", "at_most", "n_part"), [(1, 1, 2), (5, 3, 2), (7, 2, 3), (16, 16, 2), (9, 9, 1)])
+def test_parts_of_chunks_have_each_trace_once(n_trace, at_most, n_part):
+    chunks, counts = studies.chunks_of(n_trace, at_most), np.zeros(n_trace)
+    parts = [chunks.part(i, n_part) for i in range(n_part)]
+    assert len({len(firsts) for firsts, _ in parts}) == 1
+    for firsts, is_new in parts:
+        for first, new in zip(np.asarray(firsts), np.asarray(is_new), strict=True):
+            counts[first : first + len(new)] += new
+    np.testing.assert_array_equal(counts, 1)
 
 
 def test_a_level_neither_compiles_again_nor_forgets_the_best_point():

@@ -1,6 +1,7 @@
 """neuron_fitting_of_hh_model.py from end to end: what it finds, what it writes, and how it refuses bad input."""
 
 import csv
+import importlib
 import json
 import signal
 import subprocess
@@ -36,6 +37,14 @@ def tiny(tmp_path):
     assert np.max(V) > 20
     files = write_traces(tmp_path / "I.csv", current * 1e-9), write_traces(tmp_path / "V.csv", np.asarray(V).T)
     return ["--current", files[0], "--voltage", files[1], "--dt", 0.01, "--initial", "paper", "--n_sample", 3]
+
+
+def test_the_fit_that_benchmarks_time_is_that_of_the_script(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent / "tests" / "benchmarks")
+    problem = importlib.import_module("workloads").hh_problem(2)
+    truth = (np.array(list(GOAL.values())) - problem.box.low) / (problem.box.high - problem.box.low)
+    best, other = problem.evaluate(np.stack([truth, 0.5 + 0 * truth]))
+    assert best < 1e-3 < 1 < other
 
 
 # ---- What it finds --------------------------------------------------------------------------------------------------

@@ -31,8 +31,9 @@ ARROWS = {
     "studies": {"runs", "numerics", "recordings", "scoring", "spike_trains", "identifiability"},
     "teacher_forcing": {"runs", "utils", "numerics", "recordings", "identifiability", "studies"},
     "synchronisation": {"utils", "recordings", "scoring", "spike_trains", "identifiability", "studies"},
-    "fitting": {"processes", "runs", "recordings", "scoring", "identifiability", "studies"},
-    "fit_arguments": {"runs", "studies", "fitting"},
+    "solvers": set(),
+    "fitting": {"processes", "runs", "recordings", "scoring", "identifiability", "solvers", "studies"},
+    "fit_arguments": {"runs", "solvers", "studies", "fitting"},
     "reports": {"runs", "recordings", "scoring", "spike_trains", "identifiability", "studies", "fitting"},
     "comparing": {"processes", "runs", "recordings", "studies", "fitting"},
 }

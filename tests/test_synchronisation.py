@@ -398,6 +398,7 @@ def test_spikes_are_fitted_from_where_the_potentials_lead(tmp_path, spiking, cap
         assert "driven, with coupling" in capsys.readouterr().out
     for result in results.values():
         assert result["objective"] == "synchronised"
+        assert [stage["level"] for stage in result["stages"]] == list(synchronisation.COUPLINGS)
         assert result["driven"]["gamma"] > 0.9
         assert result["gamma"][0] > 0.9
     n_simulations = [result["n_simulations"] - result["n_gradients"] for result in results.values()]
@@ -416,6 +417,7 @@ def test_where_the_model_is_not_the_cell_what_predicts_later_spikes_is_kept(tmp_
     assert script.main([str(x) for x in arguments]) == 0
     result = scripts.json.loads((tmp_path / "run" / "result.json").read_text())
     said, judged = capsys.readouterr().out, result["judged"]
+    assert [stage["level"] for stage in result["stages"]] == [2.5, 0.0]
     assert result["driven"]["gamma"] < synchronisation.SAME_SPIKES
     assert 3 <= judged["both"]["n_spikes"] == judged["potential"]["n_spikes"] < result["driven"]["n_spikes"] / 2
     assert judged["both"]["loss"] != judged["potential"]["loss"]

@@ -31,6 +31,7 @@ from common import seconds_of
 from workloads import hh_problem
 
 import fitting
+import solvers
 import utils
 
 
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"  limit {limit:.0f}: {flops:.0f} operations and {exps:.0f} exponentials a step and cell, at")
     print(f"  {peak_flops / 1e9:.0f} GFLOP/s (matrix product) and {peak_exps / 1e9:.2f} billion exp/s")
 
-    serial, n_serial, serial_seconds = serial_fit(problem, x0, fitting.LBFGSB_OPTIONS)
+    serial, n_serial, serial_seconds = serial_fit(problem, x0, solvers.LBFGSB_OPTIONS)
     print(f"serial: {serial_seconds:.1f} s, {n_serial} gradients, {n_serial / serial_seconds:.0f} a second")
     print(f"best loss: batched {batched.min():.3g}, serial {serial.min():.3g}")
     print(f"starts below 1e-3 mV^2: batched {np.mean(batched < 1e-3):.2f}, serial {np.mean(serial < 1e-3):.2f}")

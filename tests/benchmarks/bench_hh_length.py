@@ -10,14 +10,17 @@ side by side, and given the cell's initial state;
 3. brian2modelfitting's TraceFitter with Nevergrad's DE, 100 sets a round: so many repeats, each with ten times the
 seconds that 1 takes for all its starts together, and two rounds at least.
 
-A start, or a repeat, has found the cell if all four parameters are within 5 %. Compilation is apart. Half an hour on
-two cores; run nothing else meanwhile. The last line is the ratio of the shares of 1 and 2 at the longest.
+A start, or a repeat, has found the cell if all four parameters are within 5 %. Each length has a process of its own;
+compilation is apart. Half an hour on two cores; run nothing else meanwhile. The last line is the ratio of the shares of
+1 and 2 at the longest.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
@@ -25,17 +28,21 @@ import runs
 
 import numpy as np
 import scipy.signal
-from common import BRIAN2MODELFITTING, run_peer
+from common import BRIAN2MODELFITTING, run_again, run_peer
 from workloads import hh_parameters
 
 import fitting
 import neuron_fitting_of_hh_model as hh
 import recordings
+import solvers
 import studies
 
 DT, NOISE = 0.05, 0.5  # ms, mV
 MEAN, STD, TAU = 0.25, 0.35, 3.0  # nA, nA, ms
 WITHIN, PATIENCE, BATCH = 0.05, 10, 100
+LENGTHS = (15, 50, 200, 1000, 10000)  # ms
+OBJECTIVES = {"synchronised": solvers.GAUSS_NEWTON, "simulation": "L-BFGS-B"}
+PEER = "brian2modelfitting"
 
 
 def noisy_current(T: float, seed: int) -> np.ndarray:
@@ -50,7 +57,8 @@ def study_of(current: np.ndarray, objective: str, seed: int) -> studies.Study:
     arguments = ["--target", "simulated", "--noise_std", str(NOISE), "--dt_sim", str(DT)]
     args = hh.parse_args(arguments)
     data = recordings.Data({"fit": recordings.Recording(current, dt=DT)})
-    settings, known = runs.pick(studies.FitSettings, args), hh_parameters() | hh.CONSTANTS
+    settings = runs.pick(studies.FitSettings, args, fit_target="potential")
+    known = hh_parameters() | hh.CONSTANTS
     return hh.make_study(settings, data, recordings.source_of(args), known, objective=objective, seed=seed)
 
 
@@ -59,37 +67,58 @@ def found(parameters: Mapping[str, float]) -> bool:
     return all(abs(parameters[name] / value - 1) <= WITHIN for name, value in hh_parameters().items())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=float, nargs="+", default=[15, 50, 200, 1000, 10000], help="(ms)")
-    parser.add_argument("--n_start", type=int, default=20, help="starts of 1 and 2")
-    parser.add_argument("--repeats", type=int, default=5, help="of brian2modelfitting")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    devices = runs.setup_jax(32, "all")
-    current = noisy_current(max(args.lengths), args.seed)
-    print("length (ms), spikes; found by: driven, plain, brian2modelfitting; seconds of each; losses (mV^2)")
-    for T in args.lengths:
-        part, shares, seconds, losses = current[: round(T / DT)], [], [], []
-        for objective, method in (("synchronised", fitting.GAUSS_NEWTON), ("simulation", "L-BFGS-B")):
-            study = study_of(part, objective, args.seed)
-            problem = fitting.FitProblem(study, args.n_start, devices)
-            minimum = fitting.minimise(problem, fitting.Search(method, args.n_start, seed=args.seed))
-            shares.append(np.mean([found(problem.box.values(start.x)) for start in minimum.starts]))
-            seconds.append(problem.seconds["run"])
-            losses.append(minimum.released.loss if minimum.released else minimum.best.loss)
+def compared(T: float, n_start: int = 20, repeats: int = 5, seed: int = 0) -> list[dict[str, Any]]:
+    """For each fit of the first T ms: spikes of the recording, how many starts find the cell, seconds, loss (mV^2).
+
+    The seconds are those of all starts together, or the mean of the repeats; the loss is the best one of the starts,
+    running freely, or the median of the repeats.
+    """
+    return run_again(__file__, "--row", T, n_start, repeats, seed)
+
+
+def compare(T: float, n_start: int, repeats: int, seed: int) -> list[dict[str, Any]]:
+    """The same in this process."""
+    devices, current, rows = runs.setup_jax(32, "all"), noisy_current(T, seed), []
+    for objective, method in OBJECTIVES.items():
+        study = study_of(current, objective, seed)
+        problem = fitting.FitProblem(study, n_start, devices)
+        minimum = fitting.minimise(problem, fitting.Search(method, n_start, seed=seed))
+        n_found = sum(found(problem.box.values(start.x)) for start in minimum.starts)
+        loss = minimum.released.loss if minimum.released else minimum.best.loss
+        spikes = int(study.recordings["fit"].spikes.sum())
+        row = dict(fit=objective, length_ms=T, spikes=spikes, found=n_found, n=n_start)
+        rows.append(row | dict(seconds=problem.seconds["run"], loss=float(loss)))
+    if repeats:
         recording = study.recordings["fit"]
         arrays = {f"bounds_{name}": bound.mantissa for name, bound in study.bounds.items()}
         arrays |= dict(current=recording.current, V=recording.V, dt=DT, n_sample=BATCH)
-        peer = "peer_brian2modelfitting.py", BRIAN2MODELFITTING, 10**6, PATIENCE * seconds[0]
-        peers = [run_peer(*peer, **arrays) for _ in range(args.repeats)]
-        shares.append(np.mean([found(result["parameters"]) for result in peers]))
-        seconds.append(np.mean([result["log"][-1][0] for result in peers]))
-        losses.append(np.median([result["log"][-1][1] for result in peers]))
-        columns = ("{:.0%}", shares), ("{:.1f}", seconds), ("{:.3g}", losses)
-        row = "; ".join(" ".join(text.format(x) for x in column) for text, column in columns)
-        print(f"{T:g}, {int(recording.spikes.sum())}; {row}", flush=True)
-    print(f"ratio of shares at {T:g} ms, driven / plain: {shares[0]:.2f} / {shares[1]:.2f}")
+        peer = "peer_brian2modelfitting.py", BRIAN2MODELFITTING, 10**6, PATIENCE * rows[0]["seconds"]
+        peers = [run_peer(*peer, **arrays) for _ in range(repeats)]
+        row = rows[0] | dict(fit=PEER, found=sum(found(peer["parameters"]) for peer in peers), n=repeats)
+        row["seconds"] = float(np.mean([peer["log"][-1][0] for peer in peers]))
+        rows.append(row | dict(loss=float(np.median([peer["log"][-1][1] for peer in peers]))))
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=float, nargs="+", default=LENGTHS, help="(ms)")
+    parser.add_argument("--n_start", type=int, default=20, help="starts of 1 and 2")
+    parser.add_argument("--repeats", type=int, default=5, help="of brian2modelfitting")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--row", nargs=4, type=float, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.row:
+        print(json.dumps(compare(args.row[0], *map(int, args.row[1:]))))
+        return
+    print("fit, length (ms), spikes: found by; seconds; loss (mV^2)")
+    for T in args.lengths:
+        rows = compared(T, args.n_start, args.repeats, args.seed)
+        for row in rows:
+            shares = f"{row['found']} of {row['n']}; {row['seconds']:.1f} s; {row['loss']:.3g}"
+            print(f"{row['fit']}, {T:g}, {row['spikes']}: {shares}", flush=True)
+    driven, plain = (row["found"] / row["n"] for row in rows[:2])
+    print(f"ratio of shares at {T:g} ms, driven / plain: {driven:.2f} / {plain:.2f}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ def hh_problem(n_sample: int) -> fitting.FitProblem:
     devices = runs.setup_jax(args.precision, args.devices)
     source = recordings.source_of(args)
     data = recordings.read_data(source, hh.SHIPPED)
-    study = hh.make_study(runs.pick(studies.FitSettings, args), data, source, hh.known_parameters(source))
+    study = hh.make_study(
+        runs.pick(studies.FitSettings, args, fit_target="potential"), data, source, hh.known_parameters(source)
+    )
     return fitting.FitProblem(study, n_sample, devices)
 
 

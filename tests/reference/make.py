@@ -467,7 +467,7 @@ def figure3(item: Item) -> None:
     for name, (label, length, optimiser) in trainings.items():
         folder = item.run(f"figure3/{label}_seed0", TASK, *arguments, *length, "--seed", 0, *optimiser)
         trained = read_json(folder / "result.json")
-        result, simulation = simulate(item, folder)
+        result = trained["simulation"]
         values = {("accuracy", "", ""): trained["best"]["heldout_accuracy"], ("updates", "", ""): trained["updates"]}
         for period, rates in result["rates_Hz"].items():
             values |= {("rate_Hz", period, population): rate for population, rate in rates.items()}
@@ -482,7 +482,7 @@ def figure3(item: Item) -> None:
         for (quantity, when, population), value in values.items():
             rows.append(dict(run=name, seed=0, quantity=quantity, when=when, population=population, value=value))
         if label == "adam5":
-            figures = {f"figure3_{panel}.png": simulation / f"{panel}.png" for panel in ("activity", "weights")}
+            figures = {f"figure3_{panel}.png": folder / f"{panel}.png" for panel in ("activity", "weights")}
     item.write(rows, figure3_table(rows), figures)
 
 
