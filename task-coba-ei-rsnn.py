@@ -748,10 +748,13 @@ def behaviour(
         the currents that earlier spikes have left erased as recall begins, which leaves cues and delay as they are.
     """
     task, copied = model.task, NamedSharding(mesh, COPIED)
-    program = jax.jit(make_evaluation(settings, mesh), in_shardings=copied, out_shardings=copied)
 
-    def evaluate(**changes):
-        return jax.device_get(program(dataclasses.replace(model, **changes)))
+    @functools.cache
+    def program(erase_at):
+        return jax.jit(make_evaluation(settings, mesh, erase_at), in_shardings=copied, out_shardings=copied)
+
+    def evaluate(erase_at=None, **changes):
+        return jax.device_get(program(erase_at)(dataclasses.replace(model, **changes)))
 
     heldout = evaluate()
     difference = heldout.evidence.sum(axis=1)
@@ -768,8 +771,7 @@ def behaviour(
     without, sizes = dataclasses.replace(network_settings, beta=0.0, no_spike_currents=True), model.network.sizes
     unadapted = models.make_network(without, *sizes.values(), task.n_in, task.n_out)
     silenced = {"nothing": heldout, "adaptation": evaluate(network=unadapted)}
-    erased = jax.jit(make_evaluation(settings, mesh, task.periods["recall"].start), out_shardings=copied)
-    silenced["adaptation as recall begins"] = jax.device_get(erased(model))
+    silenced["adaptation as recall begins"] = evaluate(erase_at=task.periods["recall"].start)
     for name in POPULATIONS:
         silenced[f"recurrent {name}"] = evaluate(weights=model.weights | {name: jnp.zeros_like(model.weights[name])})
     return dict(

@@ -10,13 +10,11 @@ side by side, and given the cell's initial state;
 3. brian2modelfitting's TraceFitter with Nevergrad's DE, 100 sets a round: so many repeats, each with ten times the
 seconds that 1 takes for all its starts together, and two rounds at least.
 
-A start, or a repeat, has found the cell if all four parameters are within 5 %. Each length has a process of its own;
-compilation is apart. Half an hour on two cores; run nothing else meanwhile. The last line is the ratio of the shares of
-1 and 2 at the longest.
+A start, or a repeat, has found the cell if all four parameters are within 5 %. Compilation is apart. Half an hour on
+two cores; run nothing else meanwhile. The last line is the ratio of the shares of 1 and 2 at the longest.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +26,7 @@ import runs
 
 import numpy as np
 import scipy.signal
-from common import BRIAN2MODELFITTING, run_again, run_peer
+from common import BRIAN2MODELFITTING, run_peer
 from workloads import hh_parameters
 
 import fitting
@@ -67,17 +65,12 @@ def found(parameters: Mapping[str, float]) -> bool:
     return all(abs(parameters[name] / value - 1) <= WITHIN for name, value in hh_parameters().items())
 
 
-def compared(T: float, n_start: int = 20, repeats: int = 5, seed: int = 0) -> list[dict[str, Any]]:
+def compare(T: float, n_start: int, repeats: int, seed: int) -> list[dict[str, Any]]:
     """For each fit of the first T ms: spikes of the recording, how many starts find the cell, seconds, loss (mV^2).
 
     The seconds are those of all starts together, or the mean of the repeats; the loss is the best one of the starts,
     running freely, or the median of the repeats.
     """
-    return run_again(__file__, "--row", T, n_start, repeats, seed)
-
-
-def compare(T: float, n_start: int, repeats: int, seed: int) -> list[dict[str, Any]]:
-    """The same in this process."""
     devices, current, rows = runs.setup_jax(32, "all"), noisy_current(T, seed), []
     for objective, method in OBJECTIVES.items():
         study = study_of(current, objective, seed)
@@ -106,14 +99,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--n_start", type=int, default=20, help="starts of 1 and 2")
     parser.add_argument("--repeats", type=int, default=5, help="of brian2modelfitting")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--row", nargs=4, type=float, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.row:
-        print(json.dumps(compare(args.row[0], *map(int, args.row[1:]))))
-        return
     print("fit, length (ms), spikes: found by; seconds; loss (mV^2)")
     for T in args.lengths:
-        rows = compared(T, args.n_start, args.repeats, args.seed)
+        rows = compare(T, args.n_start, args.repeats, args.seed)
         for row in rows:
             shares = f"{row['found']} of {row['n']}; {row['seconds']:.1f} s; {row['loss']:.3g}"
             print(f"{row['fit']}, {T:g}, {row['spikes']}: {shares}", flush=True)
