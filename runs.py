@@ -1,5 +1,6 @@
 """What every run needs: command line, run folder, devices, plot style, and what goes wrong told in one line."""
 
+import _thread
 import argparse
 import contextlib
 import contextvars
@@ -19,6 +20,7 @@ import re
 import shlex
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -43,6 +45,7 @@ from supervisor import PLACE, SUPERVISED, Place
 
 N_CORE: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WIDTH = 7.0  # inches of a page; a column has half of it
+AGAIN_SECONDS = 0.05  # from a Ctrl-C that was lost until it is repeated
 PROGRESS_SECONDS = 30.0  # between lines of progress where there is no terminal
 # Those whose versions config.json gives.
 PACKAGES = """brainevent brainpy brainscale brainstate braintools braintrace brainunit jax jaxlib nevergrad numba numpy
@@ -79,7 +82,8 @@ def command_line(main: Callable[[list[str]], int]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(argv: Sequence[Any] | None = None) -> int:
         _run.set(None)
-        status = attempt(sys.argv[1:] if argv is None else list(map(str, argv)))
+        with _ctrl_c_again():
+            status = attempt(sys.argv[1:] if argv is None else list(map(str, argv)))
         if status not in (0, 130):
             processes.end(status)
         return status
@@ -122,6 +126,24 @@ def command_line(main: Callable[[list[str]], int]) -> Callable[..., int]:
         return status
 
     return run
+
+
+@contextlib.contextmanager
+def _ctrl_c_again() -> Iterator[None]:
+    """Repeat a Ctrl-C that came where Python can raise nothing, such as JAX's callback of the garbage collection."""
+    before = sys.unraisablehook
+
+    def hook(lost):
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            threading.Timer(AGAIN_SECONDS, _thread.interrupt_main).start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,6 +1,7 @@
 """neuron_fitting_of_hh_model.py from end to end: what it finds, what it writes, and how it refuses bad input."""
 
 import csv
+import gc
 import importlib
 import json
 import signal
@@ -14,6 +15,7 @@ import pytest
 import scripts
 from scripts import result_of, write_traces
 
+import fitting
 import neuron_fitting_of_hh_model as hh
 import studies
 import utils
@@ -257,6 +259,35 @@ def test_ctrl_c_keeps_what_was_done(n_round, tiny, tmp_path, monkeypatch, capsys
     assert result["interrupted"]
     assert {start["status"] for start in result["starts"]} == {"interrupted"}
     assert result["n_gradients"] == 12
+
+
+def test_ctrl_c_while_garbage_is_collected(tiny, tmp_path, monkeypatch, capsys):
+    # Python drops what is raised in these callbacks, of which JAX has one.
+    lost, collected, evaluate = [], [], fitting.FitProblem.evaluate
+
+    def callback(phase, info):
+        if not lost:
+            lost.append(phase)
+            signal.raise_signal(signal.SIGINT)
+
+    def collecting(self, *args, **kwargs):
+        if len(collected) == 2:
+            gc.callbacks.append(callback)
+            gc.collect()
+            time.sleep(0.5)  # in which it comes again
+        collected.append(0)
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(fitting.FitProblem, "evaluate", collecting)
+    try:
+        assert in_process(monkeypatch, tmp_path, [*tiny, "--output", "out"]) == 130
+    finally:
+        gc.callbacks.remove(callback)
+    assert lost
+    assert len(collected) == 2
+    output, errors = capsys.readouterr()
+    assert output.splitlines()[-1] == "out"
+    assert "Exception ignored" not in errors
 
 
 def test_a_signal_ends_a_running_fit(tmp_path):
