@@ -11,11 +11,11 @@ import numpy as np
 
 SCRIPT = "neuron_fitting_of_gif_model"
 # Of the neuron itself; a fit has parameters of the electrode and of escape noise besides, which are left behind.
-POTENTIALS = ("V_reset", "V_th_inf", "V_th_reset", "V_i")  # mV
+POTENTIALS = ("V_reset", "V_th_inf", "V_th_reset", "V_i", "E_g")  # mV
 DIFFERENCES = ("A_th", "A_th2", "k_i")  # mV
 CURRENTS = ("A1", "A2", "A3")  # nA
-OTHERS = ("tau", "t_ref", "a", "b", "b2", "k1", "k2", "k3", "R1", "R2")  # ms, 1/ms and factors
-ABSENT = dict(A_th=0.0, A_th2=0.0, A3=0.0, b2=0.01, k3=0.05, V_i=0.0, k_i=0.0, t_ref=0.0)
+OTHERS = ("tau", "t_ref", "a", "b", "b2", "k1", "k2", "k3", "k_g", "R1", "R2")  # ms, 1/ms and factors
+ABSENT = dict(A_th=0.0, A_th2=0.0, A3=0.0, A_g=0.0, b2=0.01, k3=0.05, k_g=0.05, E_g=0.0, V_i=0.0, k_i=0.0, t_ref=0.0)
 DRAWS = ("even", "random")
 
 
@@ -41,16 +41,17 @@ class FittedNeuron:
     def dimensionless(self, currents: bool = True) -> dict[str, float]:
         """The constants of the same neuron with V_rest = 0, V_th_inf = 1 and R = 1; rates and times stay as they are.
 
-        A current is multiplied by R / (V_th_inf - V_rest).
+        A current is multiplied by R / (V_th_inf - V_rest), a conductance by R.
 
         Args:
-            currents: whether it keeps its spike-triggered currents.
+            currents: whether it keeps its spike-triggered currents, and conductance.
         """
         own = self.constants
         found = {name: self.potential(own[name]) for name in POTENTIALS}
         found |= {name: own[name] / self.scale for name in DIFFERENCES}
         found |= {name: own[name] * own["R"] / self.scale * currents for name in CURRENTS}
-        return found | {name: own[name] for name in OTHERS} | dict(R=1.0, V_rest=0.0)
+        found |= dict(A_g=own["A_g"] * own["R"] * currents, R=1.0, V_rest=0.0)
+        return found | {name: own[name] for name in OTHERS}
 
     def potential(self, V: float) -> float:
         """A potential in mV, such as a reversal potential, as V in the network."""
@@ -76,7 +77,7 @@ def read_neuron(run: Path, argument: str) -> FittedNeuron:
         raise BadInput(f"argument --{argument}: found no result.json of one in {run}, expected {expected}")
     found = result["constants"] | result["parameters"]
     width = found.get("width", result.get("width_mV"))
-    names = ("V_rest", "R", *POTENTIALS, *DIFFERENCES, *CURRENTS, *OTHERS)
+    names = ("V_rest", "R", "A_g", *POTENTIALS, *DIFFERENCES, *CURRENTS, *OTHERS)
     # The escape rate of recordings has no floor of the threshold.
     known = ABSENT | ({"V_th_reset": -np.inf} if result.get("escape") == "exponential" else {}) | found
     if missing := [name for name in names if name not in known]:

@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
     rates: jax.Array
 
 
-SPIKE_CURRENTS = {"I1", "I2", "I3"}  # states that spikes leave, adaptation among them
+SPIKE_CURRENTS = {"I1", "I2", "I3", "g"}  # states that spikes leave, adaptation among them
 
 
 # ---- Backpropagation through time -----------------------------------------------------------------------------------

@@ -88,7 +88,9 @@ class NetworkSettings:
     )
     E_exc_mV: float = setting(0.0, "excitatory reversal potential of fitted neurons (mV)")
     E_inh_mV: float = setting(-80.0, "inhibitory reversal potential of fitted neurons (mV)")
-    no_spike_currents: bool = setting(False, "fitted neurons without their spike-triggered currents (a control)")
+    no_spike_currents: bool = setting(
+        False, "fitted neurons without their spike-triggered currents and conductance (a control)"
+    )
     columns: EdgeColumns = dataclasses.field(default_factory=EdgeColumns)  # of a connectome
     conn_seed: int = 0  # of the connections, of which neuron is which, and of time constants of adaptation
     weight_seed: int = 0
@@ -132,7 +134,7 @@ def refuse_unused(settings: NetworkSettings, given: Collection[str]) -> None:
 # ---- Neurons --------------------------------------------------------------------------------------------------------
 
 
-CONSTANTS = ("V_rest", "R", *fitted_neurons.POTENTIALS, *fitted_neurons.DIFFERENCES, *fitted_neurons.CURRENTS)
+CONSTANTS = ("V_rest", "R", "A_g", *fitted_neurons.POTENTIALS, *fitted_neurons.DIFFERENCES, *fitted_neurons.CURRENTS)
 CONSTANTS += fitted_neurons.OTHERS
 
 
@@ -146,6 +148,7 @@ def paper_neurons(settings: NetworkSettings, tau_a: np.ndarray) -> dict[str, Any
     """
     constants = dict(V_rest=0.0, V_reset=0.0, V_th_inf=1.0, V_th_reset=1.0, R=1.0, A1=0.0, A2=-settings.beta, A3=0.0)
     constants |= dict(a=0.0, b=0.0, A_th=0.0, A_th2=0.0, b2=0.01, V_i=0.0, k_i=0.0, t_ref=0.0, k1=0.2, k3=0.05)
+    constants |= dict(A_g=0.0, k_g=0.05, E_g=0.0)
     return constants | dict(R1=1.0, R2=1.0, tau=settings.tau_neu, k2=1 / tau_a)
 
 
@@ -181,7 +184,7 @@ def make_network(settings: NetworkSettings, n_exc: int, n_inh: int, n_in: int, n
     constants = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     constants = {key: x[0].item() if (x == x[0]).all() else x for key, x in constants.items()}
     reversals = [constants.pop(E) for E in ("E_exc", "E_inh")]
-    units = dict.fromkeys(("a", "b", "b2", "k1", "k2", "k3"), 1 / u.ms) | dict.fromkeys(("tau", "t_ref"), u.ms)
+    units = dict.fromkeys(("a", "b", "b2", "k1", "k2", "k3", "k_g"), 1 / u.ms) | dict.fromkeys(("tau", "t_ref"), u.ms)
     neurons = GIF(n_exc + n_inh, **{key: in_unit(x, units.get(key)) for key, x in constants.items()})
     times = settings.tau_syn * u.ms, settings.tau_out * u.ms
     return EINetwork(neurons, n_exc, n_in, n_out, *map(in_unit, reversals), *times)

@@ -74,6 +74,9 @@ RANGES = {
     "width": u.Quantity([0.05, 10.0], unit=u.mV),
     "A3": u.Quantity([-1.0, 1.0], unit=u.nA),
     "k3": u.Quantity([0.0003, 0.005], unit=PER_MS),
+    "A_g": u.Quantity([0.0, 0.1], unit=u.uS),
+    "k_g": u.Quantity([0.005, 0.5], unit=PER_MS),
+    "E_g": u.Quantity([-100.0, -50.0], unit=u.mV),
     "lapse": u.Quantity([1e-6, 0.01], unit=PER_MS),
 }
 UNITS = {name: limits.unit for name, limits in RANGES.items()} | {"t_ref": u.ms}
@@ -84,7 +87,7 @@ MEMBRANE = ["R", "tau", "V_rest", "V_reset", "A1", "k1", "A2", "k2", "R_s", "tau
 THRESHOLD = ["V_th_inf", "a", "b", "A_th", "width"]
 # What may be added to that neuron, whose threshold is linear, and the parameters of each.
 TERMS = {"tau_s": ["tau_s"], "non_linear": ["V_i", "k_i"], "A_th2": ["A_th2", "b2"], "I3": ["A3", "k3"]}
-TERMS |= {"lapse": ["lapse"]}
+TERMS |= {"g": ["A_g", "k_g", "E_g"], "lapse": ["lapse"]}
 DEFAULT_TERMS = ("tau_s", "non_linear", "A_th2")
 NOT_OF_SPIKES = {"R", "V_rest", "R_s", "tau_s"}  # without potentials there is no scale of V
 OF_SILENCE = {"R", "tau", "V_rest", "R_s", "tau_s"}  # of recordings without spikes
@@ -99,6 +102,9 @@ WITHOUT |= {
     "tau_s": 0.0,
     "A3": 0.0,
     "k3": 0.005,
+    "A_g": 0.0,
+    "k_g": 0.05,
+    "E_g": -80.0,
     "lapse": 0.0,
 }
 TARGETS = {
@@ -169,8 +175,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     terms = (
         "with --escape exponential, what is fitted beyond R, tau, V_rest, V_reset, R_s, two currents after spikes and "
         "a threshold linear in V: tau_s of the electrode, a threshold that follows V non-linearly, a second jump of "
-        "it, a third current, a constant rate of spikes; or none; or auto: each of these that lowers Akaike's "
-        "criterion of the data that are fitted, with a table; without this argument and --fit_parameters, "
+        "it, a third current, a conductance after spikes, a constant rate of spikes; or none; or auto: each of these "
+        "that lowers Akaike's criterion of the data that are fitted, with a table; without this argument and "
+        "--fit_parameters, "
         f"{' '.join(DEFAULT_TERMS)}"
     )
     add("--model_terms", nargs="+", choices=(*TERMS, "none", "auto"), metavar="TERM", help=terms)

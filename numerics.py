@@ -68,13 +68,16 @@ def exponential_filter(x: jax.Array, rate: ArrayLike, start: ArrayLike) -> jax.A
     """y (n, T) with y[0] = start and y[k + 1] = exp(-rate) y[k] + x[k], in parallel over time.
 
     Blocks of BLOCK samples are products with a triangular matrix, and what each leaves to the next is such a filter
-    again. Derivatives are filters too, of x' - rate' exp(-rate) y, in both modes.
+    again; with a rate that changes, it is an associative scan, at several times the cost. Derivatives are filters too,
+    of x' - rate' exp(-rate) y, in both modes.
 
     Args:
         x: shape (n, T).
-        rate: of the decay, per sample; a scalar.
+        rate: of the decay, per sample; a scalar, or of each sample (n, T).
         start: shape (n,).
     """
+    if jnp.ndim(rate):
+        return _changing_filter(x, rate, start)
     n, T = x.shape
     n_block = -(-T // BLOCK)
     blocks = jnp.pad(x, ((0, 0), (0, n_block * BLOCK - T))).reshape(n, n_block, BLOCK)
@@ -84,6 +87,14 @@ def exponential_filter(x: jax.Array, rate: ArrayLike, start: ArrayLike) -> jax.A
     left = jnp.exp(-rate * (BLOCK - 1 - k))  # of each sample, at the end of its block
     carried = start[:, None] if n_block == 1 else exponential_filter(blocks @ left, rate * BLOCK, start)
     return (blocks @ within + carried[:, :, None] * jnp.exp(-rate * k)).reshape(n, -1)[:, :T]
+
+
+def _changing_filter(x, rate, start):
+    def after(first, then):
+        return first[0] * then[0], then[0] * first[1] + then[1]
+
+    left, added = jax.lax.associative_scan(after, (jnp.exp(-rate), x), axis=1)
+    return jnp.concatenate([start[:, None], (left * start[:, None] + added)[:, :-1]], axis=1)
 
 
 @exponential_filter.defjvp

@@ -154,7 +154,7 @@ def potentials_of(constants: Parameters) -> Callable[[Parameters, Driven], tuple
 
 def potentials(parameters: Parameters, driven: Driven) -> tuple[jax.Array, jax.Array]:
     """V (mV) and the logarithm of the escape rate, were V not held (per ms), (n_trace, T)."""
-    p = {"A3": 0.0, "lapse": 0.0} | {name: u.get_magnitude(value) for name, value in parameters.items()}
+    p = {"A3": 0.0, "A_g": 0.0, "lapse": 0.0} | {name: u.get_magnitude(value) for name, value in parameters.items()}
     recording, dt = driven.recording, driven.recording.dt
     current, ends = jnp.asarray(recording.current).T, driven.ends.T
     electrode = jnp.asarray(studies.electrode_potential(parameters, recording) + 0 * recording.current).T
@@ -167,10 +167,16 @@ def potentials(parameters: Parameters, driven: Driven) -> tuple[jax.Array, jax.A
             rate = p[f"k{j}"] * dt
             jumps = place(driven.real.T * jumps_of(p[f"A{j}"], factor, rate, driven), ends, current)
             drive = drive + jumps + exponential_filter(jnp.exp(-rate) * jumps, rate, 0 * y_start)
-    rate, r = dt / p["tau"], p["V_reset"] - p["V_rest"]
-    x = p["R"] * (1 - jnp.exp(-rate)) * drive
+    rate, r, gain = dt / p["tau"], p["V_reset"] - p["V_rest"], 1.0
+    if not is_zero(p["A_g"]):
+        opened = place(driven.real.T * p["A_g"], ends, current)
+        g = opened + exponential_filter(jnp.exp(-p["k_g"] * dt) * opened, p["k_g"] * dt, 0 * y_start)
+        gain, drive = 1 + p["R"] * g, drive + g * (p["E_g"] - p["V_rest"])
+    rate = rate * gain
+    x = p["R"] * (1 - jnp.exp(-rate)) * drive / gain
     unreset = exponential_filter(x, rate, y_start)
-    resets = place(driven.real.T * resets_of(r, rate, taken(unreset, ends), ends), ends, current)
+    passed = taken(jnp.cumsum(rate, axis=1) - rate, ends) if jnp.ndim(rate) else rate * ends
+    resets = place(driven.real.T * resets_of(r, passed, taken(unreset, ends)), ends, current)
     y = unreset + exponential_filter(jnp.exp(-rate) * resets, rate, 0 * y_start)
     y = jnp.where(jnp.asarray(driven.held).T > 0, r, y)
 
@@ -218,9 +224,14 @@ def jumps_of(A: jax.Array, factor: jax.Array, rate: jax.Array, driven: Driven) -
     return jax.lax.scan(after, jnp.zeros(ends.shape[1]) * rate, elapsed)[1].T
 
 
-def resets_of(r: jax.Array, rate: jax.Array, unreset: jax.Array, ends: jax.Array) -> jax.Array:
-    """What each end of a refractory period adds to y (n_trace, n_spike), given u at it: r less what y was."""
-    left = (r - unreset[:, :-1]) * jnp.exp(-rate * jnp.diff(ends, axis=1))
+def resets_of(r: jax.Array, passed: jax.Array, unreset: jax.Array) -> jax.Array:
+    """What each end of a refractory period adds to y (n_trace, n_spike): r less what y was.
+
+    Args:
+        r: to which it sets y.
+        passed, unreset: the integral of the membrane's rate, and u, at each end (n_trace, n_spike).
+    """
+    left = (r - unreset[:, :-1]) * jnp.exp(-jnp.diff(passed, axis=1))
     return r - unreset - jnp.pad(left, ((0, 0), (1, 0)))
 
 
@@ -476,6 +487,7 @@ def bounds_of(values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
     bounds = {"R": (R / 3, 3 * R), "tau": (tau / 3, 3 * tau), "V_rest": (V_rest - 20, V_rest + 20)}
     bounds |= {"V_reset": (min(V_rest, values["V_reset"]) - 20, max(V_spike, values["V_reset"]) + 20)}
     bounds |= {"A1": (-20 * current, 10 * current), "A2": (-4 * current, 2 * current), "A3": (-current, current / 2)}
+    bounds |= {"A_g": (0.0, 10 / R), "E_g": (V_rest - 40, V_spike)}
     bounds |= {"V_th_inf": (V_spike - 20, V_spike + 20), "V_i": (V_spike - 20, V_spike + 5)}
     return bounds | {"R_s": (min(0.0, values["R_s"]) - 20, max(0.0, values["R_s"]) + 20)}
 

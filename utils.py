@@ -5,7 +5,7 @@ A plain number stands for mV, ms, nA, uS or nF, which are consistent: 1 nA = 1 u
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from runs import setting
 
@@ -130,23 +130,25 @@ class GIF(brainpy.state.Neuron):
 
     .. math::
 
-        \tau \dot V &= -(V - V_{rest}) + R (I + I_1 + I_2 + I_3), \quad \dot I_j = -k_j I_j \\
-        \dot V_{th} &= a g(V) - b (V_{th} - V_{th,inf}), \quad \dot V_{th2} = -b_2 V_{th2} \\
-        g(V) &= V - V_{rest}, \quad \textrm{or with } k_i > 0 \quad k_i \log(1 + \exp((V - V_i) / k_i))
+        \tau \dot V &= -(V - V_{rest}) + R (I + I_1 + I_2 + I_3 - g (V - E_g)) \\
+        \dot I_j &= -k_j I_j, \quad \dot g = -k_g g \\
+        \dot V_{th} &= a f(V) - b (V_{th} - V_{th,inf}), \quad \dot V_{th2} = -b_2 V_{th2} \\
+        f(V) &= V - V_{rest}, \quad \textrm{or with } k_i > 0 \quad k_i \log(1 + \exp((V - V_i) / k_i))
 
     A step floors V_th at V_th_reset. If V >= V_th + V_th2 at its start it emits a spike: V -> V_reset (`spk_reset`
-    'hard') or V - V_th ('soft'), V_th -> V_th + A_th, V_th2 -> V_th2 + A_th2, I_j -> R_j I_j + A_j, the latter at the
-    end of t_ref, until which V is held and no spike emitted. Then it integrates by exponential Euler. The surrogate
-    gradient `spk_fun` acts on (V - V_th) / |V_th|. What cannot change is not integrated: V_th if a, b and A_th are 0,
-    V_th2 if A_th2 is, and I_j if A_j is. The g with k_i is as in the iGIF of Mensi et al. (2016).
+    'hard') or V - V_th ('soft'), V_th -> V_th + A_th, V_th2 -> V_th2 + A_th2, and at the end of t_ref, until which V is
+    held and no spike emitted, I_j -> R_j I_j + A_j and g -> g + A_g. Then it integrates by exponential Euler. The
+    surrogate gradient `spk_fun` acts on (V - V_th) / |V_th|. What cannot change is not integrated: V_th if a, b and
+    A_th are 0, and what decays if its increment is. The f with k_i is as in the iGIF of Mensi et al. (2016).
 
     Args:
         in_size: number or shape of the neurons.
-        a, b, b2, k1, k2, k3: rates of thresholds and currents (1/ms).
+        a, b, b2, k1, k2, k3, k_g: rates of thresholds, currents and conductance (1/ms).
         V_rest, V_reset, V_th_inf, V_th_reset: potentials (mV); V starts at V_rest, V_th at V_th_inf, I_1, I_2 and V_th2
             at 0, unless `settle` is called.
         R, tau: membrane resistance (Mohm) and time constant (ms).
         R1, R2, A1, A2, A3: factor and increment (nA) of I_1 and I_2 at a spike, and increment of a third current.
+        A_g, E_g: increment (uS) and reversal potential (mV) of the conductance after spikes.
         t_ref: absolute refractory period, rounded to steps (ms).
         A_th, A_th2: jumps of the thresholds at a spike (mV).
         V_i, k_i: (mV); a k_i of 0 is the linear threshold.
@@ -154,8 +156,12 @@ class GIF(brainpy.state.Neuron):
         spk_fun, spk_reset, name: as in `brainpy.state.Neuron`; by default the paper's surrogate. Neurons may differ in
             the reset, 'hard' or 'soft'.
 
-    Potentials, R and currents may be numbers without unit, as long as all of them are.
+    Potentials, R, currents and A_g may be numbers without unit, as long as all of them are.
     """
+
+    # {what decays: its increment at a spike, and its rate}
+    DECAYING: ClassVar = {"I1": ("A1", "k1"), "I2": ("A2", "k2"), "I3": ("A3", "k3"), "g": ("A_g", "k_g")}
+    DECAYING |= {"V_th2": ("A_th2", "b2")}
 
     def __init__(
         self,
@@ -180,6 +186,9 @@ class GIF(brainpy.state.Neuron):
         b2: Number = 0.01 / u.ms,
         A3: Number | None = None,
         k3: Number = 0.05 / u.ms,
+        A_g: Number | None = None,
+        k_g: Number = 0.05 / u.ms,
+        E_g: Number | None = None,
         V_i: Number | None = None,
         k_i: Number | None = None,
         width: Number | None = None,
@@ -191,15 +200,16 @@ class GIF(brainpy.state.Neuron):
         super().__init__(in_size, spk_fun=spk_fun, name=name)
         self.soft = np.asarray(spk_reset) == "soft"
         none = u.Quantity(0.0, unit=u.get_unit(V_th_inf))  # known to be 0, whatever is traced
-        A_th, A_th2, A3, V_i, k_i, width = (none if x is None else x for x in (A_th, A_th2, A3, V_i, k_i, width))
+        absent = A_th, A_th2, A3, A_g, E_g, V_i, k_i, width
+        A_th, A_th2, A3, A_g, E_g, V_i, k_i, width = (none if x is None else x for x in absent)
         constants = dict(a=a, b=b, k1=k1, k2=k2, V_rest=V_rest, V_reset=V_reset, V_th_inf=V_th_inf, tau=tau)
         constants |= dict(V_th_reset=V_th_reset, R=R, R1=R1, R2=R2, A1=A1, A2=A2, A_th=A_th, A_th2=A_th2, b2=b2)
         constants |= dict(V_i=V_i, k_i=k_i, width=width, lapse=lapse, t_ref=t_ref, A3=A3, k3=k3)
+        constants |= dict(A_g=A_g, k_g=k_g, E_g=E_g)
         for key, value in constants.items():
             setattr(self, key, braintools.init.param(value, self.varshape))
-        jumps = {"I1": A1, "I2": A2, "I3": A3, "V_th2": A_th2, "wait": t_ref}
-        self.changes = {name: not is_zero(value) for name, value in jumps.items()}
-        self.changes |= {"V_th": not (is_zero(a) and is_zero(b) and is_zero(A_th))}
+        self.changes = {name: not is_zero(constants[increment]) for name, (increment, _) in self.DECAYING.items()}
+        self.changes |= {"wait": not is_zero(t_ref), "V_th": not (is_zero(a) and is_zero(b) and is_zero(A_th))}
         self.linear = is_zero(k_i)
         # Of neurons that differ, some may be linear.
         k_i = u.get_magnitude(self.k_i)
@@ -209,24 +219,24 @@ class GIF(brainpy.state.Neuron):
         def state(value):
             return brainstate.HiddenState.init(braintools.init.Constant(value), self.varshape, batch_size)
 
-        self.V, self.V_th, self.I1, self.I2 = map(state, (self.V_rest, self.V_th_inf, 0 * self.A1, 0 * self.A2))
-        for name, increment in (("I3", self.A3), ("V_th2", self.A_th2)):
+        self.V, self.V_th = state(self.V_rest), state(self.V_th_inf)
+        for name, (increment, _) in self.DECAYING.items():
             if self.changes[name]:
-                setattr(self, name, state(0 * increment))
+                setattr(self, name, state(0 * getattr(self, increment)))
         if self.changes["wait"]:  # steps until a refractory period ends, or -1, and the spike whose currents wait
             self.wait, self.pending = state(-1.0), state(0.0)
 
     @property
     def local_states(self) -> dict[str, brainstate.State]:
         """{name: state} of what can change."""
-        names = [name for name in ("V_th", "V_th2", "I1", "I2", "I3", "wait") if self.changes[name]]
+        names = [name for name in ("V_th", *self.DECAYING, "wait") if self.changes[name]]
         return {name: getattr(self, name) for name in ("V", *names, *["pending"] * self.changes["wait"])}
 
     @property
     def time_constants(self) -> dict[str, np.ndarray]:
         """{name: time constant (ms)} of the states that relax, NaN of neurons in which they do not change."""
-        driven = dict(V_th=(self.b, self.a, self.A_th), V_th2=(self.b2, self.A_th2))
-        driven |= dict(I1=(self.k1, self.A1), I2=(self.k2, self.A2), I3=(self.k3, self.A3))
+        driven = {name: (getattr(self, k), getattr(self, A)) for name, (A, k) in self.DECAYING.items()}
+        driven["V_th"] = self.b, self.a, self.A_th
 
         def of(rate, *by):
             changes = np.any([np.asarray(u.get_magnitude(x)) != 0 for x in by], axis=0)
@@ -238,7 +248,7 @@ class GIF(brainpy.state.Neuron):
     def settle(self, V: Number) -> None:
         """The states of a neuron that has been held at potential V and had no spike: the threshold at its steady state.
 
-        That is V_th_inf + a / b g(V). A threshold slower than 10 s, or one with b = 0, is given 1 / b = 10 s.
+        That is V_th_inf + a / b f(V). A threshold slower than 10 s, or one with b = 0, is given 1 / b = 10 s.
         """
         self.V.value = V
         if self.changes["V_th"]:
@@ -246,13 +256,13 @@ class GIF(brainpy.state.Neuron):
             self.V_th.value = self.V_th_inf + (self.a / b) * self.drive_of_threshold(V)
 
     def drive_of_threshold(self, V: Number) -> Number:
-        """g(V)."""
+        """f(V)."""
         if self.linear:
             return V - self.V_rest
         some = self.some_linear
         k_i = u.math.where(self.k_i == 0 * self.k_i, self.V_th_inf - self.V_rest, self.k_i) if some else self.k_i
-        g = k_i * jax.nn.softplus(u.get_magnitude((V - self.V_i) / k_i))
-        return u.math.where(self.k_i == 0 * self.k_i, V - self.V_rest, g) if some else g
+        f = k_i * jax.nn.softplus(u.get_magnitude((V - self.V_i) / k_i))
+        return u.math.where(self.k_i == 0 * self.k_i, V - self.V_rest, f) if some else f
 
     @property
     def threshold(self) -> Number:
@@ -280,13 +290,13 @@ class GIF(brainpy.state.Neuron):
         V, V_th = self.V.value, u.math.maximum(self.V_th.value, self.V_th_reset)
         V = V + spike * self._reset(V)
         I, (jump, held) = self.sum_current_inputs(x, V), self._refractory(spike)
-        currents = ("I1", self.R1, self.A1, self.k1), ("I2", self.R2, self.A2, self.k2), ("I3", 1.0, self.A3, self.k3)
-        for name, factor, increment, k in currents:
+        for name, factor in (("I1", self.R1), ("I2", self.R2), ("I3", 1.0), ("g", 1.0)):
             if self.changes[name]:
-                I_j = getattr(self, name).value
-                I_j = I_j + jump * ((factor - 1) * I_j + increment)
-                I = I + I_j
-                getattr(self, name).value = exp_euler(I_j, -k * I_j, k)
+                A, k = (getattr(self, constant) for constant in self.DECAYING[name])
+                x_j = getattr(self, name).value
+                x_j = x_j + jump * ((factor - 1) * x_j + A)
+                I, g = (I + x_j * self.E_g, g + x_j) if name == "g" else (I + x_j, g)
+                getattr(self, name).value = exp_euler(x_j, -k * x_j, k)
         drift = (self.R * (I - g * V) - (V - self.V_rest)) / self.tau
         after = self.sum_delta_inputs(exp_euler(V, drift, (1 + self.R * g) / self.tau))
         self.V.value = after if held is None else u.math.where(held, V, after)

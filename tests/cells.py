@@ -130,19 +130,20 @@ def noise(n_trace, dt, t_end, mean, sd, tau=10.0, seed=0):
 ESCAPING = {"R": 100.0, "tau": 20.0, "V_rest": -65.0, "V_reset": -50.0, "V_th_inf": -48.0, "a": 0.05, "b": 0.1}
 ESCAPING |= {"A1": -0.3, "k1": 0.1, "A2": -0.05, "k2": 0.01, "R1": 0.5, "R2": 1.0, "t_ref": 4.0, "A_th": 12.0}
 ESCAPING |= {"width": 1.0, "A_th2": 2.0, "b2": 0.01, "V_i": -50.0, "k_i": 3.0, "R_s": 8.0, "tau_s": 0.4}
-ESCAPING |= {"A3": -0.01, "k3": 0.002, "lapse": 0.001}
+ESCAPING |= {"A3": -0.01, "k3": 0.002, "lapse": 0.001, "A_g": 0.004, "k_g": 0.03, "E_g": -75.0}
 # With a linear threshold, t_ref, A_th, escape noise and R_s alone.
 RECORDED = ESCAPING | {"k_i": 0.0, "A_th2": 0.0, "R1": 1.0, "tau_s": 0.0, "width": 1.5, "A3": 0.0, "lapse": 0.0}
+RECORDED["A_g"] = 0.0
 
 
 @numba.njit
 def _escaping(current, p, dt, V_start, chance):
     R, tau, V_rest, V_reset, V_th_inf, a, b, A1, k1, A2, k2, R1, R2, t_ref, A_th = p[:15]
-    width, A_th2, b2, V_i, k_i, R_s, tau_s, A3, k3, lapse = p[15:]
+    width, A_th2, b2, V_i, k_i, R_s, tau_s, A3, k3, lapse, A_g, k_g, E_g = p[15:]
     n_ref, slow = round(t_ref / dt), math.exp(-b * dt)
     out = np.empty((4, *current.shape))
     for trace in range(current.shape[1]):
-        I_s, since, th, th2, I1, I2, I3 = current[0, trace], 1 << 30, V_th_inf, 0.0, 0.0, 0.0, 0.0
+        I_s, since, th, th2, I1, I2, I3, g = current[0, trace], 1 << 30, V_th_inf, 0.0, 0.0, 0.0, 0.0, 0.0
         V = V_start[trace] - R_s * I_s
         th += a / b * (k_i * math.log1p(math.exp((V - V_i) / k_i)) if k_i > 0 else V - V_rest)
         for k in range(len(current)):
@@ -154,18 +155,19 @@ def _escaping(current, p, dt, V_start, chance):
             out[0, k, trace], out[1, k, trace], out[2, k, trace] = V + R_s * I_s, distance, rate
             out[3, k, trace] = spike
             if since == n_ref:
-                I1, I2, I3 = R1 * I1 + A1, R2 * I2 + A2, I3 + A3
+                I1, I2, I3, g = R1 * I1 + A1, R2 * I2 + A2, I3 + A3, g + A_g
             if spike:
                 since, V, th, th2 = 0, V_reset, th + A_th, th2 + A_th2
                 if n_ref == 0:
-                    I1, I2, I3 = R1 * I1 + A1, R2 * I2 + A2, I3 + A3
-            g = k_i * math.log1p(math.exp((V - V_i) / k_i)) if k_i > 0 else V - V_rest
-            th = V_th_inf + (th - V_th_inf) * slow + a * g * (1 - slow) / b
+                    I1, I2, I3, g = R1 * I1 + A1, R2 * I2 + A2, I3 + A3, g + A_g
+            f = k_i * math.log1p(math.exp((V - V_i) / k_i)) if k_i > 0 else V - V_rest
+            th = V_th_inf + (th - V_th_inf) * slow + a * f * (1 - slow) / b
             th2 *= math.exp(-b2 * dt)
             if since >= n_ref:
-                V_inf = V_rest + R * (I + I1 + I2 + I3)
-                V = V_inf + (V - V_inf) * math.exp(-dt / tau)
+                V_inf = (V_rest + R * (I + I1 + I2 + I3 + g * E_g)) / (1 + R * g)
+                V = V_inf + (V - V_inf) * math.exp(-dt * (1 + R * g) / tau)
             I1, I2, I3, since = I1 * math.exp(-k1 * dt), I2 * math.exp(-k2 * dt), I3 * math.exp(-k3 * dt), since + 1
+            g *= math.exp(-k_g * dt)
     return out
 
 

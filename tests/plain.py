@@ -117,6 +117,7 @@ def plain_gif(constants, args, tau_syn):
     c, dt, n_rec = constants, args.dt, args.n_rec
     n_ref = jnp.asarray(np.round(c["t_ref"] / dt))
     currents = (("I1", "R1", "A1", "k1"), ("I2", "R2", "A2", "k2"), ("I3", None, "A3", "k3"))
+    currents += (("g", None, "A_g", "k_g"),)
 
     def drive(V):
         k_i = np.where(c["k_i"] > 0, c["k_i"], 1)
@@ -124,7 +125,7 @@ def plain_gif(constants, args, tau_syn):
         return jnp.where(c["k_i"] > 0, smooth, V - c["V_rest"])
 
     def start(batch):
-        names = ("V", "V_th", "V_th2", "I1", "I2", "I3", "left", "pending", "g_exc", "g_inh")
+        names = ("V", "V_th", "V_th2", "I1", "I2", "I3", "g", "left", "pending", "g_exc", "g_inh")
         h = dict.fromkeys(names, jnp.zeros((batch, n_rec)))
         V = h["V"] + c["V_rest"]
         return h | dict(V=V, V_th=c["V_th_inf"] + c["a"] / np.maximum(c["b"], 1e-4) * drive(V))
@@ -142,11 +143,12 @@ def plain_gif(constants, args, tau_syn):
         begins = h["pending"] * due + s * (n_ref == 0)  # the spikes whose currents begin
         pending = jnp.where(s > 0, s * (n_ref > 0), h["pending"] * ~due)
         left = jnp.where(s > 0, n_ref, h["left"])
-        after, I = {}, 0
+        after, now = {}, {}
         for name, factor, increment, rate in currents:
-            I_j = h[name] + begins * (((c[factor] if factor else 1) - 1) * h[name] + c[increment])
-            I, after[name] = I + I_j, I_j * jnp.exp(-dt * c[rate])
-        g = 1 + g_exc + g_inh
+            now[name] = h[name] + begins * (((c[factor] if factor else 1) - 1) * h[name] + c[increment])
+            after[name] = now[name] * jnp.exp(-dt * c[rate])
+        g = 1 + g_exc + g_inh + now["g"]
+        I = now["I1"] + now["I2"] + now["I3"] + now["g"] * c["E_g"]
         V_inf = (c["V_rest"] + I + g_exc * c["E_exc"] + g_inh * c["E_inh"]) / g
         V_next = jnp.where(left > 0, V, V_inf + (V - V_inf) * jnp.exp(-g * dt / c["tau"]))
         V_th = jnp.maximum(h["V_th"], c["V_th_reset"]) + s * c["A_th"]
@@ -158,8 +160,8 @@ def plain_gif(constants, args, tau_syn):
         after |= dict(V=V_next, V_th=V_th, V_th2=V_th2, left=jnp.maximum(left - 1, 0), pending=pending)
         return after | dict(g_exc=g_exc, g_inh=g_inh)
 
-    rates = dict(V_th="b", V_th2="b2", I1="k1", I2="k2", I3="k3")
-    driven = dict(V_th=c["a"] + abs(c["A_th"]), V_th2=c["A_th2"], I1=c["A1"], I2=c["A2"], I3=c["A3"])
+    rates = dict(V_th="b", V_th2="b2", I1="k1", I2="k2", I3="k3", g="k_g")
+    driven = dict(V_th=c["a"] + abs(c["A_th"]), V_th2=c["A_th2"], I1=c["A1"], I2=c["A2"], I3=c["A3"], g=c["A_g"])
     slow = [name for name, rate in rates.items() if np.median((c["tau"] * c[rate])[driven[name] != 0]) < 1]
     return Neurons(start, spikes, step, ["V", "pending", *(name for name in rates if name not in slow)], slow)
 

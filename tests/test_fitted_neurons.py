@@ -137,9 +137,9 @@ def test_fitted_and_paper_neurons_in_one_network(folders):
 def test_without_spike_currents(folders):
     settings = models.NetworkSettings(exc_neuron=[folders["all terms"]], inh_neuron=[folders["rig"]])
     neurons = models.make_network(settings, 4, 1, 4, 2).neurons
-    assert all(neurons.changes[name] for name in ("I1", "I2", "I3"))
+    assert all(neurons.changes[name] for name in ("I1", "I2", "I3", "g"))
     without = models.make_network(dataclasses.replace(settings, no_spike_currents=True), 4, 1, 4, 2).neurons
-    assert not any(without.changes[name] for name in ("I1", "I2", "I3"))
+    assert not any(without.changes[name] for name in ("I1", "I2", "I3", "g"))
     assert without.changes["V_th"]
     assert without.changes["V_th2"]
 
@@ -185,7 +185,7 @@ def test_gradients_with_fitted_neurons(x64, folders, rule, conn_method):
     model, keys, plain = rich_model(folders, "--conn_method", conn_method)
     ours, oracle, kwargs = RULES[rule]
     _, gradient, _, rates = jax.jit(lambda keys: ours(model, keys))(keys)
-    assert set(model.network.traced_states) == {"V", "V_th", "V_th2", "I1", "I2", "I3", "pending"}
+    assert set(model.network.traced_states) == {"V", "V_th", "V_th2", "I1", "I2", "I3", "g", "pending"}
     assert set(model.network.slow_states) >= {"V_th2", "I3"}
     assert (rates.sum(axis=0) * np.array(list(model.network.sizes.values())) > 3).all()
     errors = relative_errors(gradient, plain(oracle, **kwargs))

@@ -32,6 +32,7 @@ DT = 0.1
 NEURON = cells.ESCAPING
 PLAIN = {
     "A3": 0.0,
+    "A_g": 0.0,
     "lapse": 0.0,
     "t_ref": 0.0,
     "A_th": 0.0,
@@ -98,13 +99,22 @@ def test_a_filter_in_parallel_is_the_recursion(rate, n_step, x64):
     np.testing.assert_allclose(exponential_filter(jnp.asarray(x), rate, jnp.array([2.0, -1.0])), y, atol=1e-11)
 
 
-def test_derivatives_of_a_filter_in_both_modes(x64):
+def test_a_filter_whose_rate_changes_is_the_recursion(x64):
+    rng, last = np.random.default_rng(0), np.array([2.0, -1.0])
+    x, rate, y = rng.normal(size=(2, 3000)), 10.0 ** rng.uniform(-4, 3, (2, 3000)), np.empty((2, 3000))
+    for k in range(3000):
+        y[:, k], last = last, np.exp(-rate[:, k]) * last + x[:, k]
+    np.testing.assert_allclose(exponential_filter(jnp.asarray(x), rate, jnp.array([2.0, -1.0])), y, atol=1e-11)
+
+
+@pytest.mark.parametrize("rate", [0.3, np.linspace(0.1, 0.4, 200).reshape(2, 100)], ids=["constant", "changing"])
+def test_derivatives_of_a_filter_in_both_modes(rate, x64):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 100)))
 
     def f(x, rate, start):
         return jnp.sum(jnp.sin(exponential_filter(x, rate, start)))
 
-    check_grads(f, (x, 0.3, jnp.ones(2)), order=2, modes=("fwd", "rev"))
+    check_grads(f, (x, rate, jnp.ones(2)), order=2, modes=("fwd", "rev"))
 
 
 @pytest.mark.parametrize("changes", [{}, PLAIN, {"t_ref": 0.1}], ids=["all", "plain", "one step"])
@@ -137,7 +147,7 @@ def test_in_parallel_it_is_the_neuron_step_by_step(changes, x64):
 def test_intervals_have_the_law_of_the_escape_rate(x64):
     """At a constant current, with a threshold that stays: survival is the exponential of the integral of the rate."""
     values = NEURON | {"a": 0.0, "A_th": 0.0, "A3": 0.0, "A_th2": 0.0, "A1": 0.0, "A2": 0.0, "R_s": 0.0, "width": 3.0}
-    values["V_reset"] = -60.0
+    values |= {"V_reset": -60.0, "A_g": 0.0}
     n_trace, I = 200, 0.15
     constants = with_units(values)
     neuron = teacher_forcing.Escaping(constants, teacher_forcing.Noise(10.0))
@@ -160,6 +170,7 @@ def test_intervals_have_the_law_of_the_escape_rate(x64):
 # ---- The likelihood -------------------------------------------------------------------------------------------------
 
 FITTED = ("R", "tau", "V_rest", "A1", "k2", "R_s", "a", "b", "A_th", "width", "V_i", "k_i", "b2", "A3", "lapse")
+FITTED += ("A_g", "E_g")
 
 
 def problem_of(**changes):
