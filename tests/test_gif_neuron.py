@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import scripts
 
+import neuron_fitting_of_gif_model as gif
 import studies
 import utils
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 FACTS = json.loads((DATA / "parameters_gif.json").read_text())
-UNITS = {name: 1 / u.ms for name in ("a", "b", "k1", "k2")} | {name: u.nA for name in ("A1", "A2")}
-UNITS |= {name: u.mV for name in ("V_rest", "V_reset", "V_th_inf", "V_th_reset")} | {"R": u.Mohm, "tau": u.ms}
 DT = 0.1 * u.ms
 
 
 def parameters_of(neuron):
-    return {name: neuron[name] * unit for name, unit in UNITS.items()} | {name: neuron[name] for name in ("R1", "R2")}
+    return {name: value * gif.UNITS[name] for name, value in neuron.items() if name in gif.UNITS}
 
 
 @pytest.mark.parametrize("trace", range(len(FACTS["neurons"])), ids=[neuron["name"] for neuron in FACTS["neurons"]])
