@@ -87,7 +87,8 @@ MEMBRANE = ["R", "tau", "V_rest", "V_reset", "A1", "k1", "A2", "k2", "R_s", "tau
 THRESHOLD = ["V_th_inf", "a", "b", "A_th", "width"]
 # What may be added to that neuron, whose threshold is linear, and the parameters of each.
 TERMS = {"tau_s": ["tau_s"], "non_linear": ["V_i", "k_i"], "A_th2": ["A_th2", "b2"], "I3": ["A3", "k3"]}
-TERMS |= {"g": ["A_g", "k_g", "E_g"], "lapse": ["lapse"]}
+# E_g stays at rest: where k_g is near k2, a current says the same as another reversal potential.
+TERMS |= {"g": ["A_g", "k_g"], "lapse": ["lapse"]}
 DEFAULT_TERMS = ("tau_s", "non_linear", "A_th2")
 NOT_OF_SPIKES = {"R", "V_rest", "R_s", "tau_s"}  # without potentials there is no scale of V
 OF_SILENCE = {"R", "tau", "V_rest", "R_s", "tau_s"}  # of recordings without spikes
@@ -174,10 +175,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--width_floor", type=runs.number(float, above=0), default=WIDTHS[-1], help=width)
     terms = (
         "with --escape exponential, what is fitted beyond R, tau, V_rest, V_reset, R_s, two currents after spikes and "
-        "a threshold linear in V: tau_s of the electrode, a threshold that follows V non-linearly, a second jump of "
-        "it, a third current, a conductance after spikes, a constant rate of spikes; or none; or auto: each of these "
-        "that lowers Akaike's criterion of the data that are fitted, with a table; without this argument and "
-        "--fit_parameters, "
+        "a threshold linear in V. tau_s: of the electrode; non_linear: a threshold that follows V non-linearly; A_th2: "
+        "a second jump of it; I3: a third current; g: a conductance after spikes, E_g at rest or by --constants; "
+        "lapse: a constant rate of spikes; or none; or auto: each of these that lowers Akaike's criterion of the "
+        "data that are fitted, with a table; without this argument and --fit_parameters, "
         f"{' '.join(DEFAULT_TERMS)}"
     )
     add("--model_terms", nargs="+", choices=(*TERMS, "none", "auto"), metavar="TERM", help=terms)

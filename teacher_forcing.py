@@ -5,9 +5,11 @@ the currents that knows no reset, the end E_n of a refractory period sets y to r
 
 .. math:: y(t) = u(t) + (r - u(E_n)) \exp(-(t - E_n) / \tau), \quad E_n < t \le E_{n + 1}
 
-I_1, I_2 and the thresholds begin anew at spikes, or add to what is left, which a recursion over spikes tells. A trace
-of n samples takes some products of matrices instead of n steps, and reverse mode as many again. It is the simulation of
-`utils.GIF`, step by step, to rounding errors; a floor of the threshold (V_th_reset) alone is not to be had in this way.
+I_1, I_2 and the thresholds begin anew at spikes, or add to what is left, which a recursion over spikes tells. With a
+conductance g after spikes the integral of the membrane's rate, (1 + R g) / tau, is in the exponent, by an associative
+scan. A trace of n samples takes some products of matrices instead of n steps, and reverse mode as many again. It is the
+simulation of `utils.GIF`, step by step, to rounding errors; a floor of the threshold (V_th_reset) alone is not to be
+had in this way.
 
 The neuron fires by chance, at the rate h = exp((V - V_th) / width) + lapse of `utils.GIF.escape_rate`, and n
 potentials, of which one every tau_noise is taken for independent, have normal errors of a size that is fitted too. The
@@ -380,8 +382,8 @@ class Estimates:
     """What linear regression says of a recording, and the bounds of a fit that follow.
 
     Args:
-        values: {name: value} of R, tau, V_rest, V_reset, R_s, t_ref, and the potential from which spikes start as
-            V_th_inf, in the units of mV, ms, nA and Mohm.
+        values: {name: value} of R, tau, V_rest, V_reset, R_s, t_ref, the potential from which spikes start as V_th_inf,
+            and V_rest as E_g, in the units of mV, ms, nA and Mohm.
         bounds: {name: (low, high)} of all parameters that can be fitted.
         tau_noise: integral of the autocorrelation of the residuals, -oo to oo (ms).
     """
@@ -438,7 +440,7 @@ def first_estimates(recording: Recording, t_ref: float | None = None) -> Estimat
     before = V[trace, np.maximum(step - round(T_BEFORE / dt), 0)]
     V_spike = float(np.median(before) if len(before) else V[mask].max() + ABOVE)
     values = dict(R=max(R, 1e-3), tau=math.exp(log_tau), V_rest=V_rest, V_reset=V_rest + above, R_s=R_s, t_ref=t_ref)
-    values = {name: float(value) for name, value in values.items()} | {"V_th_inf": V_spike}
+    values = {name: float(value) for name, value in values.items()} | {"V_th_inf": V_spike, "E_g": float(V_rest)}
     tau_noise = autocorrelation_time(residual, mask) * dt
     return Estimates(values, bounds_of(values), min(max(tau_noise, dt), T_CLUSTER))
 
@@ -487,7 +489,7 @@ def bounds_of(values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
     bounds = {"R": (R / 3, 3 * R), "tau": (tau / 3, 3 * tau), "V_rest": (V_rest - 20, V_rest + 20)}
     bounds |= {"V_reset": (min(V_rest, values["V_reset"]) - 20, max(V_spike, values["V_reset"]) + 20)}
     bounds |= {"A1": (-20 * current, 10 * current), "A2": (-4 * current, 2 * current), "A3": (-current, current / 2)}
-    bounds |= {"A_g": (0.0, 10 / R), "E_g": (V_rest - 40, V_spike)}
+    bounds |= {"A_g": (0.0, 10 / R), "E_g": (V_rest - 40, V_spike + 40)}
     bounds |= {"V_th_inf": (V_spike - 20, V_spike + 20), "V_i": (V_spike - 20, V_spike + 5)}
     return bounds | {"R_s": (min(0.0, values["R_s"]) - 20, max(0.0, values["R_s"]) + 20)}
 
