@@ -323,18 +323,24 @@ def print_response(prediction: scoring.Prediction, score: scoring.Score | None) 
 # ---- Figures --------------------------------------------------------------------------------------------------------
 
 
+def _scale_of(values):
+    """Of an axis: logarithmic where values span more than a factor of a hundred; below it, labels meet."""
+    finite = [value for value in values if math.isfinite(value)]
+    return "log" if finite and 0 < 100 * min(finite) < max(finite) else "linear"
+
+
 def plot_losses(fit: Fit, loss_name: str) -> plt.Figure:
     """Left, the losses of all starts, sorted; right, the best loss at the last level against the simulations made."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(runs.WIDTH, 2.8), layout="constrained")
     starts, history = fit.minimum.starts, [row for row in fit.history if row.level == fit.minimum.level]
     left.plot(1 + np.arange(len(starts)), sorted(start.loss for start in starts), "k.")
-    yscale = "log" if min(row.best_loss for row in history) > 0 else "linear"
-    left.set(xlabel="start, best first", ylabel=textwrap.fill(loss_name, 36), yscale=yscale)
     losses = [start.loss for start in starts if math.isfinite(start.loss)]
-    left.set_ylim(min(losses) / 3, max(losses) * 3) if yscale == "log" else None
+    left.set(xlabel="start, best first", ylabel=textwrap.fill(loss_name, 36), yscale=_scale_of(losses))
     left.xaxis.get_major_locator().set_params(integer=True)
-    right.plot(*zip(*((row.n_simulations, row.best_loss) for row in history), strict=True), "k.-")
-    right.set(xlabel="simulations", ylabel="best loss so far", xscale="log", yscale=yscale)
+    counts, best = zip(*((row.n_simulations, row.best_loss) for row in history), strict=True)
+    right.plot(counts, best, "k.-")
+    scales = dict(xscale=_scale_of(counts), yscale=_scale_of(best))
+    right.set(xlabel="simulations", ylabel="best loss so far", **scales)
     return figure
 
 

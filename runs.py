@@ -369,8 +369,8 @@ def use_plot_style() -> None:
     plt.style.use("tableau-colorblind10")
     plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7})
     plt.rcParams.update({"ytick.labelsize": 7, "axes.linewidth": 0.6, "legend.frameon": False, "savefig.dpi": 200})
-    # Text in a PDF stays text.
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.formatter.useoffset": False})
+    plt.rcParams["pdf.fonttype"] = 42  # text in a PDF stays text
 
 
 # ---- Run folder -----------------------------------------------------------------------------------------------------
