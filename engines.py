@@ -66,9 +66,6 @@ class PackageNetwork(brainstate.nn.Module):
         neurons = self.network.neurons
         neurons.V_th = brainstate.ShortTermState(neurons.V_th.value)
         del self.network.r
-        for name in ("I1", "I2"):
-            if not neurons.changes[name]:
-                delattr(neurons, name)
 
     def update(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One step. Returns r and the spikes of its start."""
