@@ -1,13 +1,15 @@
 """Products with connections that are listed, whose time and memory grow with their number, not with n_pre n_post.
 
 Plain JAX, the same on CPU, GPU and TPU. A product gathers, in rows of WIDTH connections of one neuron, what the neurons
-at their other ends have, and adds up the rows of a neuron; it costs the same whatever the spikes are.
+at their other ends have, and adds up the rows of a neuron; it costs the same whatever the spikes are. Those
+`by_events`, of brainevent, cost what the spikes that occur cost, and have no gradient.
 """
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import brainevent
 import jax
 import jax.numpy as jnp
 
@@ -127,3 +129,16 @@ def _unless_zero(product: Callable, x: jax.Array, *others: jax.Array):
     """
     none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(product, x, *others))
     return jax.lax.cond((x != 0).any(), product, lambda *_: none, x, *others)
+
+
+def event_buffers(indptr: jax.Array, indices: jax.Array, n_pre: int, n_post: int) -> Any:
+    """The work space of `by_events`; it cannot be made under `jax.jit`."""
+    csr = brainevent.CSR(jnp.zeros(len(indices)), indices, indptr, shape=(n_pre, n_post))
+    brainevent.BinaryArray(jnp.zeros((1, n_pre))) @ csr  # has it make them
+    return csr.buffers
+
+
+def by_events(spikes: jax.Array, matrix: dict[str, Any], n_post: int) -> jax.Array:
+    """What spikes (batch, n_pre) send, by a matrix of data, indices, indptr and buffers, without a gradient."""
+    # Made here, as a CSR that is the argument of a program has its indices as constants of it.
+    return brainevent.BinaryArray(spikes) @ brainevent.CSR(**matrix, shape=(spikes.shape[1], n_post))

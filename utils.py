@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from runs import setting
 
-import brainevent
 import brainpy.state
 import brainstate
 import braintools
@@ -200,17 +199,16 @@ class GIF(brainpy.state.Neuron):
         super().__init__(in_size, spk_fun=spk_fun, name=name)
         self.soft = np.asarray(spk_reset) == "soft"
         none = u.Quantity(0.0, unit=u.get_unit(V_th_inf))  # known to be 0, whatever is traced
-        absent = A_th, A_th2, A3, A_g, E_g, V_i, k_i, width
-        A_th, A_th2, A3, A_g, E_g, V_i, k_i, width = (none if x is None else x for x in absent)
         constants = dict(a=a, b=b, k1=k1, k2=k2, V_rest=V_rest, V_reset=V_reset, V_th_inf=V_th_inf, tau=tau)
         constants |= dict(V_th_reset=V_th_reset, R=R, R1=R1, R2=R2, A1=A1, A2=A2, A_th=A_th, A_th2=A_th2, b2=b2)
         constants |= dict(V_i=V_i, k_i=k_i, width=width, lapse=lapse, t_ref=t_ref, A3=A3, k3=k3)
         constants |= dict(A_g=A_g, k_g=k_g, E_g=E_g)
+        constants = {key: none if value is None else value for key, value in constants.items()}
         for key, value in constants.items():
             setattr(self, key, braintools.init.param(value, self.varshape))
         self.changes = {name: not is_zero(constants[increment]) for name, (increment, _) in self.DECAYING.items()}
-        self.changes |= {"wait": not is_zero(t_ref), "V_th": not (is_zero(a) and is_zero(b) and is_zero(A_th))}
-        self.linear = is_zero(k_i)
+        self.changes |= {"wait": not is_zero(t_ref), "V_th": not all(is_zero(constants[x]) for x in ("a", "b", "A_th"))}
+        self.linear = is_zero(constants["k_i"])
         # Of neurons that differ, some may be linear.
         k_i = u.get_magnitude(self.k_i)
         self.some_linear = not isinstance(k_i, jax.core.Tracer) and not self.linear and not np.all(np.asarray(k_i))
@@ -592,10 +590,7 @@ class EINetwork(brainstate.nn.Module):
         made = {}
         for name, listed in connections.items():
             if listed is not None and len(listed[1]) >= max(least, 1):
-                indptr, indices = map(jnp.asarray, listed)
-                csr = brainevent.CSR(jnp.zeros(len(indices)), indices, indptr, shape=(self.sizes[name], self.n_rec))
-                brainevent.BinaryArray(jnp.zeros((1, self.sizes[name]))) @ csr  # has it make them
-                made[name] = csr.buffers
+                made[name] = sparse_products.event_buffers(*map(jnp.asarray, listed), self.sizes[name], self.n_rec)
         return made
 
     def update(self, synapses: Mapping[str, Any], x: jax.Array) -> jax.Array:
@@ -650,8 +645,4 @@ class EINetwork(brainstate.nn.Module):
     def _propagate(self, spikes, matrix):
         if isinstance(matrix, sparse_products.Synapses):
             return sparse_products.propagate(spikes, matrix, self.n_rec)
-        if isinstance(matrix, dict):
-            # Made here, as a CSR that is the argument of a program has its indices as constants of it.
-            matrix = brainevent.CSR(**matrix, shape=(spikes.shape[1], self.n_rec))
-            return brainevent.BinaryArray(spikes) @ matrix
-        return spikes @ matrix
+        return sparse_products.by_events(spikes, matrix, self.n_rec) if isinstance(matrix, dict) else spikes @ matrix

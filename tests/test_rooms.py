@@ -39,7 +39,7 @@ ARROWS = {
 }
 SCRIPTS = ("neuron_fitting_of_gif_model", "neuron_fitting_of_hh_model", "task-coba-ei-rsnn")
 FILES = (*ARROWS, *SCRIPTS)
-LINES = {"utils": 660, "task-coba-ei-rsnn": 1100}  # others 800
+LINES = {"utils": 650, "task-coba-ei-rsnn": 1100}  # others 800
 # Constructors of neurons have a parameter a constant, as is the custom of brainpy.
 MANY_PARAMETERS = {("utils", "HH"), ("utils", "GIF")}
 
