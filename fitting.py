@@ -39,6 +39,7 @@ AGREE = 0.01  # of the range of every parameter, within which two starts are sai
 SAME_GAMMA = 0.02  # by which two Gamma may differ by chance
 RISE = 0.3  # of a loss, that a first step of CMA from its minimum costs
 PROMISING = 1.1  # times the lowest squared error: starts that are refined
+N_TRIM = 5  # times that windows are left out
 SAME_RELEASED, SAME_DRIVEN = 1.1, 1.005  # of the lowest loss of a released or driven model: no worse than that
 SAME_LIKELIHOOD = 0.05  # between parameters of which a part of the data says nothing
 MET = 1e-3  # of the range of every parameter, within which two starts of an annealed fit go on as one
@@ -63,7 +64,8 @@ class Minimum:
     """What a search gives: its starts, the level at which they ended, and whether Ctrl-C ended it early.
 
     `stages` are the minima at all levels of an annealed fit, and `released` is what the best start of one does if it is
-    released.
+    released. `kept` are the windows that count in the end, where some do not; `near` are the best points at the levels
+    next to it.
     """
 
     starts: list[Start]
@@ -71,10 +73,17 @@ class Minimum:
     interrupted: bool = False
     stages: list["Minimum"] = dataclasses.field(default_factory=list)
     released: Released | None = None
+    kept: np.ndarray | None = None
+    near: list[np.ndarray] = dataclasses.field(default_factory=list)
 
     @property
     def best(self) -> Start:
         return min(self.starts, key=lambda start: start.loss)
+
+    @property
+    def n_left_out(self) -> int:
+        """Windows that do not count in the end."""
+        return 0 if self.kept is None else int(np.sum(~self.kept))
 
     @property
     def agreement(self) -> float:
@@ -129,6 +138,12 @@ class FitProblem:
 
     def _on_devices(self, data):
         return jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
+
+    def fit_to(self, windows: Any) -> None:
+        """From now on fit these windows, of the same shapes."""
+        self.study = dataclasses.replace(self.study, windows=windows)
+        self.data = jax.tree.map(lambda x: np.asarray(x, jnp.result_type(float)), self.study.fitted)
+        self.device_data[False] = self._on_devices(self.data)
 
     def reset(self) -> None:
         """Begin another fit, with the programs that are compiled."""
@@ -471,6 +486,31 @@ def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray, method: st
         released = problem.study.released
         return released(problem.box.parameters(best.x)) if released else None
 
+    def trimmed(found):
+        """The minimum without the windows that are not kept there, if the released model follows as well."""
+        whole, last, kept = problem.study.windows, found, None
+        for _ in range(N_TRIM):
+            near = problem.study.kept(problem.box.parameters(last.best.x), found.level)
+            near = processes.of_all(*near)[0] > 0
+            if np.array_equal(near, np.ones_like(near) if kept is None else kept):
+                break
+            kept = near
+            problem.fit_to(whole.only(kept))
+            last = stage(found.level, last.starts, coarse=False)
+            if last.interrupted:
+                problem.fit_to(whole)
+                return dataclasses.replace(found, interrupted=True)
+        if kept is None:
+            return found
+        i, levels = annealing.levels.index(found.level), annealing.levels[: len(stages)]
+        beside = [levels[j] for j in (i - 1, i + 1) if 1 <= j < len(levels)]
+        near = [multistart(problem, last.best.x[None], method, level, coarse=True) for level in beside]
+        last = dataclasses.replace(last, released=release(last.best), kept=kept, near=[one.best.x for one in near])
+        if not last.released.loss <= SAME_RELEASED * found.released.loss or _better(found, last) is found:
+            problem.fit_to(whole)
+            return found
+        return last
+
     starts, stages = [Start(x, x) for x in x0], []
     for level in annealing.levels:
         last = stage(level, starts, coarse=True)
@@ -492,7 +532,8 @@ def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray, method: st
     with contextlib.suppress(KeyboardInterrupt):
         refined = last if last.interrupted else stage(best.level, best.starts, coarse=False)
         if not refined.interrupted:
-            found = _better(best, dataclasses.replace(refined, released=release(refined.best)))
+            refined = _better(best, dataclasses.replace(refined, released=release(refined.best)))
+            found = trimmed(refined) if problem.study.kept else refined
     return dataclasses.replace(found, stages=stages)
 
 
@@ -724,7 +765,7 @@ def widened(information: Identifiability, box: Box, minimum: Minimum) -> Identif
     if not minimum.released or minimum.level not in levels:
         return information
     at = levels.index(minimum.level)
-    near = [minimum.stages[i].best.x for i in (at - 1, at + 1) if 1 <= i < len(levels)]
+    near = minimum.near or [minimum.stages[i].best.x for i in (at - 1, at + 1) if 1 <= i < len(levels)]
     apart = np.max([np.abs(x - minimum.best.x) for x in near], axis=0, initial=0) * (box.high - box.low)
     pairs = zip(information.standard_errors.items(), apart, strict=True)
     errors = {name: math.hypot(error, distance) for (name, error), distance in pairs}

@@ -149,6 +149,8 @@ class Study:
         windows: what model and loss are given in place of recordings["fit"]; a pytree of arrays (..., n_trace), of
             which the first is (T, n_trace).
         released: (parameters) -> what the model does that is not driven, where it is while it is fitted.
+        kept: (parameters, level) -> which of the windows (n_trace,) count in the end, where the errors of some are no
+            noise; these have only(kept).
         objective: what result.json says of it besides.
         gram: that of a likelihood. The model is then given one set of parameters at a time, scalars, and gradients
             are in reverse mode.
@@ -168,6 +170,7 @@ class Study:
     more: Callable[[scoring.Prediction, Parameters, Recording, float, int], scoring.Prediction] | None = None
     windows: Any = None
     released: Callable[[Parameters], Released] | None = None
+    kept: Callable[[Parameters, float], np.ndarray] | None = None
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     gram: Gram | None = None
 

@@ -375,14 +375,17 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(patch, trained, mo
         assert all(path.name.isdigit() for path in (tmp_path / "run" / "checkpoints").iterdir())
 
 
-# Files get no larger than {limit} bytes from the second checkpoint, or from the {call}-th other file on.
+# Files get no larger than {limit} bytes from the second checkpoint, or from the {call}-th other file on; those of the
+# compilation cache would not either, so that there are no more of them.
 FULL_DISK = """
 import resource
 import runs
+import jax
 def limited(function, call, calls):
     def run(*arguments):
         calls.append(0)
         if len(calls) == call:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
             resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
         return function(*arguments)
     return run
@@ -405,10 +408,8 @@ def test_a_training_whose_disk_fills_up_resumes_to_the_same_numbers(
     _, folder = trained
     root = script.Path(script.__file__).parent
     code = PATCHED.format(root=str(root), patch=FULL_DISK.format(call=call, limit=limit))
-    # The files of the compilation cache would have the limit too.
-    environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))
     command = [sys.executable, "-c", code, *TINY, "--output", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith(

@@ -15,6 +15,7 @@ import scripts
 import fitting
 import neuron_fitting_of_hh_model as script
 import recordings
+import solvers
 import studies
 import synchronisation
 import utils
@@ -331,6 +332,65 @@ def test_a_standard_error_is_no_less_than_what_the_coupling_changes():
     both = fitting.widened(said, box, at[2]).standard_errors
     assert both == pytest.approx(dict(gL=0.5, C=np.hypot(0.1, 0.2)))
     assert fitting.widened(said, box, stages[2]) is said
+
+
+@pytest.fixture(scope="module")
+def disturbed():
+    """Study of ten windows of a noisy recording, in the sixth of which spikes are not where the cell has them."""
+    current = current_of(1040.0, seed=1)
+    V = cells.hh(current, DT, step=0.0025)
+    V += 0.3 * np.random.default_rng(0).standard_normal(V.shape)
+    V[10800:11800] = np.roll(V[10800:11800], 200, axis=0)
+    recording = recordings.recorded(current, V, DT)
+    study = study_of(recording, "synchronised")
+    windows = synchronisation.windows_of(recording, t_window=100.0)
+    annealing = dataclasses.replace(study.annealing, levels=(1.0, 0.25), n_first=None)
+    kept = synchronisation.keeper(study.model, windows, recordings.SpikeLevel(0.0, -20.0))
+    return dataclasses.replace(study, windows=windows, annealing=annealing, kept=kept)
+
+
+def test_a_window_whose_errors_are_not_those_of_the_others_is_left_out(disturbed):
+    box = fitting.Box(disturbed.bounds)
+    truth = np.array([cells.HH[name] for name in script.FITTED])
+    x0 = ((truth - box.low) / (box.high - box.low) + 0.02)[None]
+
+    def fitted_by(study):
+        problem = fitting.FitProblem(study, 1, jax.devices())
+        found = fitting.anneal(problem, study.annealing, x0, solvers.GAUSS_NEWTON)
+        return problem, found, np.abs(list(box.values(found.best.x).values()) / truth - 1).max()
+
+    problem, found, error = fitted_by(disturbed)
+    assert found.kept.tolist() == [i != 5 for i in range(10)]
+    assert found.n_left_out == 1
+    assert np.asarray(problem.study.windows.mask).any(axis=0).tolist() == found.kept.tolist()
+    others = jax.tree.map(lambda x: x[..., found.kept], disturbed.windows)
+    expected = mean_square(disturbed.model(box.parameters(found.best.x), others, found.level), others)
+    assert found.best.loss == pytest.approx(expected, rel=1e-3)
+    assert len(found.near) == 1
+    _, plain, error_of_all = fitted_by(dataclasses.replace(disturbed, kept=None))
+    assert plain.n_left_out == 0
+    assert error < 0.04
+    assert error_of_all > 2 * error
+    further = (studies.Released(2.0**n, 1.0, 30, 30, 1.0) for n in range(9))
+    problem, found, _ = fitted_by(dataclasses.replace(disturbed, released=lambda parameters: next(further)))
+    assert found.kept is None
+    assert problem.study.windows is disturbed.windows
+
+
+def test_windows_are_left_out_only_where_they_are_few_of_many_with_spikes(disturbed):
+    truth, whole, level = values(), disturbed.windows, recordings.SpikeLevel(0.0, -20.0)
+
+    def keeper_of(V):
+        windows = dataclasses.replace(whole, recording=dataclasses.replace(whole.recording, V=V))
+        return synchronisation.keeper(disturbed.model, windows, level)
+
+    V, several = np.array(whole.recording.V), np.array(whole.recording.V)
+    assert disturbed.kept(truth, 0.25).sum() == 9
+    several[:, [2, 8]] = np.roll(V[:, [2, 8]], 200, axis=0)
+    assert keeper_of(several)(truth, 0.25).all()
+    assert keeper_of(V - 100) is None
+    few = jax.tree.map(lambda x: x[..., 3:9], whole)
+    assert synchronisation.keeper(disturbed.model, few, level) is None
 
 
 def test_what_is_at_its_bound_is_named_though_nothing_else_is_known():

@@ -11,6 +11,7 @@ The items, with the figures and tables of Wang et al. (2024) that they answer:
 
     fits          both neurons, fitted by gradients (L-BFGS-B's rows of Tables S2 and S3)
     recording     both neurons, fitted to the recording of data/ by the README's commands
+    hh_length     the HH cell, driven by the recording or not, against the length of the recording
     hh_methods    the HH cell by every method (Figures 2 and S8, Table S3)
     gif_methods   the GIF neuron by every method (Figure S7, Table S2)
     equal_budget  both neurons by every method, each with as many simulations
@@ -50,6 +51,7 @@ sys.path.extend([str(ROOT), str(HERE.parent / "benchmarks")])
 import runs
 
 import bench_ei_online
+import bench_hh_length
 import expsm_cosines
 import jax
 import matplotlib.pyplot as plt
@@ -289,6 +291,27 @@ def recording(item: Item) -> None:
     ]
     columns = ["neuron", "Md* 4 ms, 2 ms", "Gamma", "variance of V, free", "with the recorded spikes"]
     item.write(rows, markdown([*columns, "starts at the best", "seconds"], lines), figures)
+
+
+def hh_length(item: Item) -> None:
+    """How many starts find the HH cell, by three fits, against the length of the recording."""
+    lengths, sizes = ((15, 50), (4, 0)) if item.laptop else (bench_hh_length.LENGTHS, (20, 5))
+    rows = []
+    for length in lengths:
+        rows += bench_hh_length.compare(length, *sizes, seed=0)
+        print(f"{item.name}: {length} ms", flush=True)
+    fits = {
+        "synchronised": "driven by the recording",
+        "simulation": "the paper's loss, same starts",
+        bench_hh_length.PEER: "brian2modelfitting 0.4, by DE, ten times the seconds of the first",
+    }
+
+    def cell(row):
+        return f"{row['found']} of {row['n']}, {row['seconds']:.{int(row['seconds'] < 10)}f} s"
+
+    lines = [[fits[fit], *map(cell, of_fit)] for (fit,), of_fit in grouped_by(rows, "fit").items()]
+    columns = [f"{row['length_ms']:g} ms, {row['spikes']}" for row in rows if row["fit"] == "synchronised"]
+    item.write(rows, markdown(["recording, spikes in it", *columns], lines))
 
 
 def percent(fraction: float | None) -> str:
@@ -592,7 +615,8 @@ def plot_memory(rows: Sequence[Row]) -> plt.Figure:
 
 # ---- Main -----------------------------------------------------------------------------------------------------------
 
-MAKERS = (fits, recording, hh_methods, gif_methods, equal_budget, training, groups, figure3, behaviour, memory)
+MAKERS = (fits, recording, hh_length, hh_methods, gif_methods, equal_budget)
+MAKERS += (training, groups, figure3, behaviour, memory)
 ITEMS: dict[str, Callable[[Item], None]] = {make.__name__: make for make in MAKERS}
 
 
@@ -636,7 +660,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_folder = (args.runs or ROOT / "results" / "reference" / variant).absolute()
     runs.use_plot_style()
     for name in ITEMS if args.item == "all" else {args.item} - {"readme"}:
-        if name in ("groups", "memory") and place.process_id:
+        if name in ("hh_length", "groups", "memory") and place.process_id:
             continue  # which have no runs, in the first process
         ITEMS[name](Item(name, args.laptop, folder, run_folder, place))
         if not args.laptop and not place.process_id and (folder / "README.md").exists():
