@@ -460,7 +460,8 @@ def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray, method: st
     """Minimise from every row of x0 at each level in turn, from where the last one ended, then fully at the best one.
 
     Starts that have met go on as one: whichever of them has the lowest loss is followed, for all of them. Those that in
-    the end are worse by more than PROMISING, of a loss that is not a likelihood, are left where they are.
+    the end are worse by more than PROMISING, of a loss that is not a likelihood, are left where they are. Windows that
+    the study says are not kept there are then left out, until they are the same, if that leads no further away.
     KeyboardInterrupt leaves the best stage that is complete.
     """
 
@@ -488,24 +489,30 @@ def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray, method: st
 
     def trimmed(found):
         """The minimum without the windows that are not kept there, if the released model follows as well."""
-        whole, last, kept = problem.study.windows, found, None
+        whole, last, kept = problem.study.windows, found, np.ones(n_traces(problem.data), bool)
         for _ in range(N_TRIM):
-            near = problem.study.kept(problem.box.parameters(last.best.x), found.level)
-            near = processes.of_all(*near)[0] > 0
-            if np.array_equal(near, np.ones_like(near) if kept is None else kept):
+            now = problem.study.kept(problem.box.parameters(last.best.x), found.level)
+            now = processes.of_all(*now)[0] > 0  # those of the first of several processes
+            if np.array_equal(now, kept):
                 break
-            kept = near
+            kept = now
             problem.fit_to(whole.only(kept))
             last = stage(found.level, last.starts, coarse=False)
             if last.interrupted:
                 problem.fit_to(whole)
                 return dataclasses.replace(found, interrupted=True)
-        if kept is None:
+        if last is found:
             return found
         i, levels = annealing.levels.index(found.level), annealing.levels[: len(stages)]
         beside = [levels[j] for j in (i - 1, i + 1) if 1 <= j < len(levels)]
-        near = [multistart(problem, last.best.x[None], method, level, coarse=True) for level in beside]
-        last = dataclasses.replace(last, released=release(last.best), kept=kept, near=[one.best.x for one in near])
+        minima = [multistart(problem, last.best.x[None], method, level, coarse=True) for level in beside]
+        last = dataclasses.replace(
+            last,
+            released=release(last.best),
+            kept=kept,
+            near=[minimum.best.x for minimum in minima],
+            interrupted=any(minimum.interrupted for minimum in minima),
+        )
         if not last.released.loss <= SAME_RELEASED * found.released.loss or _better(found, last) is found:
             problem.fit_to(whole)
             return found

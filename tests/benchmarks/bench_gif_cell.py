@@ -5,11 +5,12 @@
 FOLDER has a cell of Pozzorini et al. (2015) as published with their GIF toolbox: repeats of one current of 20 s,
 Test_ch3_*.ibw and their potentials Test_ch2_*.ibw, and a recording below threshold, Elec_ch3_*.ibw and Elec_ch2_*.ibw.
 The first 10 s are fitted and the last 10 s scored, but in `half`: every other repeat is fitted whole, and the others
-scored. `10 s`, `20 s` and `40 s` fit 1, 2 and 4 repeats. The published method (`published_gif.py`) takes the electrode
-from the second recording; our rows fit R_s and tau_s, or R_s alone. Each row: held-out Md* at 4 and 2 ms, variance of
-the held-out potentials with the spikes forced, starts within 0.5 of the best negative log-likelihood, parameters, and
-seconds, compilation apart. 20 minutes on two cores; run nothing else meanwhile. The last line is the ratio of Md* at 4
-ms of the first row to that of the published method.
+scored. `10 s`, `20 s` and `40 s` fit 1, 2 and 4 repeats, and brian2modelfitting 1, in ten times the seconds of our
+default. The published method (`published_gif.py`) takes the electrode from the second recording; our rows fit R_s and
+tau_s, or R_s alone. Each row: held-out Md* at 4 and 2 ms, variance of the held-out potentials with the spikes forced,
+starts within 0.5 of the best negative log-likelihood, parameters, and seconds, compilation apart. Half an hour on two
+cores; run nothing else meanwhile. The last line is the ratio of Md* at 4 ms of the first row to that of the published
+method.
 """
 
 import argparse
@@ -26,12 +27,17 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import runs
 
+import jax
 import numpy as np
 import published_gif
+from common import BRIAN2MODELFITTING, run_peer
 
 import neuron_fitting_of_gif_model as gif
 import recordings
 import scoring
+import studies
+import teacher_forcing
+import utils
 from reading import Files
 from recordings import Part, Recording, Source
 
@@ -50,6 +56,9 @@ ROWS = {
     "40 s": f"{PARTS} --sweeps 0,2,4,6 --validation_sweeps 0:9",
 }
 N_RUN, N_START, WITHIN = 200, 8, 0.5
+PEER = "brian2modelfitting"
+FITTED_TO_SPIKES = ("V_th_inf", "a", "b", "A_th", "A1", "k1", "A2", "k2")
+DELTA, N_SET, SECONDS = 4.0, 100, 450.0  # ms; sets a round; ten times what our default takes
 
 
 def files_of(folder: Path, kind: str) -> Files:
@@ -115,15 +124,47 @@ def published(folder: Path) -> float:
     return line("published method", *numbers, more + f"width {neuron.Delta_V:.2f} mV")
 
 
+def by_brian2modelfitting(folder: Path, seconds: float) -> float:
+    """The row of brian2modelfitting's SpikeFitter, which has one repeat and these seconds.
+
+    It fits what spikes tell of a neuron with a linear threshold, in our bounds; its membrane is that of our regression.
+    """
+    data = recordings_of(files_of(folder, "Test"), half=True)
+    fitted = jax.tree.map(lambda x: x[..., :1], data["fit"])
+    estimates = teacher_forcing.first_estimates(fitted)
+    bounds = {name: limits.mantissa for name, limits in gif.RANGES.items()} | gif.WIDE | estimates.bounds
+    arrays = {name: estimates.values[name] for name in ("R", "tau", "V_rest", "V_reset", "t_ref")}
+    arrays |= {f"bounds_{name}": np.array(bounds[name]) for name in FITTED_TO_SPIKES}
+    arrays |= dict(current=fitted.current, spikes=fitted.spikes, dt=fitted.dt, delta=DELTA, n_sample=N_SET)
+    found = run_peer("peer_gif_brian2modelfitting.py", BRIAN2MODELFITTING, seconds, **arrays)
+    values = gif.with_units(gif.WITHOUT | estimates.values | found["parameters"])
+    model = studies.simulation(utils.GIF, values | {"V_th_reset": teacher_forcing.NO_FLOOR})
+    noise = teacher_forcing.Noise(estimates.tau_noise, True)
+    neuron, held_out = teacher_forcing.Escaping(values, noise, teacher_forcing.T_BEFORE), data["validation"]
+    V, spikes = studies.free_run_of(model)({}, held_out)
+    forced = np.asarray(neuron.forced({}, held_out), np.float64)
+    score = scoring.score(held_out, scoring.Prediction(V, spikes, spikes[:, :, None], forced))
+    (took, error), n_round = found["log"][-1], len(found["log"])
+    more = f"{len(FITTED_TO_SPIKES)} parameters; {n_round} rounds of {N_SET} in {took:.0f} s, to 1 - Gamma {error:.3f}"
+    numbers = score.variance_explained_forced, dataclasses.asdict(score.repeats[0])
+    return line(f"{PEER}, 10 s", *numbers, more)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="ours; default: all")
+    rows = [*ROWS, PEER]
+    parser.add_argument("--rows", nargs="+", choices=rows, default=rows, metavar="ROW", help=f"default: all; {rows}")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds of our rows, 0, 1, ...")
     args = parser.parse_args(argv)
     runs.setup_jax(64)
     theirs = published(args.folder)
-    rows = {name: [ours(args.folder, name, seed) for seed in range(args.seeds)] for name in args.rows}
+    if PEER in args.rows:
+        by_brian2modelfitting(args.folder, SECONDS)
+    names = [name for name in args.rows if name != PEER]
+    rows = {name: [ours(args.folder, name, seed) for seed in range(args.seeds)] for name in names}
+    if not rows:
+        return
     name, values = next(iter(rows.items()))
     print(f"ratio of Md* (4 ms), {name} / published: {np.mean(values) / theirs:.3f}")
 
