@@ -362,7 +362,8 @@ def synchronised_fit(
         journal.save()
         raise KeyboardInterrupt
     print(f"driven, with coupling {found.level:g} per ms, potentials led to {found.released.text};", end=" ")
-    print(f"with coupling {found.stages[-1].level:g}, to {found.stages[-1].released.text}")
+    at_0 = f"with coupling {found.stages[-1].level:g}, to {found.stages[-1].released.text}"
+    print(at_0, *reports.lines_of_left_out(found), sep="\n")
     method = search.method if target else METHODS["both"][0]
     n_sample, n_iter = N_SAMPLE if method == "CMA" else args.n_sample, args.n_iter or N_ITER
     budget = dict(method=method, n_sample=n_sample, n_iter=n_iter)
@@ -491,7 +492,7 @@ def main(argv: Sequence[str]) -> int:
         if objective == "synchronised":
             ended = synchronised_fit(args, study, make, search, devices, journal, data.spike_level)
             study, fit, extra = ended.study, ended.fit, extra | ended.extra
-            extra["stages"] = reports.stages_of(ended.driven, ended.found)
+            extra |= reports.release_of(ended.driven, ended.found)
             coupling = reports.plot_stages(ended.driven, ended.found) if ended.found.stages else None
         else:
             fit = fitting.fit(study, search, devices, journal)

@@ -21,7 +21,7 @@ from fitting import Fit, FitProblem, Minimum, Round, Search, random_starts
 from identifiability import Box, plot_identifiability
 from recordings import Data, Recording
 from spike_trains import SpikeLevel
-from studies import SQUARED_ERROR, Study, unit_name
+from studies import SQUARED_ERROR, Study, n_traces, unit_name
 
 T_LOOK = 1000.0  # ms of a recording that a look at it shows beside models
 T_SETTLE = 1000.0  # ms for which a model is held at the first current before one that it has not been fitted to
@@ -52,14 +52,17 @@ def result_of(study: Study, data: Data, fit: Fit, seed: int, extra: Mapping[str,
         for start in fit.minimum.starts
     ]
     if fit.released:
-        result |= dict(loss_driven=fit.minimum.best.loss, released=fit.released, n_left_out=fit.minimum.n_left_out)
+        result |= dict(loss_driven=fit.minimum.best.loss, released=fit.released)
     return result | dict(interrupted=fit.minimum.interrupted, seed=seed)
 
 
-def stages_of(study: Study, minimum: Minimum) -> list[dict[str, Any]]:
-    """What result.json says of a fit in which the recording drove the model: its levels, and the model released."""
+def release_of(study: Study, minimum: Minimum) -> dict[str, Any]:
+    """What result.json says of a fit in which the recording drove the model: its levels, and the model released.
+
+    And of how many windows some do not count in the end.
+    """
     box = Box(study.bounds)
-    return [
+    stages = [
         dict(
             level=stage.level,
             loss=stage.best.loss,
@@ -69,6 +72,7 @@ def stages_of(study: Study, minimum: Minimum) -> list[dict[str, Any]]:
         )
         for stage in minimum.stages
     ]
+    return dict(stages=stages, n_window=n_traces(study.fitted), n_left_out=minimum.n_left_out)
 
 
 def save_fit(run: runs.RunFolder, study: Study, data: Data, fit: Fit, extra: Mapping[str, Any]) -> None:
@@ -157,6 +161,14 @@ def lines_of_release(study: Study, fit: Fit, reached: str) -> list[str]:
         lines.append("WARNING: released, the model does not follow the recording: it is not this cell, or not found")
         lines.append("(its spikes may be had at the cost of its potentials: --fit_target both, or spike)")
     return lines
+
+
+def lines_of_left_out(minimum: Minimum) -> list[str]:
+    """What is printed of the windows that do not count in the end, if there are any."""
+    if not minimum.n_left_out:
+        return []
+    errors = "whose errors are not those of the others: noise may have moved a spike there, or made one"
+    return [f"in the end without {minimum.n_left_out} of {len(minimum.kept)} windows, {errors}"]
 
 
 def reasons_of(fit: Fit) -> list[str]:

@@ -15,6 +15,7 @@ import scripts
 import fitting
 import neuron_fitting_of_hh_model as script
 import recordings
+import reports
 import solvers
 import studies
 import synchronisation
@@ -361,14 +362,15 @@ def test_a_window_whose_errors_are_not_those_of_the_others_is_left_out(disturbed
 
     problem, found, error = fitted_by(disturbed)
     assert found.kept.tolist() == [i != 5 for i in range(10)]
-    assert found.n_left_out == 1
+    assert "without 1 of 10 windows" in reports.lines_of_left_out(found)[0]
+    assert reports.release_of(disturbed, found)["n_left_out"] == 1
     assert np.asarray(problem.study.windows.mask).any(axis=0).tolist() == found.kept.tolist()
     others = jax.tree.map(lambda x: x[..., found.kept], disturbed.windows)
     expected = mean_square(disturbed.model(box.parameters(found.best.x), others, found.level), others)
     assert found.best.loss == pytest.approx(expected, rel=1e-3)
     assert len(found.near) == 1
     _, plain, error_of_all = fitted_by(dataclasses.replace(disturbed, kept=None))
-    assert plain.n_left_out == 0
+    assert reports.lines_of_left_out(plain) == []
     assert error < 0.04
     assert error_of_all > 2 * error
     further = (studies.Released(2.0**n, 1.0, 30, 30, 1.0) for n in range(9))
