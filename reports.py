@@ -149,11 +149,7 @@ def lines_of_release(study: Study, fit: Fit, reached: str) -> list[str]:
         f"{SQUARED_ERROR.name}, released: {fit.loss:.3g} ({fit.released.text})",
         f"{study.loss.name}, driven with {study.annealing.name} {level:g} {unit}: {fit.minimum.best.loss:.3g}{reached}",
     ]
-    if fit.minimum.n_left_out:
-        errors = "whose errors are not those of the others: noise may have moved a spike there, or made one"
-        lines.append(
-            f"left out of this in the end: {fit.minimum.n_left_out} of {len(fit.minimum.kept)} windows, {errors}"
-        )
+    lines += lines_of_left_out(fit.minimum)
     if level and stages and stages[-1].level == 0:
         at_0 = stages[-1].released
         lines.append(f"of a fit at {study.annealing.name} 0, released: {at_0.loss:.3g} ({at_0.text})")
