@@ -126,8 +126,8 @@ class FitProblem:
         self.mesh = Mesh(np.array(devices), ("batch",))
         self.shared = self.mesh.is_multi_process
         self.programs, self.seconds = {}, {"compile": 0.0, "run": 0.0}
-        self.data = jax.tree.map(lambda x: np.asarray(x, jnp.result_type(float)), study.fitted)
-        self.device_data = {False: self._on_devices(self.data)}
+        self.device_data = {}
+        self.fit_to(study.windows)
         n_first = study.annealing.n_first if study.annealing else None
         n_trace = n_traces(self.data)
         self.first_is_part = bool(n_first) and n_trace > 2 * n_first
@@ -503,20 +503,14 @@ def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray, method: st
                 return dataclasses.replace(found, interrupted=True)
         if last is found:
             return found
-        i, levels = annealing.levels.index(found.level), annealing.levels[: len(stages)]
-        beside = [levels[j] for j in (i - 1, i + 1) if 1 <= j < len(levels)]
-        minima = [multistart(problem, last.best.x[None], method, level, coarse=True) for level in beside]
-        last = dataclasses.replace(
-            last,
-            released=release(last.best),
-            kept=kept,
-            near=[minimum.best.x for minimum in minima],
-            interrupted=any(minimum.interrupted for minimum in minima),
-        )
+        last = dataclasses.replace(last, released=release(last.best), kept=kept)
         if not last.released.loss <= SAME_RELEASED * found.released.loss or _better(found, last) is found:
             problem.fit_to(whole)
             return found
-        return last
+        beside = _beside([stage.level for stage in stages], found.level)
+        minima = [multistart(problem, last.best.x[None], method, stages[i].level, coarse=True) for i in beside]
+        interrupted = any(minimum.interrupted for minimum in minima)
+        return dataclasses.replace(last, near=[minimum.best.x for minimum in minima], interrupted=interrupted)
 
     starts, stages = [Start(x, x) for x in x0], []
     for level in annealing.levels:
@@ -542,6 +536,12 @@ def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray, method: st
             refined = _better(best, dataclasses.replace(refined, released=release(refined.best)))
             found = trimmed(refined) if problem.study.kept else refined
     return dataclasses.replace(found, stages=stages)
+
+
+def _beside(levels: Sequence[float], level: float) -> list[int]:
+    """Which levels are next to one; the first one, which is of a part of the data, is next to none."""
+    at = levels.index(level)
+    return [i for i in (at - 1, at + 1) if 1 <= i < len(levels)]
 
 
 def _better(coarse: Minimum, fine: Minimum) -> Minimum:
@@ -771,8 +771,7 @@ def widened(information: Identifiability, box: Box, minimum: Minimum) -> Identif
     levels = [stage.level for stage in minimum.stages]
     if not minimum.released or minimum.level not in levels:
         return information
-    at = levels.index(minimum.level)
-    near = minimum.near or [minimum.stages[i].best.x for i in (at - 1, at + 1) if 1 <= i < len(levels)]
+    near = minimum.near or [minimum.stages[i].best.x for i in _beside(levels, minimum.level)]
     apart = np.max([np.abs(x - minimum.best.x) for x in near], axis=0, initial=0) * (box.high - box.low)
     pairs = zip(information.standard_errors.items(), apart, strict=True)
     errors = {name: math.hypot(error, distance) for (name, error), distance in pairs}

@@ -126,9 +126,8 @@ def published(folder: Path) -> float:
     return line("published method", *numbers, more + f"width {neuron.Delta_V:.2f} mV")
 
 
-def first_repeat(folder: Path) -> tuple[Recording, teacher_forcing.Estimates, dict[str, np.ndarray]]:
-    """What is fitted of the first repeat, its regression, and the bounds that follow, {name: (low, high)}."""
-    repeats = recordings_of(files_of(folder, "Test"), half=True)["fit"]
+def first_repeat(repeats: Recording) -> tuple[Recording, teacher_forcing.Estimates, dict[str, np.ndarray]]:
+    """The first of the repeats, its regression, and the bounds that follow, {name: (low, high)}."""
     fitted = jax.tree.map(lambda x: x[..., :1], repeats)
     estimates = teacher_forcing.first_estimates(fitted)
     ranges = {name: limits.mantissa for name, limits in gif.RANGES.items()} | gif.WIDE | estimates.bounds
@@ -137,7 +136,7 @@ def first_repeat(folder: Path) -> tuple[Recording, teacher_forcing.Estimates, di
 
 def arguments_of_simulation(folder: Path) -> list[str]:
     """What the simulation objective, which has the paper's neuron and bounds, is told of a recording."""
-    _, estimates, bounds = first_repeat(folder)
+    _, estimates, bounds = first_repeat(recordings_of(files_of(folder, "Test"), half=True)["fit"])
     fitted = ("R", "tau", "V_rest", "V_reset", *FITTED_TO_SPIKES)
     limits = ["{}={:g}:{:g}".format(name, *bounds[name]) for name in fitted]
     constants = ["R1=1", "R2=1", f"R_s={estimates.values['R_s']:g}", "V_th_reset=-1000"]
@@ -149,7 +148,8 @@ def by_brian2modelfitting(folder: Path, seconds: float) -> float:
 
     It fits what spikes tell of a neuron with a linear threshold, in our bounds; its membrane is that of our regression.
     """
-    fitted, estimates, bounds = first_repeat(folder)
+    data = recordings_of(files_of(folder, "Test"), half=True)
+    fitted, estimates, bounds = first_repeat(data["fit"])
     arrays = {name: estimates.values[name] for name in ("R", "tau", "V_rest", "V_reset", "t_ref")}
     arrays |= {f"bounds_{name}": bounds[name] for name in FITTED_TO_SPIKES}
     arrays |= dict(current=fitted.current, spikes=fitted.spikes, dt=fitted.dt, delta=DELTA, n_sample=N_SET)
@@ -158,7 +158,7 @@ def by_brian2modelfitting(folder: Path, seconds: float) -> float:
     model = studies.simulation(utils.GIF, values | {"V_th_reset": teacher_forcing.NO_FLOOR})
     noise = teacher_forcing.Noise(estimates.tau_noise, True)
     neuron = teacher_forcing.Escaping(values, noise, teacher_forcing.T_BEFORE)
-    held_out = recordings_of(files_of(folder, "Test"), half=True)["validation"]
+    held_out = data["validation"]
     V, spikes = studies.free_run_of(model)({}, held_out)
     forced = np.asarray(neuron.forced({}, held_out), np.float64)
     score = scoring.score(held_out, scoring.Prediction(V, spikes, spikes[:, :, None], forced))
