@@ -368,11 +368,13 @@ def synchronised_fit(
     n_sample, n_iter = N_SAMPLE if method == "CMA" else args.n_sample, args.n_iter or N_ITER
     budget = dict(method=method, n_sample=n_sample, n_iter=n_iter)
     search = fitting.after(problem, found, dataclasses.replace(search, **budget))
+    if target == "both":
+        study = synchronisation.in_windows(study, driven, study.windows)
     if target:
         fit = fitting.with_cost_of(problem, fitting.fit(study, search, devices, journal))
         return Synchronised(study, fit, dict(driven=found.released), driven, found)
     study = make("both", method, "simulation")
-    early = dataclasses.replace(study, windows=recordings.first_part(study.windows, n_early))
+    early = synchronisation.in_windows(study, driven, recordings.first_part(study.windows, n_early))
     late = recordings.counted_from(driven.recordings["fit"], n_early)
     judge = synchronisation.releaser(driven.model, late, level, study.delta)
     return judged_fit(problem, found, fitting.FitProblem(early, n_sample, devices, journal), search, judge)

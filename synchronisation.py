@@ -34,8 +34,9 @@ and a spike too few moves parameters the more, the weaker the coupling is: then 
 Potentials and spikes may ask for different cells: `--fit_target spike` goes on from here, by the spikes alone, and
 `both` by them and the potentials between them. Without that argument, and where the released cell has not the spikes of
 the recording, `both` are fitted to what precedes the last third of its spikes, and kept if they predict that third
-better by more than chance. It is the counted spikes of the released cell that are fitted, by CMA (Hansen & Ostermeier
-2001), whose first steps are those that change the driven loss alike: it says where to search, in which directions.
+better by more than chance. It is the counted spikes of the released cell that are fitted, T_FREE at a time, by CMA
+(Hansen & Ostermeier 2001), whose first steps are those that change the driven loss alike: it says where to search, in
+which directions.
 
 Recordings are cut into windows that run side by side. Each begins with a driven warm-up that is not counted; the gate p
 of the M current, which forgets too slowly for that, first follows the potentials recorded before the window.
@@ -78,6 +79,7 @@ OUTLIER, MOST_OUTLIERS, N_SPIKING = 3.0, 0.25, 8
 N_DRAW = 16
 N_MEMORY = 5.0
 STEEP, N_PART = 1.0, 4  # mV a sample, from which a sample is taken in parts
+T_FREE = 1000.0  # ms of a window, where spikes are fitted
 T_HISTORY = 2000.0  # ms of potentials that p follows before a window
 
 # ---- Windows --------------------------------------------------------------------------------------------------------
@@ -136,8 +138,9 @@ def windows_of(recording: Recording, t_window: float = T_WINDOW, t_history: floa
     mask = cut(recording.mask)
     mask[:n_warm] = 0
     V = cut(recording.V)
-    pieces = Recording(cut(recording.current), V, mask=mask, observed=cut(recordings.observed_in(recording)), dt=dt)
-    pieces = dataclasses.replace(pieces, V_start=None if exact else V[0])
+    spikes = None if recording.spikes is None else cut(recording.spikes)
+    observed, V_start = cut(recordings.observed_in(recording)), None if exact else V[0]
+    pieces = Recording(cut(recording.current), V, spikes, mask, observed, V_start=V_start, dt=dt)
     before = before_windows(recording, starts, t_history) if t_history else (None, None, None)
     weight = mask * cut(weights_of(recording))
     counted = mask.any(0)  # a window with nothing to count costs time and no more
@@ -353,6 +356,29 @@ def synchronised(
         released=release,
         kept=keeper(model, windows, level),
     )
+
+
+def in_windows(study: Study, driven: Study, recording: Recording) -> Study:
+    """The study of a loss of the released cell, in windows of T_FREE, each after a driven warm-up.
+
+    They run side by side, in a third of the time that the whole takes one step after the other; and what a cell has
+    wrong at first does not reach what comes seconds later.
+
+    Args:
+        study: of spikes and potentials.
+        driven: the one of the driven cell.
+        recording: what is cut.
+    """
+    windows = windows_of(recording, T_FREE, 0.0 if driven.windows.before_V is None else T_HISTORY)
+
+    def loss(output: dict[str, jax.Array], windows: Windows) -> jax.Array:
+        pieces = windows.recording
+        counted = jnp.arange(len(pieces.V))[:, None] >= windows.n_warm
+        return study.loss.function(output, dataclasses.replace(pieces, observed=pieces.observed * counted))
+
+    name = f"{study.loss.name}, {T_FREE:g} ms at a time"
+    by_windows = dataclasses.replace(study.loss, function=loss, name=name)
+    return dataclasses.replace(study, model=driven.model, loss=by_windows, windows=windows)
 
 
 def same_spikes(released: studies.Released) -> bool:

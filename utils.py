@@ -19,7 +19,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 import sparse_products
-from numerics import Number, exp_euler, inverse_exprel, is_zero, relax
+from gates import RATES, STEPS
+from numerics import Number, exp_euler, is_zero, relax
 
 # ---- Neurons --------------------------------------------------------------------------------------------------------
 
@@ -95,20 +96,21 @@ class HH(brainpy.state.Neuron):
 
     def rates(self, V: u.Quantity) -> list[tuple[u.Quantity, u.Quantity]]:
         """(alpha, beta) of the gates at potential V."""
-        v = (V - self.V_T).to_decimal(u.mV)
-        m = 1.28 * inverse_exprel((13 - v) / 4), 1.4 * inverse_exprel((v - 40) / 5)
-        # exp is the published rate; the paper's code has exprel here.
-        h = 0.128 * jnp.exp((17 - v) / 18), 4 * jax.nn.sigmoid((v - 40) / 5)
-        n = 0.16 * inverse_exprel((15 - v) / 5), 0.5 * jnp.exp((10 - v) / 40)
-        z = jnp.exp((V.to_decimal(u.mV) + 35) / 20)
-        rate = (3.3 * z + 1 / z) / self.tau_max.to_decimal(u.ms)
-        p = rate * (z**2 / (1 + z**2)), rate / (1 + z**2)
-        return [(self.phi * alpha / u.ms, self.phi * beta / u.ms) for alpha, beta in (m, h, n, p)[: len(self.gates)]]
+        at = zip(self.gates, *self.rate_arguments(V), strict=True)
+        return [tuple(scale * rate / u.ms for rate in RATES[gate](v)) for gate, v, scale in at]
+
+    def rate_arguments(self, V: u.Quantity) -> tuple[list[jax.Array], list[Number]]:
+        """For every gate what its RATES depend on (mV), and what they are taken times."""
+        v, V, tau_max = (V - self.V_T).to_decimal(u.mV), V.to_decimal(u.mV), self.tau_max.to_decimal(u.ms)
+        is_p = [gate == "p" for gate in self.gates]
+        return [V if p else v for p in is_p], [self.phi / tau_max if p else self.phi for p in is_p]
 
     def update(self, x: u.Quantity = 0.0 * u.nA) -> jax.Array:
         """One step under the current x (nA). Returns 1 where V crosses V_th upwards during the step, else 0."""
         V, before = self.V.value, [getattr(self, gate).value for gate in self.gates]
-        after = [relax(gate, a / (a + b), a + b) for gate, (a, b) in zip(before, self.rates(V), strict=True)]
+        dt = brainstate.environ.get_dt().to_decimal(u.ms)
+        at = zip(self.gates, before, *self.rate_arguments(V), strict=True)
+        after = [STEPS[gate](x, v, scale * dt) for gate, x, v, scale in at]
         for gate, value in zip(self.gates, after, strict=True):
             getattr(self, gate).value = value
         m, h, n, *p = after if self.staggered else before

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gates
 import numerics
 import studies
 import utils
@@ -133,6 +134,37 @@ def test_exprel_value_and_slope(dtype, tolerance, x64):
     np.testing.assert_allclose(numerics.exprel(x), value, rtol=tolerance)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-6), (np.float64, 4e-15)])
+def test_inverse_exprel_is_the_reciprocal(dtype, tolerance, x64):
+    magnitudes = np.concatenate([[0.0], np.logspace(-12, 1.9, 200), [0.4999, 0.5, 0.5001]])
+    x = np.concatenate([-magnitudes, magnitudes]).astype(dtype)
+    value, slope = jax.jvp(numerics.inverse_exprel, (x,), (np.ones_like(x),))
+    assert value.dtype == slope.dtype == dtype
+    f, df = jax.jvp(numerics.exprel, (x.astype(np.float64),), (np.ones(len(x)),))
+    np.testing.assert_allclose(value, 1 / f, rtol=tolerance)
+    np.testing.assert_allclose(slope, -df / f**2, rtol=10 * tolerance)
+    far = jax.vmap(jax.value_and_grad(numerics.inverse_exprel))(np.array([-1e3, 1e3], dtype))
+    np.testing.assert_array_equal(far, [[1e3, 0], [-1, 0]])
+
+
+@pytest.mark.parametrize("gate", gates.RATES)
+def test_partial_derivatives_of_a_gate_are_those_of_its_step(gate, x64):
+    """By autodiff through all of it, in forward and reverse mode, for several directions at once."""
+
+    def plain(x, v, scale):
+        alpha, beta = gates.RATES[gate](v)
+        x_inf = alpha / (alpha + beta)
+        return x_inf + (x - x_inf) * jnp.exp(-(alpha + beta) * scale)
+
+    v = np.linspace(-90, 60, 31)
+    at = np.linspace(0.05, 0.95, 31), v, np.full(31, 0.02)
+    np.testing.assert_allclose(gates.STEPS[gate](*at), plain(*at), rtol=1e-12)
+    for derivative in (jax.jacfwd, jax.jacrev):
+        ours, autodiff = (derivative(step, argnums=(0, 1, 2))(*at) for step in (gates.STEPS[gate], plain))
+        assert min(np.abs(np.diagonal(x)).max() for x in autodiff) > 1e-5
+        np.testing.assert_allclose(ours, autodiff, rtol=1e-9, atol=1e-14)
+
+
 def test_vmap_over_parameters_is_a_loop_over_simulations():
     current = pulse()
     gNa = np.array([5.0, 15.0, 30.0], np.float32)
@@ -142,18 +174,19 @@ def test_vmap_over_parameters_is_a_loop_over_simulations():
     assert np.abs(together[0] - together[2]).max() > 10
 
 
-def test_gradients_agree_with_finite_differences(x64):
-    current = pulse(400)
-    scale = np.array([0.012, 22.0, 5.2, -56.0])
+@pytest.mark.parametrize("scheme", ["exponential_euler", "staggered"])
+def test_gradients_agree_with_finite_differences(scheme, x64):
+    current, cell = pulse(400), functools.partial(utils.HH, scheme=scheme)
+    at = PARAMETERS | CONSTANTS | dict(gM=0.1 * u.uS, tau_max=100.0 * u.ms, phi=1.5)
 
     def loss(x):
-        units = (u.uS, u.uS, u.uS, u.mV)
-        parameters = {name: value * s * unit for name, value, s, unit in zip(PARAMETERS, x, scale, units, strict=True)}
-        return jnp.mean((potentials(parameters, current) + 60) ** 2)
+        parameters = {name: factor * value for factor, (name, value) in zip(x, at.items(), strict=True)}
+        V = studies.simulate(cell, parameters, current * u.nA, DT)[0].to_decimal(u.mV)
+        return jnp.mean((V + 60) ** 2)
 
-    x = jnp.ones(4)
+    x = jnp.ones(len(at))
     forward, reverse = jax.jacfwd(loss)(x), jax.grad(loss)(x)
-    differences = [(loss(x.at[i].add(1e-6)) - loss(x.at[i].add(-1e-6))) / 2e-6 for i in range(4)]
+    differences = [(loss(x.at[i].add(1e-6)) - loss(x.at[i].add(-1e-6))) / 2e-6 for i in range(len(at))]
     assert np.abs(forward).min() > 1e-4
     np.testing.assert_allclose(forward, reverse, rtol=1e-8)
     np.testing.assert_allclose(forward, differences, rtol=1e-4, atol=1e-6)

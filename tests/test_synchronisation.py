@@ -468,6 +468,31 @@ def test_spikes_are_fitted_from_where_the_potentials_lead(tmp_path, spiking, cap
     names = {fit_target: result["loss_name"] for (_, fit_target), result in results.items()}
     assert names["spike"] == "van Rossum distance of the spikes"
     assert names["both"].startswith("spike distance + 0.3 variance of V")
+    assert names["both"].endswith(", 1000 ms at a time")
+
+
+def test_spikes_and_potentials_are_fitted_in_windows_as_if_these_were_traces(adapting, monkeypatch):
+    """By the loss of the traces that begin after each warm-up."""
+    monkeypatch.setattr(synchronisation, "T_FREE", 150.0)
+    settings = studies.FitSettings(fit_target="both", fit_parameters=script.FITTED, method="CMA")
+    data, source = recordings.Data({"fit": adapting}), recordings.source_of(script.parse_args([]))
+    driven, study = (
+        script.make_study(settings if target == "both" else studies.FitSettings(), data, source, cells.HH, **how)
+        for target, how in (("potential", dict(objective="synchronised")), ("both", {}))
+    )
+    by_windows = synchronisation.in_windows(study, driven, study.windows)
+    windows, n_warm = by_windows.windows.recording, int(by_windows.windows.n_warm[0])
+    assert windows.V.shape[1] >= 2 * adapting.V.shape[1]
+    V = windows.V + 3.0 * np.sin(np.arange(len(windows.V)) / 40.0)[:, None]
+    after = {name: getattr(windows, name)[n_warm:] for name in ("current", "V", "spikes", "mask", "observed")}
+    expected = study.loss.function({"V": V[n_warm:]}, recordings.Recording(**after, dt=windows.dt))
+    V[: n_warm - 1] = 100.0  # what is driven does not count
+    assert by_windows.loss.function({"V": V}, by_windows.windows) == pytest.approx(float(expected), rel=1e-5)
+    right, wrong = (
+        float(by_windows.loss.function(by_windows.model(values(**x), by_windows.windows, 0.0), by_windows.windows))
+        for x in (SPIKING, SPIKING | dict(gM=0.0))
+    )
+    assert right < 0.1 < wrong
 
 
 def test_where_the_model_is_not_the_cell_what_predicts_later_spikes_is_kept(tmp_path, adapting, capsys, monkeypatch):
