@@ -343,6 +343,7 @@ def minimise(problem: FitProblem, search: Search) -> Minimum:
         BadInput: Gauss-Newton, of a loss that is no sum of squares.
     """
     by_gradient, annealing, loss = search.method in SOLVERS, problem.study.annealing, problem.study.loss
+    n_before = problem.n_simulations
     if search.method == GAUSS_NEWTON and not (loss.residuals or problem.study.gram):
         raise BadInput(f"argument --method: found {GAUSS_NEWTON}, expected another to minimise the {loss.name}")
     total = None if by_gradient else search.n_iter * problem.n_sample
@@ -350,7 +351,7 @@ def minimise(problem: FitProblem, search: Search) -> Minimum:
 
         def on_round(row: Round) -> None:
             bar.set_postfix(best_loss=f"{row.best_loss:.3g}", active=row.active, refresh=False)
-            bar.update(row.n_simulations - bar.n)
+            bar.update(row.n_simulations - n_before - bar.n)
 
         problem.on_round = on_round
         if not by_gradient:

@@ -87,7 +87,7 @@ V_WEIGHT = 0.3  # of potentials beside spikes
 OBJECTIVES = ("synchronised", "simulation")
 # Of a synchronised fit: of potentials by one alone, of spikes from where that ends; the first by default.
 METHODS = {"potential": (solvers.GAUSS_NEWTON,), "spike": ("L-BFGS-B", "CMA"), "both": ("CMA", "L-BFGS-B")}
-N_SAMPLE, N_ITER = 20, 100  # of CMA, from where potentials lead
+N_RUN, N_ITER, N_SAMPLE = 2, 100, 20  # of CMA, from where potentials lead: one in three ends in a minimum of its own
 N_JUDGED = 10  # spikes at least, by which it is judged what is fitted
 TARGETS = {
     "potential": "mean squared error",
@@ -111,7 +111,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "coupling 10 per ms to 0; simulation: the paper's loss, of the model that runs freely; without this argument, "
         f"synchronised for your potentials, where a trace has {SEVERAL} spikes or more. By {solvers.GAUSS_NEWTON}, if "
         "potentials are fitted; from where these lead, spikes are fitted by L-BFGS-B or CMA (by default --fit_target "
-        f"spike by the first, both by the second, {N_ITER} rounds of {N_SAMPLE})"
+        f"spike by the first, both by the second, {N_RUN} times {N_ITER} rounds of {N_SAMPLE})"
     )
     no_fit_target = (
         "; without this argument, potential; but where synchronised and then released, the model has other spikes than "
@@ -371,13 +371,24 @@ def synchronised_fit(
     if target == "both":
         study = synchronisation.in_windows(study, driven, study.windows)
     if target:
-        fit = fitting.with_cost_of(problem, fitting.fit(study, search, devices, journal))
-        return Synchronised(study, fit, dict(driven=found.released), driven, found)
+        by_spikes = fitting.FitProblem(study, n_sample, devices, journal)
+        fit = fitting.conclude(by_spikes, minimise_spikes(by_spikes, search), search.seed)
+        return Synchronised(study, fitting.with_cost_of(problem, fit), dict(driven=found.released), driven, found)
     study = make("both", method, "simulation")
     early = synchronisation.in_windows(study, driven, recordings.first_part(study.windows, n_early))
     late = recordings.counted_from(driven.recordings["fit"], n_early)
     judge = synchronisation.releaser(driven.model, late, level, study.delta)
     return judged_fit(problem, found, fitting.FitProblem(early, n_sample, devices, journal), search, judge)
+
+
+def minimise_spikes(problem: fitting.FitProblem, search: fitting.Search) -> fitting.Minimum:
+    """The minimum of a loss of spikes; by CMA the best of N_RUN runs, each with random numbers of its own."""
+    seeds = np.random.SeedSequence(search.seed).generate_state(N_RUN if search.method == "CMA" else 1)
+    for seed in seeds:
+        last = fitting.minimise(problem, dataclasses.replace(search, seed=int(seed)))
+        if last.interrupted:
+            break
+    return last
 
 
 def judged_fit(
@@ -395,7 +406,7 @@ def judged_fit(
         problem, found: of potentials.
         judge: (parameters) -> what the released cell does where it was not fitted to spikes.
     """
-    last = fitting.minimise(by_spikes, search)
+    last = minimise_spikes(by_spikes, search)
     judged = {name: judge(problem.box.parameters(x.best.x)) for name, x in (("potential", found), ("both", last))}
     chance = 0.5 / math.sqrt(judged["both"].n_spikes)
     better = (judged["both"].gamma or 0.0) > (judged["potential"].gamma or 0.0) + chance

@@ -36,7 +36,7 @@ Potentials and spikes may ask for different cells: `--fit_target spike` goes on 
 the recording, `both` are fitted to what precedes the last third of its spikes, and kept if they predict that third
 better by more than chance. It is the counted spikes of the released cell that are fitted, T_FREE at a time, by CMA
 (Hansen & Ostermeier 2001), whose first steps are those that change the driven loss alike: it says where to search, in
-which directions.
+which directions. The better of two runs counts, as one in three ended in a minimum of its own.
 
 Recordings are cut into windows that run side by side. Each begins with a driven warm-up that is not counted; the gate p
 of the M current, which forgets too slowly for that, first follows the potentials recorded before the window.

@@ -96,21 +96,20 @@ class HH(brainpy.state.Neuron):
 
     def rates(self, V: u.Quantity) -> list[tuple[u.Quantity, u.Quantity]]:
         """(alpha, beta) of the gates at potential V."""
-        at = zip(self.gates, *self.rate_arguments(V), strict=True)
-        return [tuple(scale * rate / u.ms for rate in RATES[gate](v)) for gate, v, scale in at]
+        at = zip(self.gates, self.rate_arguments(V), strict=True)
+        return [tuple(scale * rate / u.ms for rate in RATES[gate](v)) for gate, (v, scale) in at]
 
-    def rate_arguments(self, V: u.Quantity) -> tuple[list[jax.Array], list[Number]]:
+    def rate_arguments(self, V: u.Quantity) -> list[tuple[jax.Array, Number]]:
         """For every gate what its RATES depend on (mV), and what they are taken times."""
         v, V, tau_max = (V - self.V_T).to_decimal(u.mV), V.to_decimal(u.mV), self.tau_max.to_decimal(u.ms)
-        is_p = [gate == "p" for gate in self.gates]
-        return [V if p else v for p in is_p], [self.phi / tau_max if p else self.phi for p in is_p]
+        return [(V, self.phi / tau_max) if gate == "p" else (v, self.phi) for gate in self.gates]
 
     def update(self, x: u.Quantity = 0.0 * u.nA) -> jax.Array:
         """One step under the current x (nA). Returns 1 where V crosses V_th upwards during the step, else 0."""
         V, before = self.V.value, [getattr(self, gate).value for gate in self.gates]
         dt = brainstate.environ.get_dt().to_decimal(u.ms)
-        at = zip(self.gates, before, *self.rate_arguments(V), strict=True)
-        after = [STEPS[gate](x, v, scale * dt) for gate, x, v, scale in at]
+        at = zip(self.gates, before, self.rate_arguments(V), strict=True)
+        after = [STEPS[gate](x, v, scale * dt) for gate, x, (v, scale) in at]
         for gate, value in zip(self.gates, after, strict=True):
             getattr(self, gate).value = value
         m, h, n, *p = after if self.staggered else before

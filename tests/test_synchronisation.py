@@ -464,7 +464,7 @@ def test_spikes_are_fitted_from_where_the_potentials_lead(tmp_path, spiking, cap
         assert result["driven"]["gamma"] > 0.9
         assert result["gamma"][0] > 0.9
     n_simulations = [result["n_simulations"] - result["n_gradients"] for result in results.values()]
-    assert n_simulations == [0, 3 * script.N_SAMPLE, 3 * script.N_SAMPLE]
+    assert n_simulations == [0, *2 * [script.N_RUN * 3 * script.N_SAMPLE]]
     names = {fit_target: result["loss_name"] for (_, fit_target), result in results.items()}
     assert names["spike"] == "van Rossum distance of the spikes"
     assert names["both"].startswith("spike distance + 0.3 variance of V")
