@@ -109,7 +109,7 @@ class FitProblem:
     """The loss of a study over its box of parameters, evaluated for many parameter sets at once and recorded.
 
     Losses are one compiled program, a batch of n_sample sets split over the devices. Gradients are in forward mode: k
-    parameters cost about k simulations more and store nothing, where reverse mode stores the trajectory. A study that
+    parameters cost up to k simulations more and store nothing, where reverse mode stores the trajectory. A study that
     is in parallel over time has that mode, set after set on each device. Gradients are computed in padded blocks of a
     few sizes, so that the few starts that take long do not cost what all do; those of residuals have the traces split
     over the devices, not the sets. N_CELL traces of all sets are taken at a time, so that memory does not grow.

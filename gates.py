@@ -1,5 +1,6 @@
 """The gates of the Hodgkin-Huxley cell: rates alpha, beta (per ms) as functions of a potential (mV), and steps."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -25,19 +26,28 @@ RATES = {
 }
 
 
-def gate_step(rates: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> Callable[..., jax.Array]:
-    """The exponential Euler step of a gate, dx/dt = alpha (1 - x) - beta x: (x, v, scale) -> x.
+Rates = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
-    `rates` gives (alpha, beta) at v, and both are taken times the scale and the step. The partial derivatives are
-    computed once, however many directions there are: a gradient costs three quarters of what it does through the rates
-    (`tests/benchmarks/bench_hh_gradient.py`).
+
+def relaxed(rates: Rates, x: jax.Array, v: jax.Array, scale: ArrayLike) -> jax.Array:
+    """The exponential Euler step of a gate x, dx/dt = alpha (1 - x) - beta x.
+
+    Args:
+        rates: (alpha, beta) at v.
+        scale: what both are taken times, and the step.
     """
+    alpha, beta = rates(v)
+    x_inf = alpha / (alpha + beta)
+    return x_inf + (x - x_inf) * jnp.exp(-(alpha + beta) * scale)
 
-    @jax.custom_jvp
-    def step(x: jax.Array, v: jax.Array, scale: ArrayLike) -> jax.Array:
-        alpha, beta = rates(v)
-        x_inf = alpha / (alpha + beta)
-        return x_inf + (x - x_inf) * jnp.exp(-(alpha + beta) * scale)
+
+def gate_step(rates: Rates) -> Callable[..., jax.Array]:
+    """The step of a gate, (x, v, scale) -> x as in `relaxed`, with its partial derivatives in closed form.
+
+    They are computed once, however many directions there are: a gradient costs three quarters of what it does through
+    the rates (`tests/benchmarks/bench_hh_gradient.py`).
+    """
+    step = jax.custom_jvp(functools.partial(relaxed, rates))
 
     def jvp(primals, tangents):
         (x, v, scale), (dx, dv, dscale) = primals, tangents
@@ -47,7 +57,7 @@ def gate_step(rates: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> Call
         # A quotient: XLA computes anew what is cheap, for every direction, and a quotient once.
         slope = ((dalpha - x_inf * drate) * (1 - left) - (x - x_inf) * left * scale * rate * drate) / rate
         tangent = left * dx + slope * dv + (x_inf - x) * left * rate * dscale
-        return x_inf + (x - x_inf) * left, tangent
+        return relaxed(rates, x, v, scale), tangent
 
     step.defjvp(jvp)
     return step

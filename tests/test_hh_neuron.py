@@ -118,10 +118,18 @@ def test_rates_are_smooth_where_exprel_meets_zero(shift, x64):
     np.testing.assert_allclose(slope, (above - below) / 2e-4, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-6), (np.float64, 4e-15)])
+PRECISIONS = pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-6), (np.float64, 4e-15)])
+
+
+def around_zero(largest):
+    """Numbers of both signs, from 0 to the largest, and at both sides of where series end."""
+    magnitudes = np.concatenate([[0.0], np.geomspace(1e-12, largest, 200), [0.4999, 0.5, 0.5001]])
+    return np.concatenate([-magnitudes, magnitudes])
+
+
+@PRECISIONS
 def test_exprel_value_and_slope(dtype, tolerance, x64):
-    magnitudes = np.concatenate([[0.0], np.logspace(-12, 1.5, 200), [0.4999, 0.5, 0.5001]])
-    x = np.concatenate([-magnitudes, magnitudes]).astype(dtype)
+    x = around_zero(10**1.5).astype(dtype)
     value, slope = jax.jvp(numerics.exprel, (x,), (np.ones_like(x),))
     assert value.dtype == slope.dtype == dtype
     exact = x.astype(np.float64)
@@ -134,10 +142,9 @@ def test_exprel_value_and_slope(dtype, tolerance, x64):
     np.testing.assert_allclose(numerics.exprel(x), value, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-6), (np.float64, 4e-15)])
+@PRECISIONS
 def test_inverse_exprel_is_the_reciprocal(dtype, tolerance, x64):
-    magnitudes = np.concatenate([[0.0], np.logspace(-12, 1.9, 200), [0.4999, 0.5, 0.5001]])
-    x = np.concatenate([-magnitudes, magnitudes]).astype(dtype)
+    x = around_zero(10**1.9).astype(dtype)
     value, slope = jax.jvp(numerics.inverse_exprel, (x,), (np.ones_like(x),))
     assert value.dtype == slope.dtype == dtype
     f, df = jax.jvp(numerics.exprel, (x.astype(np.float64),), (np.ones(len(x)),))

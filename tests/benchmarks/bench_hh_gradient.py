@@ -28,13 +28,6 @@ FITTED = dict(gL=0.012 * u.uS, gNa=22.0 * u.uS, gK=5.2 * u.uS, V_T=-56.0 * u.mV,
 FITTED |= dict(gM=0.03 * u.uS, tau_max=300.0 * u.ms, phi=1.2, ENa=50.0 * u.mV)
 
 
-def plain_step(gate, x, v, scale):
-    """As gates.STEPS, for autodiff to go through."""
-    alpha, beta = gates.RATES[gate](v)
-    x_inf = alpha / (alpha + beta)
-    return x_inf + (x - x_inf) * jnp.exp(-(alpha + beta) * scale)
-
-
 def programs(current, steps):
     """The mean of V^2 and its gradient, compiled with these steps of gates."""
 
@@ -56,7 +49,7 @@ def programs(current, steps):
 def main() -> None:
     noise = np.random.default_rng(0).standard_normal((N_STEP // 300, N_CELL))
     current = (0.4 + 0.5 * noise).repeat(300, axis=0).astype(np.float32)
-    plain = {gate: functools.partial(plain_step, gate) for gate in gates.RATES}
+    plain = {gate: functools.partial(gates.relaxed, rates) for gate, rates in gates.RATES.items()}
     ours, autodiff = programs(current, gates.STEPS), programs(current, plain)
     apart = np.abs(ours[1]() / autodiff[1]() - 1).max()
     seconds = np.min(common.in_turns(*ours, *autodiff, repeats=25), axis=0)  # of a machine that others use
