@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import runs
 
@@ -40,17 +40,19 @@ class Box:
 
 
 class Prediction(NamedTuple):
-    """Numbers that a model predicts: function of x -> y (n,), target (n,), and the smallest noise there can be.
+    """Numbers that a model predicts: function of x, data -> y (n,), target (n,), and the smallest noise there can be.
 
     Where their errors are beyond `largest_noise`, the model does not describe the data. `nuisances`, a function of x
-    too, are the changes (n, m) of y by what is not known besides: a column each, by one standard error of it.
+    and data too, are the changes (n, m) of y by what is not known besides: a column each, by one standard error of it.
+    Arrays of a recording are in `data`, as XLA takes GB to compile a program that has long ones for constants.
     """
 
-    function: Callable[[jax.Array], jax.Array]
+    function: Callable[..., jax.Array]
     target: np.ndarray
     smallest_noise: float
     largest_noise: float = math.inf
-    nuisances: Callable[[jax.Array], jax.Array] | None = None
+    nuisances: Callable[..., jax.Array] | None = None
+    data: tuple[Any, ...] = ()
 
 
 # How well a fit is determined is asked of these, and of the cluster of each number where they depend on each other.
@@ -58,14 +60,15 @@ Predictions = tuple[dict[str, Prediction], np.ndarray | None]
 
 
 class Likelihood(NamedTuple):
-    """A negative log-likelihood as a function of x -> its sum over each cluster, (n,), which are independent.
+    """A negative log-likelihood as a function of x and data -> its sum over each cluster, (n,), which are independent.
 
     `noise` is of potentials (mV), and `misfits` say why the model does not describe the data, if it does not.
     """
 
-    costs: Callable[[jax.Array], jax.Array]
+    costs: Callable[..., jax.Array]
     noise: dict[str, float]
     misfits: list[str]
+    data: tuple[Any, ...] = ()
 
 
 AT_BOUND = 1e-6  # of the range of a parameter
@@ -121,8 +124,8 @@ def identifiability(
         Undetermined: the derivatives are not finite.
     """
     J, r, noise, at, misfits, moved = [], [], {}, jnp.asarray(x), [], np.zeros(len(x))
-    for name, (predict, target, smallest, largest, nuisances) in predictions.items():
-        y, jacobian = jax.jit(lambda x, f=predict: (f(x), jax.jacfwd(f)(x)))(at)
+    for name, (predict, target, smallest, largest, nuisances, data) in predictions.items():
+        y, jacobian = jax.jit(lambda x, *data, f=predict: (f(x, *data), jax.jacfwd(f)(x, *data)))(at, *data)
         residual = np.asarray(y, np.float64) - target
         rms = float(np.sqrt(np.mean(residual**2))) if len(target) else 0.0
         if rms > largest:
@@ -131,7 +134,7 @@ def identifiability(
         J.append(np.asarray(jacobian, np.float64) / noise[name])
         r.append(residual / noise[name])
         if nuisances:
-            moved = moved + np.square(_solve(J[-1], np.asarray(jax.jit(nuisances)(at)) / noise[name])).sum(1)
+            moved = moved + np.square(_solve(J[-1], np.asarray(jax.jit(nuisances)(at, *data)) / noise[name])).sum(1)
     J, r = np.concatenate(J), np.concatenate(r)
     if not (np.isfinite(J).all() and np.isfinite(r).all() and np.isfinite(moved).all()):
         raise Undetermined("the derivatives of the predictions are not finite")
@@ -148,13 +151,16 @@ def of_likelihood(box: Box, x: np.ndarray, likelihood: Likelihood) -> Identifiab
     Raises:
         Undetermined: the derivatives are not finite.
     """
-    at = jnp.asarray(x)
-    total = jax.grad(lambda x: jnp.sum(likelihood.costs(x)))
-    F, gradient = jax.jit(lambda x: (jax.lax.map(lambda v: jax.jvp(total, (x,), (v,))[1], jnp.eye(len(x))), total(x)))(
-        at
-    )
-    scores = jax.jit(lambda x: jax.lax.map(lambda v: jax.jvp(likelihood.costs, (x,), (v,))[1], jnp.eye(len(x))))(at)
-    F, gradient, scores = (np.asarray(y, np.float64) for y in (F, gradient, scores))
+
+    def along_all(function, x):
+        return jax.lax.map(lambda v: jax.jvp(function, (x,), (v,))[1], jnp.eye(len(x)))
+
+    def derivatives(x, *data):
+        total = jax.grad(lambda x: jnp.sum(likelihood.costs(x, *data)))
+        return along_all(total, x), total(x), along_all(lambda x: likelihood.costs(x, *data), x)
+
+    derived = jax.jit(derivatives)(jnp.asarray(x), *likelihood.data)
+    F, gradient, scores = (np.asarray(y, np.float64) for y in derived)
     if not (np.isfinite(F).all() and np.isfinite(scores).all()):
         raise Undetermined("the derivatives of the likelihood are not finite")
     information = Information((F + F.T) / 2, gradient, scores.T, np.zeros(len(x)))

@@ -400,16 +400,17 @@ def make_predictions(settings: Settings, trajectories: studies.Model) -> Callabl
         interval += np.concatenate([[0], np.cumsum(interval.max(0) + 1)[:-1]])
         counts = recording.mask > 0 if settings.fit_target == "potential" else np.zeros_like(spikes)
 
-        def output(x):
+        def output(x, recording):
             return trajectories(box.parameters(x), recording, 0.0)
 
-        def at_spikes(x):
-            distance = output(x)["distance"]
+        def at_spikes(x, recording):
+            distance = output(x, recording)["distance"]
             return ((distance + jnp.concatenate([distance[:1], distance[:-1]])) / 2)[spikes]
 
         noise = studies.V_RESOLUTION, studies.largest_error(recording, *MISFIT)
-        potentials = Prediction(lambda x: output(x)["V"][counts], recording.V[counts], *noise)
-        distances = Prediction(at_spikes, np.zeros(spikes.sum()), studies.V_RESOLUTION)
+        data = (recording,)
+        potentials = Prediction(lambda x, r: output(x, r)["V"][counts], recording.V[counts], *noise, data=data)
+        distances = Prediction(at_spikes, np.zeros(spikes.sum()), studies.V_RESOLUTION, data=data)
         clusters = np.concatenate([interval[counts], interval[spikes]]).astype(int)
         return {"V_mV": potentials, "distance_at_spikes_mV": distances}, clusters
 

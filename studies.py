@@ -327,23 +327,23 @@ def predicted_potentials(study: Study, box: Box, x: np.ndarray) -> Predictions:
     recording = study.recordings["fit"]
     counts = np.asarray(recording.mask) > 0
 
-    def potentials(x, model=study.model, recording=recording):
+    def potentials(x, recording, model=study.model):
         return model(box.parameters(x), recording, 0.0)["V"][counts]
 
-    def nuisances(x):
+    def nuisances(x, recording):
         """The error of the integration, and what V would be if each trace had started a standard error higher."""
-        columns, V = [], potentials(x)
+        columns, V = [], potentials(x, recording)
         if study.finer:
-            columns.append(4 / 3 * (potentials(x, study.finer) - V))
+            columns.append(4 / 3 * (potentials(x, recording, study.finer) - V))
         if recording.V_start_error is not None:
             higher = dataclasses.replace(recording, V_start=recording.V_start + recording.V_start_error)
-            trace, change = np.nonzero(counts)[1], potentials(x, recording=higher) - V
+            trace, change = np.nonzero(counts)[1], potentials(x, higher) - V
             columns += [jnp.where(trace == i, change, 0) for i in range(counts.shape[1])]
         return jnp.stack(columns, axis=1)
 
     known = study.finer is None and recording.V_start_error is None
-    noise = V_RESOLUTION, largest_error(recording)
-    return {"V_mV": Prediction(potentials, recording.V[counts], *noise, None if known else nuisances)}, None
+    noise, moved = (V_RESOLUTION, largest_error(recording)), None if known else nuisances
+    return {"V_mV": Prediction(potentials, recording.V[counts], *noise, moved, (recording,))}, None
 
 
 def largest_error(recording: Recording, factor: float = 1.3, floor: float = 0.1) -> float:

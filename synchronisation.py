@@ -34,9 +34,9 @@ and a spike too few moves parameters the more, the weaker the coupling is: then 
 Potentials and spikes may ask for different cells: `--fit_target spike` goes on from here, by the spikes alone, and
 `both` by them and the potentials between them. Without that argument, and where the released cell has not the spikes of
 the recording, `both` are fitted to what precedes the last third of its spikes, and kept if they predict that third
-better by more than chance. It is the counted spikes of the released cell that are fitted, T_FREE at a time, by CMA
-(Hansen & Ostermeier 2001), whose first steps are those that change the driven loss alike: it says where to search, in
-which directions. The better of two runs counts, as one in three ended in a minimum of its own.
+better. It is the counted spikes of the released cell that are fitted, T_FREE at a time, by CMA (Hansen & Ostermeier
+2001), whose first steps are those that change the driven loss alike: it says where to search, in which directions. One
+run in three ends in a minimum of its own: there are three, and one more from the best of them.
 
 Recordings are cut into windows that run side by side. Each begins with a driven warm-up that is not counted; the gate p
 of the M current, which forgets too slowly for that, first follows the potentials recorded before the window.
@@ -410,24 +410,25 @@ def predicted(
         if coupling and 1 + max(clusters) < 2 * len(x):
             raise Undetermined(f"{1 + max(clusters)} windows are too few for errors that depend on each other")
 
-        def errors(x, model=model, drawn_by=windows):
-            output = model(box.parameters(x), drawn_by, coupling)
+        def errors(x, windows, drawn_by=None, model=model):
+            output = model(box.parameters(x), drawn_by or windows, coupling)
             return weighted_errors(output, windows)[counts]
 
-        def nuisances(x):
+        def nuisances(x, windows):
+            recorded, now = windows.recording, errors(x, windows)
+
             def redrawn(key):
                 V = recorded.V + noise_V * jax.random.normal(key, recorded.V.shape)
                 drawn_by = dataclasses.replace(windows, recording=dataclasses.replace(recorded, V=V))
-                return (errors(x, drawn_by=drawn_by) - now) / math.sqrt(N_DRAW)
+                return (errors(x, windows, drawn_by) - now) / math.sqrt(N_DRAW)
 
-            now = errors(x)
             columns = jax.lax.map(redrawn, jax.random.split(jax.random.key(0), N_DRAW)).T
             if finer is None:
                 return columns
-            return jnp.append(columns, 4 / 3 * (errors(x, finer) - now)[:, None], axis=1)
+            return jnp.append(columns, 4 / 3 * (errors(x, windows, model=finer) - now)[:, None], axis=1)
 
         noise = studies.V_RESOLUTION, largest
-        prediction = Prediction(errors, np.zeros(counts.sum()), *noise, nuisances)
+        prediction = Prediction(errors, np.zeros(counts.sum()), *noise, nuisances, (windows,))
         return {"V_mV": prediction}, clusters if 1 + max(clusters) >= 2 * len(x) else None
 
     return predictions

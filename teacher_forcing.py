@@ -327,13 +327,13 @@ def likelihood(constants: Parameters, noise: Noise) -> studies.Loss:
         def parts(y):
             return jnp.pad(y, ((0, 0), (0, n_part * n_each - n_step))).reshape(n_trace, n_part, n_each).sum(2).ravel()
 
-        def costs(x):
+        def costs(x, driven):
             V, log_rate = respond(box.parameters(x), driven)
             silent, fired = spike_costs(log_rate, driven)
-            everywhere = silent + noise.weight(recording) / (2 * size**2) * errors_of(V, driven) ** 2
+            everywhere = silent + noise.weight(driven.recording) / (2 * size**2) * errors_of(V, driven) ** 2
             return parts(everywhere + place(fired, driven.spikes.T, everywhere))
 
-        return Likelihood(costs, {"V_mV": size} if noise.counts else {}, misfits)
+        return Likelihood(costs, {"V_mV": size} if noise.counts else {}, misfits, (driven,))
 
     return studies.Loss(loss, "negative log-likelihood", clustered, is_log=True)
 
