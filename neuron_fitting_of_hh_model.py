@@ -118,7 +118,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     no_fit_target = (
         "; without this argument, potential; but where synchronised and then released, the model has other spikes than "
         "the recording, both follows, fitted to its first two thirds by spikes, and is kept if it predicts the spikes "
-        "of the last third better"
+        "of the last third better, by more than chance"
     )
     add = parser.add_argument_group("spiking model").add_argument
     add("--objective", choices=OBJECTIVES, help=objective)
@@ -340,7 +340,8 @@ def synchronised_fit(
     """Fit potentials, driven by the recording, and from where these lead what --fit_target asks for.
 
     Where it asks for nothing and the released cell has other spikes than the recording, `both` are fitted to what
-    precedes the last third of its spikes, and kept where the cell predicts that third better by them.
+    precedes the last third of its spikes, and kept where the cell predicts that third better by them, by more than
+    chance.
 
     Args:
         study: of what --fit_target asks for; of potentials and driven, where these or nothing.
@@ -404,8 +405,7 @@ def judged_fit(
 ) -> Synchronised:
     """The fit of spikes and potentials, if what it finds predicts the judge's spikes better than what potentials found.
 
-    Of few spikes chance decides (a share of n has a standard deviation of at most 0.5 / n^(1/2), which is printed), but
-    neither cell has the spikes of the recording, and none is more likely than the other to predict them.
+    Better by more than chance: a share p of n spikes has a standard deviation of (p (1 - p) / n)^(1/2).
 
     Args:
         problem, found: of potentials.
@@ -413,8 +413,10 @@ def judged_fit(
     """
     last = minimise_spikes(by_spikes, search)
     judged = {name: judge(problem.box.parameters(x.best.x)) for name, x in (("potential", found), ("both", last))}
-    chance = 0.5 / math.sqrt(judged["both"].n_spikes)
-    better = (judged["both"].gamma or 0.0) > (judged["potential"].gamma or 0.0)
+    by_potential, by_both = (released.gamma or 0.0 for released in judged.values())
+    share = min(max((by_potential + by_both) / 2, 0.0), 1.0)
+    chance = math.sqrt(share * (1 - share) / judged["both"].n_spikes)
+    better = by_both > by_potential + chance
     extra = dict(driven=found.released, judged=judged, fit_target="both" if better else "potential")
     texts = [f"{name} {released.text}" for name, released in judged.items()]
     kept = f"(by chance they may differ by {chance:.2f}): kept is what {extra['fit_target']} gives"
