@@ -32,6 +32,13 @@ def seconds_of(
     return float(summary(times))
 
 
+def fit(script: str, arguments: str, seed: int, folder: Path) -> dict[str, Any]:
+    """result.json of a fit by a script, run as a user would from the root of the repository."""
+    command = [sys.executable, script, *arguments.split(), "--seed", str(seed), "--output", str(folder)]
+    subprocess.run(command, cwd=Path(__file__).resolve().parents[2], check=True, stdout=subprocess.DEVNULL)
+    return json.loads((folder / "result.json").read_text())
+
+
 def in_turns(*functions: Callable[[], Any], repeats: int = 7) -> np.ndarray:
     """Seconds (repeats, number of functions) of calls in turns, after a first one of each that does not count."""
     seconds = np.zeros((repeats + 1, len(functions)))

@@ -9,20 +9,18 @@ and R_s, integrated by tests/cells.py, 12 s with 0.5 mV of noise and other curre
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import cells
 import numpy as np
+from common import fit
 
-SCRIPT = Path(__file__).resolve().parents[2] / "neuron_fitting_of_gif_model.py"
+SCRIPT = "neuron_fitting_of_gif_model.py"
 DT, NOISE = 0.1, 0.5  # ms, mV
 OF_RECORDING = ["R", "tau", "V_rest", "V_reset", "A1", "k1", "A2", "k2", "R_s", "V_th_inf", "a", "b", "A_th", "width"]
 # arguments, seeds, parameters that the data determine, and how near a start must come to them
@@ -40,13 +38,6 @@ CASES = {
     "simulation": ("--objective simulation --n_sample 100 --n_point 100", 5, ["a", "b"], 0.01),
     "simulation, spikes": ("--objective simulation --fit_target spike --n_sample 100", 5, ["a", "b"], 0.01),
 }
-
-
-def fit(arguments: str, seed: int, folder: Path) -> dict[str, Any]:
-    """result.json of a fit."""
-    command = [sys.executable, str(SCRIPT), *arguments.split(), "--seed", str(seed), "--output", str(folder)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return json.loads((folder / "result.json").read_text())
 
 
 def recording(seed: int, folder: Path) -> str:
@@ -78,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seed in range(args.seeds or n_seed):
             with tempfile.TemporaryDirectory() as folder:
                 files = recording(seed, Path(folder)) if case == "recording" else ""
-                result = fit(f"{files} {arguments}", seed, Path(folder) / "run")
+                result = fit(SCRIPT, f"{files} {arguments}", seed, Path(folder) / "run")
             known, errors = (
                 result.get("known_parameters") or cells.RECORDED,
                 result["identifiability"]["standard_errors"],

@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,8 +23,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import cells
 import numpy as np
+from common import fit
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = "neuron_fitting_of_hh_model.py"
 DT, NOISE, STEP, T, T_BEFORE = 0.05, 0.5, 0.005, 10000.0, 1000.0  # ms, mV, ms, ms, ms
 CELL = {"gM": 0.03, "tau_max": 300.0}
 R_S = 10.0  # Mohm
@@ -83,10 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seed in range(args.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 files = recording(name, seed, Path(folder)) if case.of_cell else ""
-                words = f"{case.command} {files} --seed {seed} --output {folder}/run".split()
-                command = [sys.executable, "neuron_fitting_of_hh_model.py", *words]
-                subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-                result = json.loads((Path(folder) / "run" / "result.json").read_text())
+                result = fit(SCRIPT, f"{case.command} {files}", seed, Path(folder) / "run")
 
             def errors(parameters, known=case.known):
                 return {key: parameters[key] / value - 1 for key, value in known.items()}

@@ -543,7 +543,7 @@ def figure3_table(rows: Sequence[Row]) -> str:
 def behaviour(item: Item) -> None:
     """What the networks of `training` decide (dense), and what they need for it."""
     rows, figures = [], {}
-    for method in ("bptt",) if item.laptop else RULES:
+    for method in ("bptt", "expsm_diag") if item.laptop else RULES:
         for seed in SEEDS[:1] if item.laptop else SEEDS:
             folder = train(item, method, "dense", 100 if item.laptop else 200, seed)
             result, simulation = simulate(item, folder)
@@ -575,7 +575,7 @@ def behaviour(item: Item) -> None:
 
 def memory(item: Item) -> None:
     """Peak memory of a process with one device, and seconds of an update with all, against the steps of a trial."""
-    lengths = (550,) if item.laptop else (550, 1100, 2200, 4400, 8800, 17600)
+    lengths = (550, 1100) if item.laptop else (550, 1100, 2200, 4400, 8800, 17600)
     arguments = ["--etrace_groups", 1, *(["--n_rec", 100, "--batch_size", 16] if item.laptop else [])]
     rows = []
     for n_step in lengths:
