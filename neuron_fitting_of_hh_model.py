@@ -374,44 +374,63 @@ def synchronised_fit(
         study = synchronisation.in_windows(study, driven, study.windows)
     if target:
         by_spikes = fitting.FitProblem(study, n_sample, devices, journal)
-        fit = fitting.conclude(by_spikes, minimise_spikes(by_spikes, search), search.seed)
+        fit = fitting.conclude(by_spikes, nearer(by_spikes, search, minimise_spikes(by_spikes, search)), search.seed)
         return Synchronised(study, fitting.with_cost_of(problem, fit), dict(driven=found.released), driven, found)
     study = make("both", method, "simulation")
-    early = synchronisation.in_windows(study, driven, recordings.first_part(study.windows, n_early))
+    parts = recordings.first_part(study.windows, n_early), study.windows
+    studies_of = (synchronisation.in_windows(study, driven, part) for part in parts)
+    early, whole = (fitting.FitProblem(of_part, n_sample, devices, journal) for of_part in studies_of)
     late = recordings.counted_from(driven.recordings["fit"], n_early)
     judge = synchronisation.releaser(driven.model, late, level, study.delta)
-    return judged_fit(problem, found, fitting.FitProblem(early, n_sample, devices, journal), search, judge)
+    return judged_fit(problem, found, BySpikes(early, whole, search), judge)
 
 
 def minimise_spikes(problem: fitting.FitProblem, search: fitting.Search) -> fitting.Minimum:
-    """The minimum of a loss of spikes; by CMA of N_RUN runs, and of one more from the best of them by smaller steps."""
+    """The minimum of a loss of spikes; by CMA the best of N_RUN runs."""
     if search.method != "CMA":
         return fitting.minimise(problem, search)
-    *seeds, last_seed = map(int, np.random.SeedSequence(search.seed).generate_state(N_RUN + 1))
-    for seed in seeds:
+    for seed in map(int, np.random.SeedSequence(search.seed).generate_state(N_RUN)):
         found = fitting.minimise(problem, dataclasses.replace(search, seed=seed))
         if found.interrupted:
-            return found
-    nearer = dataclasses.replace(search, seed=last_seed, x0=found.best.x[None], steps=NEARER * search.steps)
-    return fitting.minimise(problem, nearer)
+            break
+    return found
+
+
+def nearer(problem: fitting.FitProblem, search: fitting.Search, found: fitting.Minimum) -> fitting.Minimum:
+    """What `minimise_spikes` has found, by CMA after one more run from there by smaller steps."""
+    if search.method != "CMA" or found.interrupted:
+        return found
+    seed = int(np.random.SeedSequence(search.seed).generate_state(N_RUN + 1)[-1])
+    smaller = dict(seed=seed, x0=found.best.x[None], steps=NEARER * search.steps)
+    last = fitting.minimise(problem, dataclasses.replace(search, **smaller))
+    return last if math.isfinite(last.best.loss) else dataclasses.replace(found, interrupted=True)
+
+
+class BySpikes(NamedTuple):
+    """Spikes and potentials as problems: of what precedes the judge's spikes, and of all; and how they are solved."""
+
+    early: fitting.FitProblem
+    whole: fitting.FitProblem
+    search: fitting.Search
 
 
 def judged_fit(
     problem: fitting.FitProblem,
     found: fitting.Minimum,
-    by_spikes: fitting.FitProblem,
-    search: fitting.Search,
+    by_spikes: BySpikes,
     judge: Callable[[Parameters], studies.Released],
 ) -> Synchronised:
     """The fit of spikes and potentials, if what it finds predicts the judge's spikes better than what potentials found.
 
-    Better by more than chance: a share p of n spikes has a standard deviation of (p (1 - p) / n)^(1/2).
+    Better by more than chance: a share p of n spikes has a standard deviation of (p (1 - p) / n)^(1/2). What is kept
+    goes on from there with all that is fitted, the judge's spikes among it.
 
     Args:
         problem, found: of potentials.
         judge: (parameters) -> what the released cell does where it was not fitted to spikes.
     """
-    last = minimise_spikes(by_spikes, search)
+    early, whole, search = by_spikes
+    last = minimise_spikes(early, search)
     judged = {name: judge(problem.box.parameters(x.best.x)) for name, x in (("potential", found), ("both", last))}
     by_potential, by_both = (released.gamma or 0.0 for released in judged.values())
     share = min(max((by_potential + by_both) / 2, 0.0), 1.0)
@@ -422,11 +441,16 @@ def judged_fit(
     kept = f"(by chance they may differ by {chance:.2f}): kept is what {extra['fit_target']} gives"
     print(f"of the last third of the spikes: by {'; by '.join(texts)} {kept}")
     if better:
-        fit = fitting.with_cost_of(problem, fitting.conclude(by_spikes, last, search.seed))
-        return Synchronised(by_spikes.study, fit, extra, problem.study, found)
-    fit = fitting.conclude(problem, dataclasses.replace(found, interrupted=last.interrupted), search.seed)
-    extra |= {problem.study.annealing.label: fit.minimum.level}
-    return Synchronised(problem.study, fitting.with_cost_of(by_spikes, fit), extra, problem.study, found)
+        whole.reset()  # its time begins here
+        fit, others = fitting.conclude(whole, nearer(whole, search, last), search.seed), (early, problem)
+        study = whole.study
+    else:
+        fit = fitting.conclude(problem, dataclasses.replace(found, interrupted=last.interrupted), search.seed)
+        extra |= {problem.study.annealing.label: fit.minimum.level}
+        study, others = problem.study, (early,)
+    for other in others:
+        fit = fitting.with_cost_of(other, fit)
+    return Synchronised(study, fit, extra, problem.study, found)
 
 
 # ---- Main -----------------------------------------------------------------------------------------------------------

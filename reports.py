@@ -52,7 +52,8 @@ def result_of(study: Study, data: Data, fit: Fit, seed: int, extra: Mapping[str,
         for start in fit.minimum.starts
     ]
     if fit.released:
-        result |= dict(loss_driven=fit.minimum.best.loss, released=fit.released)
+        in_the_end = fit.minimum.loss_name or study.loss.name
+        result |= dict(loss_driven=fit.minimum.best.loss, loss_driven_name=in_the_end, released=fit.released)
     return result | dict(interrupted=fit.minimum.interrupted, seed=seed)
 
 
@@ -145,9 +146,10 @@ def print_fit(study: Study, fit: Fit, extra: Mapping[str, Any]) -> None:
 def lines_of_release(study: Study, fit: Fit, reached: str) -> list[str]:
     """What is printed of a fit in which the recording drove the model: that it did, and what the released one does."""
     level, stages, unit = fit.minimum.level, fit.minimum.stages, study.annealing.unit.replace("_", " ")
+    driven = f"{study.loss.name}, driven with {study.annealing.name} {level:g} {unit}"
     lines = [
         f"{SQUARED_ERROR.name}, released: {fit.loss:.3g} ({fit.released.text})",
-        f"{study.loss.name}, driven with {study.annealing.name} {level:g} {unit}: {fit.minimum.best.loss:.3g}{reached}",
+        f"{fit.minimum.loss_name or driven}: {fit.minimum.best.loss:.3g}{reached}",
     ]
     lines += lines_of_left_out(fit.minimum)
     if level and stages and stages[-1].level == 0:

@@ -151,6 +151,8 @@ class Study:
         released: (parameters) -> what the model does that is not driven, where it is while it is fitted.
         kept: (parameters, level) -> which of the windows (n_trace,) count in the end, where the errors of some are no
             noise; these have only(kept).
+        further: (study, parameters, what the model does) -> the study that tells more where a fit has ended there, or
+            None.
         objective: what result.json says of it besides.
         gram: that of a likelihood. The model is then given one set of parameters at a time, scalars, and gradients
             are in reverse mode.
@@ -171,6 +173,7 @@ class Study:
     windows: Any = None
     released: Callable[[Parameters], Released] | None = None
     kept: Callable[[Parameters, float], np.ndarray] | None = None
+    further: Callable[["Study", Parameters, Released], "Study | None"] | None = None
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     gram: Gram | None = None
 

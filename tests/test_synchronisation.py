@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import brainstate
 import brainunit as u
 import cells
 import jax
@@ -12,6 +13,7 @@ import scipy.interpolate
 import scipy.signal
 import scripts
 
+import evaluation
 import fitting
 import neuron_fitting_of_hh_model as script
 import recordings
@@ -256,7 +258,7 @@ def test_a_fit_of_many_traces_in_chunks_is_that_of_all_at_once(spiking, monkeypa
     assert study.windows.recording.V.shape[1] == 5
     X = np.random.default_rng(0).random((4, 4))
     problems = [fitting.FitProblem(study, 4, jax.devices())]
-    monkeypatch.setattr(fitting, "N_CELL", 4)
+    monkeypatch.setattr(evaluation, "N_CELL", 4)
     problems.append(fitting.FitProblem(study, 4, jax.devices()))
     for what in ("gradients", "grams"):
         whole, chunks = (problem.evaluate(X, what, level=1.0) for problem in problems)
@@ -395,6 +397,119 @@ def test_a_window_whose_errors_are_not_those_of_the_others_is_left_out(disturbed
     problem, found, _ = fitted_by(dataclasses.replace(disturbed, released=lambda parameters: next(further)))
     assert found.kept is None
     assert problem.study.windows is disturbed.windows
+
+
+@pytest.fixture(scope="module")
+def misled(adapting):
+    """Windows of a noisy recording, whose warm-ups end 0.5 mV off: a cell that is drawn there begins with that."""
+    windows = synchronisation.windows_of(adapting, t_history=500.0)
+    V = windows.recording.V + 0.2 * np.random.default_rng(0).standard_normal(windows.recording.V.shape)
+    V[: windows.n_warm[0]] += 0.5
+    return dataclasses.replace(windows, recording=dataclasses.replace(windows.recording, V=V))
+
+
+def test_a_window_begins_at_the_potential_from_which_it_is_followed_best(misled):
+    parameters, plain = values(**SPIKING | dict(gNa=22.02)), jax.jit(model(0.025))
+
+    def costs(shift):
+        output = plain(parameters, dataclasses.replace(misled, shift=shift), 0.0)
+        return np.sum(np.square(synchronisation.weighted_errors(output, misled)), axis=0)
+
+    shifts = np.arange(-2.0, 1.0, 0.02)
+    brute = np.stack([costs(np.full(misled.mask.shape[1], shift)) for shift in shifts])
+    best = synchronisation.weighted_errors(synchronisation.from_any_start(plain)(parameters, misled), misled)
+    found = np.sum(np.square(best), axis=0)
+    np.testing.assert_allclose(found, brute.min(0), rtol=0.02)
+    assert np.sum(costs(np.zeros(misled.mask.shape[1]))) > 1.1 * np.sum(found)
+    assert np.abs(shifts[brute.argmin(0)]).max() > 0.2
+
+
+def test_derivatives_are_those_at_the_best_start_of_every_parameter(misled, monkeypatch):
+    monkeypatch.setattr(synchronisation, "N_SHIFT", 10)
+    best, names = synchronisation.from_any_start(model(0.025)), ("gL", "gNa", "gM")
+
+    def residuals(x):
+        parameters = values(**SPIKING)
+        for name, factor in zip(names, x, strict=True):
+            parameters[name] = parameters[name] * factor
+        return synchronisation.weighted_errors(best(parameters, misled), misled).ravel()
+
+    with jax.enable_x64(True), brainstate.environ.context(precision=64):
+        cost, x = jax.jit(lambda x: jax.numpy.sum(residuals(x) ** 2)), np.array([1.002, 0.999, 1.001])
+        J, r = jax.jit(jax.jacfwd(residuals))(x), jax.jit(residuals)(x)
+        steps = 1e-5 * np.eye(3)
+        differences = [float(cost(x + step) - cost(x - step)) / 2e-5 for step in steps]
+    np.testing.assert_allclose(2 * J.T @ r, differences, rtol=0.01)
+    assert np.abs(differences).min() > 1
+
+
+def test_weights_are_those_of_the_errors_and_windows_beyond_them_are_left_out(disturbed):
+    windows, level, rng = disturbed.windows, recordings.SpikeLevel(0.0, -20.0), np.random.default_rng(0)
+    clean = dataclasses.replace(windows.recording, V=scipy.signal.savgol_filter(windows.recording.V, 5, 3, axis=0))
+    windows = dataclasses.replace(windows, recording=clean)
+    slope = np.sqrt(synchronisation.squared_slopes(clean))
+    errors = np.hypot(synchronisation.S_NOISE, 0.02 * slope) * rng.standard_normal(slope.shape)
+    weighted = synchronisation.weighted_by(errors, windows, level)
+    expected = windows.mask * synchronisation.weights_of(clean, 0.02)
+    np.testing.assert_allclose(weighted.weight, expected, rtol=0.1)
+    assert expected[windows.mask > 0].min() < 0.3
+    one, several = errors.copy(), errors.copy()
+    one[:, 3] *= 1.5
+    several[:, 2:6] *= 1.5
+    kept = [synchronisation.weighted_by(e, windows, level).mask.any(0) for e in (one, several)]
+    assert kept[0].tolist() == [i != 3 for i in range(10)]
+    assert kept[1].all()
+    alike = synchronisation.weighted_by(0.1 * rng.standard_normal(slope.shape), windows, level)
+    assert set(np.unique(alike.weight)) == {0.0, 1.0}
+
+
+@pytest.fixture(scope="module")
+def noisy(spiking):
+    V = spiking.V + np.random.default_rng(0).standard_normal(spiking.V.shape)
+    return recordings.recorded(spiking.current, V, DT)
+
+
+def test_where_the_model_is_the_cell_parameters_are_known_better_by_the_best_starts(noisy):
+    study, search, fits = study_of(noisy, "synchronised"), fitting.Search(n_sample=2), []
+    for further in (study.further, None):
+        fits.append(fitting.fit(dataclasses.replace(study, further=further), search))
+        errors = fits[-1].identifiability.standard_errors
+        off = [abs(fits[-1].parameters[name] - cells.HH[name]) / error for name, error in errors.items()]
+        assert max(off) < 3
+    best, plain = fits
+    assert not plain.minimum.loss_name
+    assert best.minimum.loss_name.startswith("squared error of V released")
+    assert reports.result_of(study, recordings.Data({}), best, 0, {})["loss_driven_name"] == best.minimum.loss_name
+    for name in ("gNa", "gK"):
+        errors = [fit.identifiability.standard_errors[name] for fit in fits]
+        assert errors[0] < 0.6 * errors[1]
+
+
+def test_best_starts_are_asked_for_only_where_the_released_cell_is_the_recorded_one(noisy):
+    study = study_of(noisy, "synchronised")
+    right = studies.Released(1.0, 1.0, 7, 7, 1.0)
+    assert study.further(study, values(), right)
+    for change in (dict(gamma=0.9), dict(gamma=None), dict(rmse_away=2.0), dict(rmse_away=float("nan"))):
+        assert study.further(study, values(), dataclasses.replace(right, **change)) is None
+
+
+def test_ctrl_c_at_the_best_starts_leaves_what_predictions_have_found(noisy, monkeypatch):
+    study, evaluate = study_of(noisy, "synchronised"), fitting.FitProblem.evaluate
+
+    def interrupted(problem, *args, **kwargs):
+        if problem.study.loss.name.startswith("squared error of V released"):
+            raise KeyboardInterrupt
+        return evaluate(problem, *args, **kwargs)
+
+    monkeypatch.setattr(fitting.FitProblem, "evaluate", interrupted)
+    problem = fitting.FitProblem(study, 1, jax.devices())
+    truth = np.array([cells.HH[name] for name in script.FITTED])
+    x0 = (truth - problem.box.low) / (problem.box.high - problem.box.low)
+    found = fitting.anneal(problem, dataclasses.replace(study.annealing, levels=(0.1, 0.0)), x0[None], "Gauss-Newton")
+    assert found.interrupted
+    assert found.released.gamma == 1
+    assert not found.loss_name
+    assert problem.study.loss is study.loss
 
 
 def test_windows_are_left_out_only_where_they_are_few_of_many_with_spikes(disturbed):
