@@ -88,6 +88,7 @@ OBJECTIVES = ("synchronised", "simulation")
 # Of a synchronised fit: of potentials by one alone, of spikes from where that ends; the first by default.
 METHODS = {"potential": (solvers.GAUSS_NEWTON,), "spike": ("L-BFGS-B", "CMA"), "both": ("CMA", "L-BFGS-B")}
 N_RUN, N_ITER, N_SAMPLE = 3, 75, 20  # of CMA, from where potentials lead: one in three ends in a minimum of its own
+LOW_SPIKE = 0.5  # of the height of recorded spikes above the level: below it, spikes of the model are said to be low
 NEARER = 0.3  # times the first steps of CMA, in a last run from the best of these
 N_JUDGED = 10  # spikes at least, by which it is judged what is fitted
 TARGETS = {
@@ -414,6 +415,29 @@ class BySpikes(NamedTuple):
     search: fitting.Search
 
 
+def spike_peaks(recording: Recording, fit: fitting.Fit) -> dict[str, float]:
+    """Where spikes of the model and those recorded have their peaks (mV), medians, if both have any."""
+    if "fit" not in fit.predictions:
+        return {}
+    model, dt = fit.predictions["fit"], recording.dt
+    peaks = dict(
+        spike_peak_mV=spike_trains.peak(model.V, model.spikes * recording.observed, dt),
+        spike_peak_recorded_mV=spike_trains.peak(recording.V, recording.spikes * recording.observed, dt),
+    )
+    return peaks if np.isfinite(list(peaks.values())).all() else {}
+
+
+def lines_of_low_spikes(peaks: Mapping[str, Any], spike_level: SpikeLevel) -> list[str]:
+    """What is printed where spikes are counted at a level that hardly cuts those of the model."""
+    if "spike_peak_mV" not in peaks:
+        return []
+    model, recorded, level = peaks["spike_peak_mV"], peaks["spike_peak_recorded_mV"], spike_level.level
+    if model - level >= LOW_SPIKE * (recorded - level):
+        return []
+    how = f"those recorded at {recorded:.3g}: the level that counts them, {level:g} mV (--spike_level), says which"
+    return [f"WARNING: spikes of the model peak at {model:.3g} mV, {how} there are"]
+
+
 def judged_fit(
     problem: fitting.FitProblem,
     found: fitting.Minimum,
@@ -538,9 +562,12 @@ def main(argv: Sequence[str]) -> int:
             study, fit, extra = ended.study, ended.fit, extra | ended.extra
             extra |= reports.release_of(ended.driven, ended.found)
             coupling = reports.plot_stages(ended.driven, ended.found) if ended.found.stages else None
+            extra |= spike_peaks(study.recordings["fit"], fit)
         else:
             fit = fitting.fit(study, search, devices, journal)
         reports.print_fit(study, fit, extra)
+        for line in lines_of_low_spikes(extra, data.spike_level):
+            print(line)
         run.save_config(argv, devices)
         reports.save_fit(run, study, data, fit, extra)
         if coupling:

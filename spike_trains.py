@@ -17,6 +17,7 @@ import scipy.signal
 from jax.typing import ArrayLike
 
 REARM = 10.0  # mV
+T_PEAK = 3.0  # ms after the crossing of the level, in which a spike has its peak
 
 
 # ---- Spikes in potentials -------------------------------------------------------------------------------------------
@@ -95,6 +96,13 @@ def find_level(potentials: Sequence[np.ndarray], dt: float, level: float | None 
 def rearm_of(level: float | None, base: float) -> float:
     """Half of what the level lies above the base (mV), between 0.1 mV and REARM."""
     return REARM if level is None else min(REARM, max(0.1, (level - base) / 2))
+
+
+def peak(V: np.ndarray, spikes: np.ndarray, dt: float) -> float:
+    """The median (mV) of the highest V (T, n_trace) within T_PEAK of the spikes; NaN without any."""
+    window = max(1, round(T_PEAK / dt))
+    highest = [V[i : i + window + 1, trace].max() for i, trace in np.argwhere(spikes)]
+    return float(np.median(highest)) if highest else math.nan
 
 
 def sample_noise(V: np.ndarray) -> float:

@@ -20,6 +20,10 @@ In the end, few windows with errors above OUTLIER times those of the others are 
 moved a spike, or made one, as that of the potentials does where the cell is let go close to its threshold. One such
 window of thirty moved gNa by 10 %.
 
+Where the released cell then is that of the recording, to noise, it is fitted once more as such (`from_best_starts`):
+the recording has drawn it to its noise, which is in the state with which counting begins. There V is shifted by what
+makes the errors of the window least, and T_JITTER is no more than these errors tell.
+
 The sum of these one-sample predictions is what a Kalman filter of constant gain minimises (Ljung 1999, chapter 7), and
 differs from a current g (V_rec - V) in the cell (Abarbanel, Creveling, Farsian & Kostuk 2009; Voss, Timmer & Kurths
 2004; generalised teacher forcing, Hess, Monfared, Brenner & Durstewitz 2023) in two things: where the parameters are
@@ -33,8 +37,8 @@ mean squared error (to 10 %): a weak one, where the model is the cell. Where the
 and a spike too few moves parameters the more, the weaker the coupling is: then the best one-sample predictions count.
 Potentials and spikes may ask for different cells: `--fit_target spike` goes on from here, by the spikes alone, and
 `both` by them and the potentials between them. Without that argument, and where the released cell has not the spikes of
-the recording, `both` are fitted to what precedes the last third of its spikes, and kept if they predict that third
-better by more than chance. It is the counted spikes of the released cell that are fitted, T_FREE at a time, by CMA
+the recording, `both` are fitted to what precedes the last third of its spikes, and if they predict that third better by
+more than chance, to all. It is the counted spikes of the released cell that are fitted, T_FREE at a time, by CMA
 (Hansen & Ostermeier 2001), whose first steps are those that change the driven loss alike: it says where to search, in
 which directions. One run in three ends in a minimum of its own: there are three, and one more from the best of them.
 
@@ -83,7 +87,7 @@ DESCRIBED, N_WEIGHTED = 1.3, 2  # as `studies.largest_error`
 N_DRAW = 16
 N_MEMORY = 5.0
 STEEP, N_PART = 1.0, 4  # mV a sample, from which a sample is taken in parts
-N_SHIFT, SMALLEST = 3, 1e-12
+N_SHIFT, SMALLEST = 6, 1e-12
 T_FREE = 1000.0  # ms of a window, where spikes are fitted
 T_HISTORY = 2000.0  # ms of potentials that p follows before a window
 
@@ -295,24 +299,31 @@ def from_any_start(model: studies.Model) -> studies.Model:
     """The driven cell, which begins every window where the errors of that window are least, whatever noise says.
 
     V is shifted where counting begins, by the d of the least sum of squares of the errors e(x, d), found in N_SHIFT
-    Gauss-Newton steps. `weighted_errors` then have no part along de/dd: their derivatives by the parameters x are
-    those at the best d of every x (variable projection, Kaufman 1975). The other states follow V within a few ms.
+    steps of Levenberg and Marquardt. `weighted_errors` then have no part along de/dd: their derivatives by the
+    parameters x are those at the best d of every x (variable projection, Kaufman 1975). The other states follow V
+    within a few ms.
     """
 
     def best(parameters: Parameters, windows: Windows, coupling: ArrayLike = 0.0) -> dict[str, jax.Array]:
-        fixed = jax.lax.stop_gradient(parameters)
+        fixed, none = jax.lax.stop_gradient(parameters), jnp.zeros_like(windows.recording.current[0])
 
         def errors(shift):
             return weighted_errors(model(fixed, dataclasses.replace(windows, shift=shift), coupling), windows)
 
-        def step(shift, _):
+        def step(found, _):
+            shift = jnp.clip(found["shift"] - found["change"] / found["damping"], -LARGE, LARGE)
             e, along = jax.jvp(errors, (shift,), (jnp.ones_like(shift),))
             change = jnp.sum(along * e, axis=0) / jnp.maximum(jnp.sum(along**2, axis=0), SMALLEST)
-            return jnp.clip(shift - change, -LARGE, LARGE), None
+            now = dict(shift=shift, cost=jnp.sum(e**2, axis=0), along=along, change=change)
+            lower = now["cost"] < found["cost"]
+            found = {name: jnp.where(lower, value, found[name]) for name, value in now.items()} | dict(
+                damping=jnp.where(lower, jnp.maximum(found["damping"] / 4, 1.0), 4 * found["damping"])
+            )
+            return found, None
 
-        shift, _ = jax.lax.scan(step, jnp.zeros_like(windows.recording.current[0]), length=N_SHIFT)
-        _, along = jax.jvp(errors, (shift,), (jnp.ones_like(shift),))
-        shift, along = jax.lax.stop_gradient((shift, along))
+        start = dict(shift=none, cost=none + jnp.inf, along=jnp.zeros_like(windows.weight), change=none)
+        found, _ = jax.lax.scan(step, start | dict(damping=none + 1), length=N_SHIFT)
+        shift, along = jax.lax.stop_gradient((found["shift"], found["along"]))
         return dict(model(parameters, dataclasses.replace(windows, shift=shift), coupling), along=along)
 
     return best

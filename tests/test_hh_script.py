@@ -431,3 +431,12 @@ def test_a_simulated_target_needs_currents_alone(tiny, tmp_path):
 
 def test_help_explains_every_argument(capsys):
     scripts.check_help(hh, capsys)
+
+
+def test_spikes_that_hardly_reach_the_level_that_counts_them_are_said_to_be_low():
+    level, recorded = hh.SpikeLevel(0.0, 10.0), dict(spike_peak_recorded_mV=30.0)
+    (line,) = hh.lines_of_low_spikes(dict(recorded, spike_peak_mV=3.0), level)
+    assert line.startswith("WARNING: spikes of the model peak at 3 mV, those recorded at 30")
+    assert "0 mV (--spike_level)" in line
+    assert hh.lines_of_low_spikes(dict(recorded, spike_peak_mV=16.0), level) == []
+    assert hh.lines_of_low_spikes({}, level) == []

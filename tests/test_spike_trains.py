@@ -307,3 +307,14 @@ def test_the_level_serves_all_sweeps():
 @pytest.mark.parametrize("V", [np.zeros(0), np.zeros(1), np.full(2, -60.0), np.arange(3.0)])
 def test_very_short_sweeps_have_no_spikes(V):
     assert spike_trains.find_level([V, np.full(100, -65.0)], 0.1) == spike_trains.SpikeLevel()
+
+
+def test_the_peak_of_spikes_is_the_median_of_what_follows_each_crossing():
+    V = np.full((200, 2), -60.0)
+    for step, trace, height in ((20, 0, 30.0), (80, 0, 10.0), (50, 1, 20.0)):
+        V[step : step + 3, trace] = -10.0, height, -20.0
+    V[150, 1] = 90.0  # of no spike
+    spikes = np.zeros_like(V)
+    spikes[[19, 79, 49], [0, 0, 1]] = 1
+    assert spike_trains.peak(V, spikes, 0.5) == 20.0
+    assert np.isnan(spike_trains.peak(V, 0 * spikes, 0.5))

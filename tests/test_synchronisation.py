@@ -646,8 +646,35 @@ def test_where_the_model_is_not_the_cell_what_predicts_later_spikes_is_kept(tmp_
     better = gammas[1] > gammas[0] + np.sqrt(share * (1 - share) / judged["both"]["n_spikes"])
     assert result["fit_target"] == ("both" if better else "potential")
     assert f"kept is what {result['fit_target']} gives" in said
+    assert result["n_simulations"] - result["n_gradients"] == (script.N_RUN + better) * 15 * script.N_SAMPLE
     assert result["loss_name"].startswith("spike distance" if better else "mean squared error")
     assert (tmp_path / "run" / "coupling.png").exists()
+
+
+def test_what_predicts_later_spikes_goes_on_with_all_of_them(tmp_path, adapting, capsys, monkeypatch):
+    monkeypatch.setattr(synchronisation, "COUPLINGS", (2.5,))
+    monkeypatch.setattr(script, "N_JUDGED", 3)
+    judged_fit, gammas, fitted_to = script.judged_fit, iter((0.2, 0.9)), []
+
+    def with_judge(problem, found, by_spikes, judge):
+        fitted_to.extend(part.study.fitted.recording.spikes.sum() for part in (by_spikes.early, by_spikes.whole))
+        verdict = studies.Released(1.0, 0.0, 20, 20, 1.0)
+        ended = judged_fit(problem, found, by_spikes, lambda x: dataclasses.replace(verdict, gamma=next(gammas)))
+        assert ended.study is by_spikes.whole.study
+        assert {len(row.parameters) for row in ended.fit.history} == {4}
+        assert ended.fit.loss == pytest.approx(min(row.best_loss for row in by_spikes.whole.history))
+        return ended
+
+    monkeypatch.setattr(script, "judged_fit", with_judge)
+    np.savez(tmp_path / "own.npz", current_nA=adapting.current, V_mV=adapting.V, dt_ms=DT)
+    arguments = ["--recording", tmp_path / "own.npz", "--n_sample", 2, "--n_iter", 2, "--dt_sim", 0.05]
+    arguments += ["--validation", "none", "--output", tmp_path / "run"]
+    assert script.main([str(x) for x in arguments]) == 0
+    result = scripts.json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["fit_target"] == "both"
+    assert result["n_simulations"] - result["n_gradients"] == (script.N_RUN + 1) * 2 * script.N_SAMPLE
+    assert fitted_to[0] < 0.8 * fitted_to[1]
+    assert "kept is what both gives" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", ["CMA", "L-BFGS-B"])
