@@ -82,14 +82,14 @@ class FitProblem:
         return jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
 
     def fit_to(self, windows: Any) -> None:
-        """From now on fit these windows, of the same shapes."""
-        self.study = dataclasses.replace(self.study, windows=windows)
+        """From now on fit these windows, of the same shapes, whose losses are others."""
+        self.study, self.best = dataclasses.replace(self.study, windows=windows), {}
         self.data = jax.tree.map(lambda x: np.asarray(x, jnp.result_type(float)), self.study.fitted)
         self.device_data[False] = self._on_devices(self.data)
 
     def go_on_with(self, study: Study) -> None:
         """From now on fit another study of the same parameters; the history goes on."""
-        self.study, self.first_is_part, self.programs, self.best = study, False, {}, {}
+        self.study, self.first_is_part, self.programs = study, False, {}
         self.fit_to(study.windows)
 
     def reset(self) -> None:

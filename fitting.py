@@ -49,7 +49,8 @@ class Minimum:
 
     `stages` are the minima at all levels of an annealed fit, and `released` is what the best start of one does if it is
     released. `kept` are the windows that count in the end, where some do not; `near` are the best points at the levels
-    next to it. `loss_name` is what the starts have lowest in the end, where that is not the loss of the study.
+    next to it. `loss_name` is what the starts have lowest in the end, where that is not the loss of the study, and
+    `n_before` the simulations before they were fitted to what counts in the end.
     """
 
     starts: list[Start]
@@ -60,6 +61,7 @@ class Minimum:
     kept: np.ndarray | None = None
     near: list[np.ndarray] = dataclasses.field(default_factory=list)
     loss_name: str = ""
+    n_before: int = 0
 
     @property
     def best(self) -> Start:
@@ -245,13 +247,14 @@ def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray, method: st
                 break
             kept = now
             problem.fit_to(whole.only(kept))
+            n_before = problem.n_simulations
             last = stage(found.level, last.starts, coarse=False)
             if last.interrupted:
                 problem.fit_to(whole)
                 return dataclasses.replace(found, interrupted=True)
         if last is found:
             return found
-        last = dataclasses.replace(last, released=release(last.best), kept=kept)
+        last = dataclasses.replace(last, released=release(last.best), kept=kept, n_before=n_before)
         if not last.released.loss <= SAME_RELEASED * found.released.loss or _better(found, last) is found:
             problem.fit_to(whole)
             return found
@@ -317,6 +320,7 @@ def _further(problem: FitProblem, method: str, found: Minimum) -> Minimum:
         return before.further(before, problem.box.parameters(minimum.best.x), minimum.released)
 
     def turn(last, study):
+        n_before = problem.n_simulations
         X, first, at = np.unique([start.x for start in last.starts], axis=0, return_index=True, return_inverse=True)
         losses, _ = problem.evaluate(X, "grams")
         starts = [
@@ -326,14 +330,15 @@ def _further(problem: FitProblem, method: str, found: Minimum) -> Minimum:
         after = _stage(problem, method, 0.0, starts, coarse=False)
         released = before.released(problem.box.parameters(after.best.x))
         ended = dict(released=released, kept=np.asarray(study.fitted.mask).any(0), near=[last.best.x])
-        return dataclasses.replace(after, **ended, loss_name=study.loss.name)
+        return dataclasses.replace(after, **ended, loss_name=study.loss.name, n_before=n_before)
 
     if found.interrupted or not before.further or not (study := study_at(found)):
         return found
     problem.go_on_with(study)
     try:
-        for _ in range(N_FURTHER):
-            problem.fit_to(study.windows)
+        for i in range(N_FURTHER):
+            if i:
+                problem.fit_to(study.windows)
             last = turn(last, study)
             study = study_at(last)
             if last.interrupted or not study:

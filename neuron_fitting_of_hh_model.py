@@ -88,8 +88,8 @@ OBJECTIVES = ("synchronised", "simulation")
 # Of a synchronised fit: of potentials by one alone, of spikes from where that ends; the first by default.
 METHODS = {"potential": (solvers.GAUSS_NEWTON,), "spike": ("L-BFGS-B", "CMA"), "both": ("CMA", "L-BFGS-B")}
 N_RUN, N_ITER, N_SAMPLE = 3, 75, 20  # of CMA, from where potentials lead: one in three ends in a minimum of its own
-LOW_SPIKE = 0.5  # of the height of recorded spikes above the level: below it, spikes of the model are said to be low
 NEARER = 0.3  # times the first steps of CMA, in a last run from the best of these
+LOW_SPIKE = 0.5  # of the height of recorded spikes above the level: below it, spikes of the model are said to be low
 N_JUDGED = 10  # spikes at least, by which it is judged what is fitted
 TARGETS = {
     "potential": "mean squared error",
@@ -390,7 +390,7 @@ def minimise_spikes(problem: fitting.FitProblem, search: fitting.Search) -> fitt
     """The minimum of a loss of spikes; by CMA the best of N_RUN runs."""
     if search.method != "CMA":
         return fitting.minimise(problem, search)
-    for seed in map(int, np.random.SeedSequence(search.seed).generate_state(N_RUN)):
+    for seed in seeds_of(search)[:N_RUN]:
         found = fitting.minimise(problem, dataclasses.replace(search, seed=seed))
         if found.interrupted:
             break
@@ -401,10 +401,14 @@ def nearer(problem: fitting.FitProblem, search: fitting.Search, found: fitting.M
     """What `minimise_spikes` has found, by CMA after one more run from there by smaller steps."""
     if search.method != "CMA" or found.interrupted:
         return found
-    seed = int(np.random.SeedSequence(search.seed).generate_state(N_RUN + 1)[-1])
-    smaller = dict(seed=seed, x0=found.best.x[None], steps=NEARER * search.steps)
+    smaller = dict(seed=seeds_of(search)[-1], x0=found.best.x[None], steps=NEARER * search.steps)
     last = fitting.minimise(problem, dataclasses.replace(search, **smaller))
     return last if math.isfinite(last.best.loss) else dataclasses.replace(found, interrupted=True)
+
+
+def seeds_of(search: fitting.Search) -> list[int]:
+    """Of the N_RUN runs of CMA, and of the one that goes on from the best of them."""
+    return np.random.SeedSequence(search.seed).generate_state(N_RUN + 1).tolist()
 
 
 class BySpikes(NamedTuple):
@@ -413,29 +417,6 @@ class BySpikes(NamedTuple):
     early: fitting.FitProblem
     whole: fitting.FitProblem
     search: fitting.Search
-
-
-def spike_peaks(recording: Recording, fit: fitting.Fit) -> dict[str, float]:
-    """Where spikes of the model and those recorded have their peaks (mV), medians, if both have any."""
-    if "fit" not in fit.predictions:
-        return {}
-    model, dt = fit.predictions["fit"], recording.dt
-    peaks = dict(
-        spike_peak_mV=spike_trains.peak(model.V, model.spikes * recording.observed, dt),
-        spike_peak_recorded_mV=spike_trains.peak(recording.V, recording.spikes * recording.observed, dt),
-    )
-    return peaks if np.isfinite(list(peaks.values())).all() else {}
-
-
-def lines_of_low_spikes(peaks: Mapping[str, Any], spike_level: SpikeLevel) -> list[str]:
-    """What is printed where spikes are counted at a level that hardly cuts those of the model."""
-    if "spike_peak_mV" not in peaks:
-        return []
-    model, recorded, level = peaks["spike_peak_mV"], peaks["spike_peak_recorded_mV"], spike_level.level
-    if model - level >= LOW_SPIKE * (recorded - level):
-        return []
-    how = f"those recorded at {recorded:.3g}: the level that counts them, {level:g} mV (--spike_level), says which"
-    return [f"WARNING: spikes of the model peak at {model:.3g} mV, {how} there are"]
 
 
 def judged_fit(
@@ -505,6 +486,29 @@ def figure_2(study: studies.Study, comparison: comparing.Comparison) -> plt.Figu
     responses = {method: V for method, V in comparison.V.items() if method in PAPER_RESULTS}
     spiking = np.flatnonzero(recording.spikes.any(0)) if recording.spikes.any() else np.arange(recording.V.shape[1])
     return comparing.plot_methods(recording, responses, spiking[:5])
+
+
+def spike_peaks(recording: Recording, fit: fitting.Fit) -> dict[str, float]:
+    """Where spikes of the model and those recorded have their peaks (mV), medians, if both have any."""
+    if "fit" not in fit.predictions:
+        return {}
+    model, dt = fit.predictions["fit"], recording.dt
+    peaks = dict(
+        spike_peak_mV=spike_trains.peak(model.V, model.spikes * recording.observed, dt),
+        spike_peak_recorded_mV=spike_trains.peak(recording.V, recording.spikes * recording.observed, dt),
+    )
+    return peaks if np.isfinite(list(peaks.values())).all() else {}
+
+
+def lines_of_low_spikes(peaks: Mapping[str, Any], spike_level: SpikeLevel) -> list[str]:
+    """What is printed where spikes are counted at a level that hardly cuts those of the model."""
+    if "spike_peak_mV" not in peaks:
+        return []
+    model, recorded, level = peaks["spike_peak_mV"], peaks["spike_peak_recorded_mV"], spike_level.level
+    if model - level >= LOW_SPIKE * (recorded - level):
+        return []
+    how = f"those recorded at {recorded:.3g}: the level that counts them, {level:g} mV (--spike_level), says which"
+    return [f"WARNING: spikes of the model peak at {model:.3g} mV, {how} there are"]
 
 
 def responder(result: Mapping[str, Any], source: recordings.Source, seed: int) -> reports.Responder:

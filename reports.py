@@ -52,8 +52,8 @@ def result_of(study: Study, data: Data, fit: Fit, seed: int, extra: Mapping[str,
         for start in fit.minimum.starts
     ]
     if fit.released:
-        in_the_end = fit.minimum.loss_name or study.loss.name
-        result |= dict(loss_driven=fit.minimum.best.loss, loss_driven_name=in_the_end, released=fit.released)
+        name = fit.minimum.loss_name or study.loss.name
+        result |= dict(loss_driven=fit.minimum.best.loss, loss_driven_name=name, released=fit.released)
     return result | dict(interrupted=fit.minimum.interrupted, seed=seed)
 
 
@@ -80,7 +80,7 @@ def save_fit(run: runs.RunFolder, study: Study, data: Data, fit: Fit, extra: Map
     """Save result.json, the history and the figures of a fit; `extra` are numbers besides, {what: number}."""
     run.save("result.json", result_of(study, data, fit, run.args.seed, extra))
     run.save("history.csv", [history_row(study, row) for row in fit.history])
-    run.save("losses.png", plot_losses(fit, study.loss.name))
+    run.save("losses.png", plot_losses(fit, fit.minimum.loss_name or study.loss.name))
     if np.isfinite(fit.identifiability.eigenvalues).all():
         run.save("identifiability.png", plot_identifiability(fit.identifiability))
     for name, prediction in fit.predictions.items():
@@ -347,7 +347,8 @@ def _scale_of(values):
 def plot_losses(fit: Fit, loss_name: str) -> plt.Figure:
     """Left, the losses of all starts, sorted; right, the best loss at the last level against the simulations made."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(runs.WIDTH, 2.8), layout="constrained")
-    starts, history = fit.minimum.starts, [row for row in fit.history if row.level == fit.minimum.level]
+    minimum, starts = fit.minimum, fit.minimum.starts
+    history = [row for row in fit.history if row.level == minimum.level and row.n_simulations > minimum.n_before]
     left.plot(1 + np.arange(len(starts)), sorted(start.loss for start in starts), "k.")
     losses = [start.loss for start in starts if math.isfinite(start.loss)]
     left.set(xlabel="start, best first", ylabel=textwrap.fill(loss_name, 36), yscale=_scale_of(losses))

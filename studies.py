@@ -27,6 +27,7 @@ from recordings import Recording
 from spike_trains import SpikeLevel
 
 V_RESOLUTION = 0.01  # mV; no recording is taken to be more exact
+DESCRIBED = 1.3  # times their noise: errors of potentials that a model still describes
 
 # ---- Models and losses ----------------------------------------------------------------------------------------------
 
@@ -349,7 +350,7 @@ def predicted_potentials(study: Study, box: Box, x: np.ndarray) -> Predictions:
     return {"V_mV": Prediction(potentials, recording.V[counts], *noise, moved, (recording,))}, None
 
 
-def largest_error(recording: Recording, factor: float = 1.3, floor: float = 0.1) -> float:
+def largest_error(recording: Recording, factor: float = DESCRIBED, floor: float = 0.1) -> float:
     """Root mean square error of potentials (mV) above which a model does not describe them: `factor` times their noise.
 
     What is below `floor` (mV) is not held against a model. Where residuals are taken to be independent, small misfits

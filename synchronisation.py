@@ -83,7 +83,7 @@ LARGE = 5.0  # mV
 S_NOISE = 0.5  # mV
 SAME_SPIKES = 0.95  # Gamma of a released cell that is said to be the one of the recording
 OUTLIER, MOST_OUTLIERS, N_SPIKING = 3.0, 0.25, 8
-DESCRIBED, N_WEIGHTED = 1.3, 2  # as `studies.largest_error`
+N_WEIGHTED = 2
 N_DRAW = 16
 N_MEMORY = 5.0
 STEEP, N_PART = 1.0, 4  # mV a sample, from which a sample is taken in parts
@@ -115,7 +115,7 @@ class Windows:
     before_V: ArrayLike | None = None
     before_current: ArrayLike | None = None
     before_dt: ArrayLike | None = None
-    shift: ArrayLike = 0.0
+    shift: ArrayLike | None = None
 
     @property
     def mask(self) -> ArrayLike:
@@ -156,8 +156,7 @@ def windows_of(recording: Recording, t_window: float = T_WINDOW, t_history: floa
     weight = mask * cut(weights_of(recording))
     counted = mask.any(0)  # a window with nothing to count costs time and no more
     return jax.tree.map(
-        lambda x: x[..., counted],
-        Windows(pieces, np.full(len(starts) * n_trace, n_warm), weight, *before, np.zeros(len(starts) * n_trace)),
+        lambda x: x[..., counted], Windows(pieces, np.full(len(starts) * n_trace, n_warm), weight, *before)
     )
 
 
@@ -167,8 +166,12 @@ def weights_of(recording: Recording, t_jitter: float = T_JITTER) -> np.ndarray:
     w = 1 / sqrt(1 + (t_jitter dV/dt / s)^2) with the noise s of the samples, at least S_NOISE. Otherwise the upstrokes
     of spikes, where 0.1 ms is 30 mV, have nearly all of the loss, and a cell of another shape does best to be silent.
     """
-    noise = spike_trains.sample_noise(np.asarray(recording.V))
-    return 1 / np.sqrt(1 + squared_slopes(recording) * (t_jitter / max(noise, S_NOISE)) ** 2)
+    return 1 / np.sqrt(1 + squared_slopes(recording) * (t_jitter / noise_of(recording)) ** 2)
+
+
+def noise_of(recording: Recording) -> float:
+    """The noise of the samples (mV) by which errors are weighed, at least S_NOISE."""
+    return max(spike_trains.sample_noise(np.asarray(recording.V)), S_NOISE)
 
 
 def squared_slopes(recording: Recording) -> np.ndarray:
@@ -245,7 +248,9 @@ def driven(neuron: Callable[..., brainpy.state.Neuron], constants: Parameters, d
 
         def step(k, row):
             current, V_rec, known, electrode = row
-            V = cell.V.value.to_decimal(u.mV) + windows.shift * ((k == windows.n_warm) & (windows.n_warm > 0))
+            V = cell.V.value.to_decimal(u.mV)
+            if windows.shift is not None:
+                V += windows.shift * ((k == windows.n_warm) & (windows.n_warm > 0))
             cell.V.value = (V + gain(k, windows, coupling) * known * (V_rec - electrode - V)) * u.mV
             studies.advance(cell, current * u.nA, n_substep)
             return k + 1, V + electrode
@@ -462,19 +467,18 @@ def weighted_by(errors: np.ndarray, windows: Windows, level: SpikeLevel) -> Wind
     """The windows with weights by the errors (T, n_window) (mV), without those whose errors are more than others have.
 
     The t_jitter of `weights_of` is that of mean e^2 = s^2 + mean (t_jitter dV/dt)^2 where V is steep, at most T_JITTER.
-    What is kept has at most DESCRIBED of the median error of the windows.
+    What is kept has at most `studies.DESCRIBED` of the median error of the windows.
     """
-    recording, square = windows.recording, squared_slopes(windows.recording)
-    noise, spiking = max(spike_trains.sample_noise(np.asarray(recording.V)), S_NOISE), spiking_in(windows, level)
+    recording, n_sample, spiking = windows.recording, np.sum(windows.mask, axis=0), spiking_in(windows, level)
+    square, noise = squared_slopes(recording), noise_of(recording)
     steep, kept = (square * T_JITTER**2 > noise**2) * windows.mask, np.ones(errors.shape[1], bool)
     for _ in range(N_WEIGHTED):
         excess = np.sum(kept * steep * (errors**2 - noise**2)) / max(np.sum(kept * steep * square), SMALLEST)
-        t_jitter = min(math.sqrt(max(excess, 0.0)), T_JITTER)
-        weighted = windows.mask * weights_of(recording, t_jitter) * errors
-        kept = near_of(np.sum(weighted**2, axis=0) / np.sum(windows.mask, axis=0), spiking, DESCRIBED**2)
-        t_jitter, *kept = processes.of_all(t_jitter, *kept)[0]  # those of the first of several processes
-        kept = np.array(kept) > 0
-    return dataclasses.replace(windows, weight=windows.mask * weights_of(recording, t_jitter)).only(kept)
+        t_jitter = processes.of_all(min(math.sqrt(max(excess, 0.0)), T_JITTER))[0, 0]  # of the first of several
+        weight = windows.mask * weights_of(recording, t_jitter)
+        near = near_of(np.sum((weight * errors) ** 2, axis=0) / n_sample, spiking, studies.DESCRIBED**2)
+        kept = processes.of_all(*near)[0] > 0
+    return dataclasses.replace(windows, weight=weight).only(kept)
 
 
 def in_windows(study: Study, driven: Study, recording: Recording) -> Study:
@@ -515,9 +519,9 @@ def predicted(model: studies.Model, finer: studies.Model | None, release: Releas
     """What `identifiability` asks of a driven cell: its potentials; windows are the clusters, or parts of few windows.
 
     The noise that draws the cell, where counting begins if not later, and the noise of the potentials that p follows,
-    are drawn anew N_DRAW times to see what they move.
-    Nothing is said where the released cell is off by more than noise or has other spikes, whatever the driven one does:
-    a cell that is drawn to the recording at every sample is never off by much.
+    are drawn anew N_DRAW times to see what they move. Nothing is said where the released cell is off by more than noise
+    or has other spikes, whatever the driven one does: a cell that is drawn to the recording at every sample is never
+    off by much.
     """
 
     def predictions(study: Study, box: Box, x: np.ndarray) -> Predictions:

@@ -480,6 +480,10 @@ def test_where_the_model_is_the_cell_parameters_are_known_better_by_the_best_sta
     assert not plain.minimum.loss_name
     assert best.minimum.loss_name.startswith("squared error of V released")
     assert reports.result_of(study, recordings.Data({}), best, 0, {})["loss_driven_name"] == best.minimum.loss_name
+    right = reports.plot_losses(best, best.minimum.loss_name).axes[1]
+    counts, losses = right.lines[0].get_data()
+    assert counts[0] > best.minimum.n_before > len(counts) > 1
+    assert np.all(np.diff(losses) <= 0)
     for name in ("gNa", "gK"):
         errors = [fit.identifiability.standard_errors[name] for fit in fits]
         assert errors[0] < 0.6 * errors[1]
