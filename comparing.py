@@ -408,7 +408,7 @@ class Candidate:
 
 def choose_terms(
     study_of: Callable[[Sequence[str]], Study], terms: Sequence[str], search: Search, devices: Sequence[jax.Device]
-) -> tuple[list[str], list[Candidate]]:
+) -> tuple[list[str], list[Candidate], Search]:
     """Terms that lower Akaike's information criterion (1974) of the fitted data, each tried on top of those before it.
 
     The first fit begins at random, the others at the best model so far and random values of what that does not have.
@@ -416,6 +416,10 @@ def choose_terms(
     Args:
         study_of: terms, or ["none"] -> the study of a likelihood; bounds of one parameter are the same in all of them.
         terms: in the order in which they are tried.
+
+    Returns:
+        The terms, or ["none"], the table, and the search for a fit of them, which begins where the choice has ended, and
+        at random starts, which may not find that by themselves.
 
     Raises:
         KeyboardInterrupt: a fit is not complete.
@@ -436,7 +440,9 @@ def choose_terms(
         if kept:
             chosen = [*chosen, term] if term != "none" else []
             best = dict(zip(study.bounds, minimum.best.x, strict=True))
-    return chosen or ["none"], rows
+            starts = random_starts(problem, search.seed)
+            starts[0] = minimum.best.x
+    return chosen or ["none"], rows, dataclasses.replace(search, x0=starts)
 
 
 def candidate_lines(rows: Sequence[Candidate]) -> list[str]:

@@ -87,8 +87,8 @@ class Search:
         n_sample: starts of these two that have gradients; parameter sets that the others try in a round.
         n_iter: rounds of the others, which go on until min_seconds are over.
         level: of the others, in an annealed fit; by default the last of its levels.
-        x0: (n, k) in the box, where L-BFGS-B starts, and CMA at the first of them; else they are random.
-        steps: (k, k) of CMA around its x0, a column a direction; without x0 it searches the whole box.
+        x0: (n, k) in the box, where methods with gradients start; else they start at random.
+        steps: (k, k) of CMA around the first of x0, a column a direction; without them it searches the whole box.
     """
 
     method: str = "L-BFGS-B"
@@ -445,7 +445,7 @@ def derivative_free(problem: FitProblem, search: Search) -> Minimum:
         else:
             import nevergrad
 
-            near = search.x0 is not None
+            near = search.steps is not None
             box = {} if near else dict(lower=0.0, upper=1.0)
             space = nevergrad.p.Array(init=np.full(k, 0.0 if near else 0.5), **box)
             space.random_state.seed(search.seed)

@@ -726,7 +726,7 @@ def main(argv: Sequence[str]) -> int:
         def with_terms(terms):
             return make_study(dataclasses.replace(settings, model_terms=terms), data, source, noise_seed)
 
-        terms, candidates = comparing.choose_terms(with_terms, tuple(TERMS), search, devices)
+        terms, candidates, search = comparing.choose_terms(with_terms, tuple(TERMS), search, devices)
         study = with_terms(terms)
         print(*comparing.candidate_lines(candidates), sep="\n")
     if args.mode == "compare":

@@ -403,17 +403,24 @@ def test_terms_are_chosen_by_akaikes_criterion_of_the_fitted_data(x64):
         loss = Loss(lambda V, data: jnp.sum((V - data["V"]) ** 2) / 2 / 0.1**2, "-log likelihood", None)
         return Study(model, loss, bounds, {"fit": {"V": y}}, free_run=None)
 
-    chosen, rows = comparing.choose_terms(study_of, ("linear", "square", "sine"), Search(n_sample=2), jax.devices())
+    names, search = ("linear", "square", "sine"), Search(n_sample=2)
+    chosen, rows, from_there = comparing.choose_terms(study_of, names, search, jax.devices())
     assert (chosen, [row.terms.split() for row in rows]) == (
         ["linear", "square"],
         [["none"], ["linear"], ["linear", "square"], ["linear", "square", "sine"]],
     )
     assert [row.kept for row in rows] == [True, True, True, False]
-    for row, names in zip(rows, ("a", "ab", "abc", "abcd"), strict=True):
-        X = np.stack([columns[name] for name in names], axis=1)
+    for row, used in zip(rows, ("a", "ab", "abc", "abcd"), strict=True):
+        X = np.stack([columns[name] for name in used], axis=1)
         residual = y[:, 0] - X @ np.linalg.lstsq(X, y[:, 0])[0]
-        assert row.aic == pytest.approx(2 * len(names) + np.sum(residual**2) / 0.1**2, abs=1e-5)
+        assert row.aic == pytest.approx(2 * len(used) + np.sum(residual**2) / 0.1**2, abs=1e-5)
     assert [line.endswith("kept") for line in comparing.candidate_lines(rows)[1:]] == [True, True, True, False]
+    problem = fitting.FitProblem(study_of(chosen), search.n_sample, jax.devices())
+    losses = problem.evaluate(from_there.x0)
+    assert losses[0] == pytest.approx(rows[2].negative_log_likelihood)
+    assert losses[1] > losses[0] + 1  # a random one
+    by_cma = comparing.choose_terms(study_of, names, Search("CMA", n_sample=8, n_iter=40), jax.devices())
+    assert by_cma[0] == chosen
 
 
 def test_steps_of_CMA_from_a_minimum_cost_a_share_of_its_loss_and_no_more_than_the_box_says():

@@ -3,6 +3,7 @@
 Oracles are `utils.GIF` step by step, plain loops, finite differences, and the law of intervals by quadrature.
 """
 
+import csv
 import dataclasses
 import json
 import math
@@ -302,6 +303,20 @@ def test_the_neuron_behind_a_recording_is_found_from_every_start(noisy_recording
     assert (again.returncode, again.stderr) == (0, "")
     loaded = json.loads((tmp_path / "again" / "result.json").read_text())
     assert loaded["score"]["variance_explained_forced"] == pytest.approx(result["variance_explained_forced"], abs=0.02)
+
+
+def test_chosen_terms_are_fitted_no_worse_than_in_the_choice(noisy_recording, tmp_path, monkeypatch, capsys):
+    _, *recording = noisy_recording
+    monkeypatch.setattr(gif, "TERMS", {"A_th2": gif.TERMS["A_th2"]})
+    arguments = [*map(str, files_of(tmp_path, *(x[:10_000] for x in recording))), "--constants", "t_ref=4"]
+    arguments += ["--n_sample", "2", "--validation", "none", "--model_terms", "auto"]
+    result, folder = scripts.run_here(gif, monkeypatch, capsys, tmp_path, *arguments)
+    with open(folder / "model_terms.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["terms"] for row in rows] == ["none", "A_th2"]
+    kept = [row for row in rows if row["kept"] == "True"][-1]
+    assert int(kept["n_parameters"]) == len(result["parameters"])
+    assert result["loss"] <= float(kept["negative_log_likelihood"]) + 1e-3
 
 
 def test_a_recording_without_spikes_tells_of_the_membrane(tmp_path):

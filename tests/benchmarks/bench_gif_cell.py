@@ -50,6 +50,7 @@ ROWS = {
     "linear, R_s": f"{PARTS} --model_terms none",
     "all terms": f"{PARTS} --model_terms tau_s non_linear A_th2 I3 lapse",
     "conductance, 10 s": f"{PARTS} --model_terms tau_s non_linear A_th2 g --sweeps 0 --validation_sweeps 0:9",
+    "auto, 10 s": f"{PARTS} --model_terms auto --sweeps 0 --validation_sweeps 0:9",
     "half": "--sweeps 0:9:2 --validation_sweeps 1:9:2",
     "10 s": f"{PARTS} --sweeps 0 --validation_sweeps 0:9",
     "20 s": f"{PARTS} --sweeps 0,4 --validation_sweeps 0:9",

@@ -31,7 +31,7 @@ CASES = {
     "noisy": ("--protocol identifiable --noise_std 0.5 --spike_jitter 0.1", 20, ["a", "b", "k1", "k2"], 0.02),
     "recording": (
         f"--n_sample 4 --validation none --constants t_ref=4 --fit_parameters {' '.join(OF_RECORDING)}",
-        20,
+        40,
         OF_RECORDING,
         0.2,
     ),
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument(
-        "--seeds", type=int, help="number of seeds, 0, 1, ...; default: 5, and 20 of noisy and recording"
+        "--seeds", type=int, help="number of seeds, 0, 1, ...; default: 5, 20 of noisy and 40 of recording"
     )
     args = parser.parse_args(argv)
     for case in args.cases:
