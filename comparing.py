@@ -418,7 +418,7 @@ def choose_terms(
         terms: in the order in which they are tried.
 
     Returns:
-        The terms, or ["none"], the table, and the search for a fit of them, which begins where the choice has ended, and
+        The terms, or ["none"], the table, and the search for a fit of them, which begins where the choice has ended and
         at random starts, which may not find that by themselves.
 
     Raises:
