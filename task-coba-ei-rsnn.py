@@ -83,10 +83,10 @@ Rule = Callable[[Model, jax.Array], BatchGradient]
 class TrainingSettings:
     """How the network is trained and tested; the arguments of the same names."""
 
-    epochs: int = setting(600, "updates, at most", low=1)
-    batch_size: int = setting(32, "trials of an update; in the other mode, trials to simulate", low=1)
+    epochs: int = setting(300, "updates, at most", low=1)
+    batch_size: int = setting(128, "trials of an update; in the other mode, trials to simulate", low=1)
     opt: str = setting("adam", "optimiser of the weights, by optax", choices=("adam", "sgd"))
-    lr: float = setting(3e-3, "learning rate", above=0)
+    lr: float = setting(2e-3, "learning rate", above=0)
     schedule: str = setting(
         "cosine",
         "cosine: the learning rate falls to 0 over --epochs along half a cosine",

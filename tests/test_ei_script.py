@@ -126,10 +126,11 @@ def test_a_run_says_what_limits_it_and_what_gets_further(monkeypatch, tmp_path, 
 
 
 def test_the_settings_of_the_released_code_are_one_argument():
-    args = script.parse_args(["--released", "--lr", "2e-3"])
-    assert (args.lr, args.batch_size, args.schedule, args.grad_clip) == (2e-3, 128, "constant", None)
-    assert (args.etrace_decay, args.etrace_groups) == (0.9, 1)
-    assert script.parse_args([]).batch_size != 128
+    args = script.parse_args(["--released", "--lr", "4e-3"])
+    assert (args.lr, args.batch_size, args.schedule, args.grad_clip) == (4e-3, 128, "constant", None)
+    assert (args.epochs, args.etrace_decay, args.etrace_groups) == (10_000, 0.9, 1)
+    assert script.parse_args(["--released"]).lr == 1e-3
+    assert script.parse_args([]).schedule != "constant"
 
 
 def test_the_last_and_the_best_checkpoint_are_kept(trained):

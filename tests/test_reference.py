@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
-ITEMS = ("fits", "recording", "hh_length", "hh_methods", "gif_methods", "equal_budget", "training", "groups")
-ITEMS += ("figure3", "behaviour", "memory")
+ITEMS = ("fits", "recording", "hh_length", "hh_methods", "gif_methods", "equal_budget", "as_typed", "training")
+ITEMS += ("groups", "figure3", "behaviour", "memory")
 # Rows are found again by these columns.
 KEYS = ("fit", "length_ms", "neuron", "method", "conn_method", "n_rec", "seed", "n_step")
 KEYS += ("run", "quantity", "when", "population", "at", "constants", "variant")
@@ -33,10 +33,13 @@ TOLERANCES: dict[str, dict[str, tuple[str, float]]] = {
     "hh_methods": {"loss": ("factor", 10), "recovered": ("absolute", 0), "n_gradients": ("relative", 0.3)},
     "gif_methods": {"loss": ("factor", 3), "n_gradients": ("relative", 0.3)},
     "equal_budget": {"loss": ("factor", 10), "recovered": ("absolute", 0), "n_gradients": ("relative", 0.3)},
-    "training": {
-        "heldout_accuracy": ("absolute", 0.1),
-        "updates": ("absolute", 0),
-        **{f"{period}_{who}_Hz": ("relative", 0.15) for period in ("cues", "recall") for who in ("exc", "inh")},
+    **{
+        name: {
+            "heldout_accuracy": ("absolute", 0.1),
+            "updates": ("absolute", 0),
+            **{f"{period}_{who}_Hz": ("relative", 0.15) for period in ("cues", "recall") for who in ("exc", "inh")},
+        }
+        for name in ("as_typed", "training")
     },
     "groups": {name: ("absolute", 0.05) for name in ("in", "cue inputs", "exc", "inh")},
     "figure3": {

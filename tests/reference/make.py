@@ -15,6 +15,7 @@ The items, with the figures and tables of Wang et al. (2024) that they answer:
     hh_methods    the HH cell by every method (Figures 2 and S8, Table S3)
     gif_methods   the GIF neuron by every method (Figure S7, Table S2)
     equal_budget  both neurons by every method, each with as many simulations
+    as_typed      the E/I network by the three commands of the paper's README, three seeds
     training      the E/I network: three methods, three networks, three seeds
     groups        gradients of expsm_diag by its groups of states and stretches of the trial, beside diag's
     figure3       activity and weights of the network at the paper's setting (Figure 3)
@@ -91,6 +92,7 @@ FIGURES = {
     "hh_methods_figure_2.png": "Figures 2 and S8: the target (black) and the best of ten fits by each method (orange).",
     "gif_methods_methods.png": "Figure S7: the same for the GIF neuron.",
     "equal_budget_hh.png": "HH: best loss so far, median and quartiles of ten repeats.",
+    "as_typed.png": "Held-out accuracy against updates, by the commands of the paper; a line a seed.",
     "training.png": "Held-out accuracy against updates; a line a seed.",
     "figure3_activity.png": "Adam, lr 0.005: inputs, spikes, potentials and readout in a trial, after training.",
     "figure3_weights.png": "The same network: weights before and after, with three laws fitted to them.",
@@ -379,6 +381,59 @@ def train(item: Item, method: str, conn_method: str, n_rec: int, seed: int) -> P
     return item.run(f"training/{method}_{conn_method}_{n_rec}_seed{seed}", TASK, *arguments)
 
 
+def learned(result: Row) -> Row:
+    """What result.json says of a training, in a row."""
+    row = {name: result[name] for name in ("heldout_accuracy", "n_heldout", "updates")}
+    row |= dict(zip(("low", "high"), result["heldout_interval"], strict=True))
+    for level in ("0.9", "0.99"):
+        first = result["first_at"][level]
+        row[f"updates_to_{level}"] = first and first["update"]
+        row[f"minutes_to_{level}"] = first and first["seconds"] / 60
+    for period in PERIODS:
+        for population, rate in result["heldout_rates_Hz"][period].items():
+            row[f"{period}_{population}_Hz"] = rate
+    return row
+
+
+def learning_curve(folder: Path) -> list[Row]:
+    """The evaluations of a training."""
+    columns = ("update", "heldout_accuracy", "seconds")
+    history = [line for line in read_rows(folder / "metrics.csv") if line["heldout_accuracy"]]
+    return [{column: float(line[column]) for column in columns} for line in history]
+
+
+def as_typed(item: Item) -> None:
+    """The network and task of the paper by the three commands of its README, trained by the script's defaults."""
+    commands = {"bptt": [], "expsm_diag": ["--etrace_decay", 0.98], "diag": []}
+    small = ["--n_rec", 100, *SMALL] if item.laptop else []
+    rows, curves = [], []
+    for method, given in commands.items():
+        for seed in SEEDS[:1] if item.laptop else SEEDS:
+            arguments = ["--method", method, *given, "--seed", seed, *small]
+            folder, name = item.run(f"as_typed/{method}_seed{seed}", TASK, *arguments), dict(method=method, seed=seed)
+            result = read_json(folder / "result.json")
+            row = name | learned(result) | dict(minutes=sum(result["seconds"].values()) / 60)
+            for memory, fading in zip(("mean", "slowest"), result["fading"], strict=True):
+                row[f"{memory}_memory"] = fading["accuracy"]
+            rows.append(row)
+            curves += [name | row for row in learning_curve(folder)]
+    lines = []
+    for (method,), of_rule in grouped_by(rows, "method").items():
+        line = [shlex.join(["--method", method, *map(str, commands[method])])]
+        line.append("; ".join(f"{r['heldout_accuracy']:.3f} ({r['low']:.3f} to {r['high']:.3f})" for r in of_rule))
+        line += [listed([row[name] for row in of_rule]) for name in ("updates", "updates_to_0.9")]
+        line.append(listed([row["minutes"] for row in of_rule], "{:.1f}"))
+        for period in PERIODS:
+            line.append(listed([row[f"{period}_exc_Hz"] for row in of_rule], "{:.1f}"))
+        lines.append(line)
+    for memory in ("mean", "slowest"):
+        accuracies = [f"{row[f'{memory}_memory']:.3f}" for row in rows if row["method"] == "bptt"]
+        lines.append([f"cues that fade as adaptation does, the {memory}", "; ".join(accuracies), *[""] * 6])
+    columns = ["arguments", "held-out accuracy (95 %), seeds in order", "updates", "to 0.9", "minutes"]
+    columns += ["E in cues, Hz", "delay", "recall"]
+    item.write(rows, markdown(columns, lines), {"as_typed.png": plot_training(curves)}, curves=curves)
+
+
 def training(item: Item) -> None:
     """The E/I network, by every method on every network."""
     rows, curves = [], []
@@ -388,21 +443,9 @@ def training(item: Item) -> None:
                 folder = train(item, method, conn_method, n_rec, seed)
                 result = read_json(folder / "result.json")
                 name = dict(method=method, conn_method=conn_method, n_rec=n_rec, seed=seed)
-                row = name | dict(heldout_accuracy=result["heldout_accuracy"])
-                row |= dict(zip(("low", "high"), result["heldout_interval"], strict=True))
-                row |= dict(n_heldout=result["n_heldout"], updates=result["updates"])
-                for level in ("0.9", "0.99"):
-                    first = result["first_at"][level]
-                    row[f"updates_to_{level}"] = first and first["update"]
-                    row[f"minutes_to_{level}"] = first and first["seconds"] / 60
-                for period in PERIODS:
-                    for population, rate in result["heldout_rates_Hz"][period].items():
-                        row[f"{period}_{population}_Hz"] = rate
                 seconds = dict(seconds_per_update=result["seconds_per_update"])
-                rows.append(row | seconds | dict(seconds_compile=result["seconds"]["compile"]))
-                columns = ("update", "heldout_accuracy", "seconds")
-                history = [line for line in read_rows(folder / "metrics.csv") if line["heldout_accuracy"]]
-                curves += [name | {column: float(line[column]) for column in columns} for line in history]
+                rows.append(name | learned(result) | seconds | dict(seconds_compile=result["seconds"]["compile"]))
+                curves += [name | row for row in learning_curve(folder)]
     lines = []
     for (conn_method, n_rec, method), of_rule in grouped_by(rows, "conn_method", "n_rec", "method").items():
         n, p = (sum(row["n_heldout"] for row in of_rule), np.mean([row["heldout_accuracy"] for row in of_rule]))
@@ -422,17 +465,18 @@ def training(item: Item) -> None:
 
 
 def plot_training(curves: Sequence[Row]) -> plt.Figure:
-    """Held-out accuracy against updates: a panel a network, a line a seed."""
-    panels = grouped_by(curves, "conn_method", "n_rec")
+    """Held-out accuracy against updates: a panel a network, where they are several, and a line a seed."""
+    names = [name for name in ("conn_method", "n_rec") if name in curves[0]]
+    panels = grouped_by(curves, *names)
     figure, axes = plt.subplots(
         1, len(panels), figsize=(runs.WIDTH, 2.3), sharey=True, layout="constrained", squeeze=False
     )
-    for axis, ((conn_method, n_rec), of_network) in zip(axes[0], panels.items(), strict=True):
+    for axis, (network_of, of_network) in zip(axes[0], panels.items(), strict=True):
         for (method, seed), curve in grouped_by(of_network, "method", "seed").items():
             x, y = [row["update"] for row in curve], [row["heldout_accuracy"] for row in curve]
             axis.plot(x, y, STYLES[method], lw=1, ms=2.5, label=method if seed == 0 else None)
         axis.axhline(0.99, color="0.5", lw=0.6, ls=":")
-        axis.set(xlabel="update", title=f"{conn_method}, n_rec {n_rec}", xlim=(0, None))
+        axis.set(xlabel="update", title="{}, n_rec {}".format(*network_of) if names else "", xlim=(0, None))
     axes[0, 0].set_ylabel("held-out accuracy")
     axes[0, 0].legend(loc="lower right")
     return figure
@@ -616,7 +660,7 @@ def plot_memory(rows: Sequence[Row]) -> plt.Figure:
 # ---- Main -----------------------------------------------------------------------------------------------------------
 
 MAKERS = (fits, recording, hh_length, hh_methods, gif_methods, equal_budget)
-MAKERS += (training, groups, figure3, behaviour, memory)
+MAKERS += (as_typed, training, groups, figure3, behaviour, memory)
 ITEMS: dict[str, Callable[[Item], None]] = {make.__name__: make for make in MAKERS}
 
 
