@@ -428,9 +428,10 @@ def choose_terms(
     for term in ("none", *terms):
         study = study_of([*chosen, term])
         problem = FitProblem(study, search.n_sample, devices)
-        x0 = random_starts(problem, search.seed)
+        random = random_starts(problem, search.seed)
+        x0 = random.copy()
         for i, name in enumerate(study.bounds):
-            x0[:, i] = best.get(name, x0[:, i])
+            x0[:, i] = best.get(name, random[:, i])
         minimum = minimise(problem, dataclasses.replace(search, x0=x0))
         if minimum.interrupted:
             raise KeyboardInterrupt
@@ -440,8 +441,7 @@ def choose_terms(
         if kept:
             chosen = [*chosen, term] if term != "none" else []
             best = dict(zip(study.bounds, minimum.best.x, strict=True))
-            starts = random_starts(problem, search.seed)
-            starts[0] = minimum.best.x
+            starts = np.vstack([minimum.best.x, random[1:]])
     return chosen or ["none"], rows, dataclasses.replace(search, x0=starts)
 
 

@@ -410,8 +410,9 @@ def as_typed(item: Item) -> None:
     for method, given in commands.items():
         for seed in SEEDS[:1] if item.laptop else SEEDS:
             arguments = ["--method", method, *given, "--seed", seed, *small]
-            folder, name = item.run(f"as_typed/{method}_seed{seed}", TASK, *arguments), dict(method=method, seed=seed)
-            result = read_json(folder / "result.json")
+            folder = item.run(f"as_typed/{method}_seed{seed}", TASK, *arguments)
+            result, made_of = read_json(folder / "result.json"), read_json(folder / "config.json")["arguments"]
+            name = {column: made_of[column] for column in ("method", "conn_method", "n_rec", "seed")}
             row = name | learned(result) | dict(minutes=sum(result["seconds"].values()) / 60)
             for memory, fading in zip(("mean", "slowest"), result["fading"], strict=True):
                 row[f"{memory}_memory"] = fading["accuracy"]
@@ -465,18 +466,17 @@ def training(item: Item) -> None:
 
 
 def plot_training(curves: Sequence[Row]) -> plt.Figure:
-    """Held-out accuracy against updates: a panel a network, where they are several, and a line a seed."""
-    names = [name for name in ("conn_method", "n_rec") if name in curves[0]]
-    panels = grouped_by(curves, *names)
+    """Held-out accuracy against updates: a panel a network, a line a seed."""
+    panels = grouped_by(curves, "conn_method", "n_rec")
     figure, axes = plt.subplots(
         1, len(panels), figsize=(runs.WIDTH, 2.3), sharey=True, layout="constrained", squeeze=False
     )
-    for axis, (network_of, of_network) in zip(axes[0], panels.items(), strict=True):
+    for axis, ((conn_method, n_rec), of_network) in zip(axes[0], panels.items(), strict=True):
         for (method, seed), curve in grouped_by(of_network, "method", "seed").items():
             x, y = [row["update"] for row in curve], [row["heldout_accuracy"] for row in curve]
             axis.plot(x, y, STYLES[method], lw=1, ms=2.5, label=method if seed == 0 else None)
         axis.axhline(0.99, color="0.5", lw=0.6, ls=":")
-        axis.set(xlabel="update", title="{}, n_rec {}".format(*network_of) if names else "", xlim=(0, None))
+        axis.set(xlabel="update", title=f"{conn_method}, n_rec {n_rec}", xlim=(0, None))
     axes[0, 0].set_ylabel("held-out accuracy")
     axes[0, 0].legend(loc="lower right")
     return figure
