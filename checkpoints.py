@@ -17,7 +17,7 @@ import processes
 
 
 class Checkpoints:
-    """Checkpoints of a run by orbax, in its folder checkpoints/: the last one and the one of best held-out accuracy.
+    """Checkpoints of a run by orbax, in its folder checkpoints/: the last one and the best in validation.
 
     Each holds the state, a pytree of arrays, and the history, a list of dicts. One that is being written when the
     process is killed does not count. Of several processes, the first one saves, and each reads by itself.
@@ -25,7 +25,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, read_only: bool = False):
         def accuracy(metrics):
-            return metrics["heldout_accuracy"]
+            return metrics["validation_accuracy"]
 
         policies = ocp.checkpoint_managers
         best = policies.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
@@ -59,15 +59,15 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The update of best held-out accuracy, or the last one where none was evaluated."""
+        """The update of best accuracy in validation, or the last one where none was evaluated."""
         best = self.manager.best_step()
         return self.last if best is None else best
 
-    def save(self, update: int, state: Any, history: list[dict], heldout_accuracy: float | None) -> None:
+    def save(self, update: int, state: Any, history: list[dict], validation_accuracy: float | None) -> None:
         content = ocp.args.Composite(
             state=ocp.args.StandardSave(jax.device_get(state)), history=ocp.args.JsonSave(history)
         )
-        metrics = None if heldout_accuracy is None else dict(heldout_accuracy=heldout_accuracy)
+        metrics = None if validation_accuracy is None else dict(validation_accuracy=validation_accuracy)
         with contextlib.redirect_stderr(None):  # where threads of tensorstore report that another has failed
             try:
                 self.manager.save(update, args=content, metrics=metrics)

@@ -39,7 +39,6 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import scipy.optimize
 import scipy.special
 import scipy.stats
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -51,6 +50,7 @@ import models
 import processes
 from checkpoints import Checkpoints
 from connectome import EdgeColumns, Wiring
+from decisions import accuracy_of, logistic_fit, wilson_interval
 from learning_rules import RULES, BatchGradient
 from models import Model, NetworkSettings
 from utils import Connections, EvidenceAccumulation, Weights
@@ -65,8 +65,8 @@ NEURONS = ("exc_neuron", "inh_neuron", "neuron_draw", "no_spike_currents")
 INITIAL_ARGUMENTS = ("conn_method", "n_rec", "n_in", "conn_seed", "weight_seed", "ff_scale", "rec_scale", "w_ei_ratio")
 INITIAL_ARGUMENTS += ("shuffle_connections", *COLUMNS, *NEURONS)
 SATURATED = 200.0  # Hz; a population that fires more in the mean carries no information in single spikes
-HELDOUT_BLOCK = 64  # held-out trials at a time on each device
-LEVELS = (0.9, 0.95, 0.99)  # the updates after which the held-out accuracy first reached these are reported
+EVALUATED_BLOCK = 64  # trials of an evaluation at a time on each device
+LEVELS = (0.9, 0.95, 0.99)  # the updates after which the accuracy first reached these are reported
 DELAYS = (250.0, 500.0, 1000.0, 2000.0, 4000.0)  # ms; a trained network is tried with each
 POPULATIONS = ("exc", "inh")
 # What the released code of the paper has; explicit arguments go before.
@@ -101,10 +101,10 @@ class TrainingSettings:
         above=0,
         metavar="NORM",
     )
-    eval_every: int = setting(20, "updates between evaluations on the held-out trials", low=1)
-    n_heldout: int = setting(1024, "held-out trials", low=1)
-    heldout_seed: int = setting(1, "seed of the held-out trials, the same for every --seed", low=0, high=2**32 - 1)
-    threshold: float = setting(0.99, "held-out accuracy at which training ends", above=0, high=1)
+    eval_every: int = setting(20, "updates between evaluations on trials for validation: the best one is kept", low=1)
+    n_heldout: int = setting(1024, "trials for validation, and as many others held out to the end of training", low=1)
+    heldout_seed: int = setting(1, "seed of both, the same for every --seed", low=0, high=2**32 - 1)
+    threshold: float = setting(0.99, "accuracy in validation at which training ends", above=0, high=1)
     save_every: int = setting(20, "updates between checkpoints", low=1)
 
 
@@ -285,8 +285,8 @@ def make_update(
     return update
 
 
-class HeldOut(NamedTuple):
-    """Of the held-out trials, whether they are `correct` and their evidence; and rates (n_step, 2).
+class Evaluated(NamedTuple):
+    """Of the trials of an evaluation, whether they are `correct` and their evidence; and rates (n_step, 2).
 
     The rates are also of the trials that fill up the last block.
     """
@@ -296,34 +296,31 @@ class HeldOut(NamedTuple):
     rates: jax.Array
 
 
-def make_evaluation(settings: TrainingSettings, mesh: Mesh, erase_at: int | None = None) -> Callable[[Model], HeldOut]:
-    """The evaluation of a model on the held-out trials; erase_at is that of `learning_rules.run_trials`."""
-    n_block = mesh.size * min(HELDOUT_BLOCK, -(-settings.n_heldout // mesh.size))
+def evaluation_seeds(settings: TrainingSettings) -> tuple[np.uint32, np.uint32]:
+    """Seeds of the trials for validation, which choose weights and end a training, and of those held out from that."""
+    return np.uint32(settings.heldout_seed), np.random.SeedSequence(settings.heldout_seed).generate_state(1)[0]
+
+
+def make_evaluation(
+    settings: TrainingSettings, mesh: Mesh, erase_at: int | None = None
+) -> Callable[[Model, np.uint32], Evaluated]:
+    """The evaluation of a model on trials of a seed; erase_at is that of `learning_rules.run_trials`."""
+    n_block = mesh.size * min(EVALUATED_BLOCK, -(-settings.n_heldout // mesh.size))
     n_padded = -(-settings.n_heldout // n_block) * n_block
 
     def block(model, keys):
         _, correct, rates = learning_rules.run_trials(model, keys, event_driven=True, erase_at=erase_at)
-        return HeldOut(correct, model.task.trials(keys)[1], jax.lax.pmean(rates, "batch"))
+        return Evaluated(correct, model.task.trials(keys)[1], jax.lax.pmean(rates, "batch"))
 
-    on_devices = over_devices(block, mesh, (COPIED, SPLIT), HeldOut(SPLIT, SPLIT, COPIED))
+    on_devices = over_devices(block, mesh, (COPIED, SPLIT), Evaluated(SPLIT, SPLIT, COPIED))
 
-    def evaluate(model):
-        keys = jax.random.split(jax.random.key(settings.heldout_seed), n_padded)
+    def evaluate(model, seed):
+        keys = jax.random.split(jax.random.key(seed), n_padded)
         blocks = jax.lax.map(lambda k: on_devices(model, k), keys.reshape(-1, n_block))
         correct, evidence = (x.reshape(n_padded, *x.shape[2:])[: settings.n_heldout] for x in blocks[:2])
-        return HeldOut(correct, evidence, blocks.rates.mean(axis=0))
+        return Evaluated(correct, evidence, blocks.rates.mean(axis=0))
 
     return evaluate
-
-
-def wilson_interval(n_correct: int, n: int) -> list[float]:
-    """95 % interval of a probability of which n_correct of n trials were seen (Wilson 1927)."""
-    return list(scipy.stats.binomtest(int(n_correct), n).proportion_ci(method="wilson"))
-
-
-def accuracy_of(correct: np.ndarray) -> dict[str, Any]:
-    """Accuracy of trials, with its interval."""
-    return dict(accuracy=float(correct.mean()), interval=wilson_interval(correct.sum(), len(correct)))
 
 
 def fading(model: Model, evidence: np.ndarray) -> list[dict[str, float]]:
@@ -434,12 +431,12 @@ def deferred_ctrl_c() -> Iterator[list[bool]]:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of metrics.csv: an update, of the training batch but for the held-out accuracy, and the seconds so far."""
+    """A row of metrics.csv: an update, of the training batch but for the accuracy in validation, and seconds so far."""
 
     update: int
     loss: float
     accuracy: float
-    heldout_accuracy: float | None
+    validation_accuracy: float | None
     rate_exc: float
     rate_inh: float
     seconds: float
@@ -467,6 +464,8 @@ class Training:
         start = model, optimiser.init(model.weights), key, model.weights
         self.model, self.optimiser_state, self.key, self.initial = jax.device_put(start, copied)
         self.history: list[Row] = []
+        self.best: tuple[Row, Weights] | None = None  # in validation, of equal ones the latest
+        self.seed_validation, self.seed_heldout = evaluation_seeds(settings)
         self.stopped, self.warnings, self.exported = "epochs", [], None
         self.checkpoints = self._restored(mesh) if run.resumed else None
         start = time.perf_counter()
@@ -474,9 +473,14 @@ class Training:
         update = jax.jit(make_update(settings, rule, optimiser, mesh), **compiled)
         evaluate = jax.jit(make_evaluation(settings, mesh), **compiled)
         self.update = update.lower(self.model, self.optimiser_state, self.key, 0).compile()
-        self.evaluate = evaluate.lower(self.model).compile()
+        self.evaluate = evaluate.lower(self.model, self.seed_validation).compile()
         spent = self.history[-1].seconds if self.history else 0.0
         self.seconds = dict(compile=time.perf_counter() - start, run=spent)
+
+    @property
+    def trained(self) -> Model:
+        """The model with the best weights, or the last ones where none were evaluated."""
+        return dataclasses.replace(self.model, weights=self.best[1]) if self.best else self.model
 
     @property
     def state(self) -> dict[str, Any]:
@@ -486,12 +490,18 @@ class Training:
 
     def _restored(self, mesh: Mesh) -> Checkpoints:
         checkpoints = Checkpoints.of(self.run.path, "resume")
-        state, history = checkpoints.restore(checkpoints.last, jax.device_get(self.state))
-        state = jax.device_put(state, NamedSharding(mesh, COPIED))
+        like, copied = jax.device_get(self.state), NamedSharding(mesh, COPIED)
+        state, history = checkpoints.restore(checkpoints.last, like)
+        state, best = jax.device_put((state, checkpoints.restore(checkpoints.best, like)[0]["weights"]), copied)
         connections = {name: state["connections"].get(name) for name in self.model.connections}
         self.model = dataclasses.replace(self.model, weights=state["weights"], connections=connections)
         self.optimiser_state, self.key, self.initial = state["optimiser"], state["key"], state["initial"]
-        self.history = [Row(**row) for row in history]
+        try:
+            self.history = [Row(**row) for row in history]
+        except TypeError:
+            raise BadInput(f"{self.run.path}: found a training of an earlier version, expected one of this") from None
+        if (row := self.history[checkpoints.best - 1]).validation_accuracy is not None:
+            self.best = row, best
         for row in self.history:
             self._warn(diagnose(self.model, row.rate_exc, row.rate_inh))
         before = len(self.run.load("config.json")["devices"])
@@ -509,27 +519,26 @@ class Training:
         return [dataclasses.asdict(row) for row in self.history]
 
     def reached(self) -> bool:
-        return bool(self.history) and (self.history[-1].heldout_accuracy or 0) >= self.settings.threshold
+        return bool(self.history) and (self.history[-1].validation_accuracy or 0) >= self.settings.threshold
 
     def save(self) -> None:
         if not processes.is_first():
             return
         last = self.history[-1]
         if self.checkpoints.last != last.update:
-            self.checkpoints.save(last.update, self.state, self.rows, last.heldout_accuracy)
+            self.checkpoints.save(last.update, self.state, self.rows, last.validation_accuracy)
         self.run.save("metrics.csv", self.rows)
-        best = self.checkpoints.best
-        if best != self.exported:
-            state = self.state if best == last.update else self.checkpoints.restore(best)[0]
-            arrays = dict(state["weights"], update=best) | models.neuron_arrays(self.model.network)
-            for name, (indptr, indices) in state["connections"].items():
+        update = self.best[0].update if self.best else last.update
+        if update != self.exported:
+            arrays = dict(self.trained.weights, update=update) | models.neuron_arrays(self.model.network)
+            for name, (indptr, indices) in listed(self.model.connections).items():
                 arrays |= {f"{name}_indptr": indptr, f"{name}_indices": indices}
             self.run.save("weights.npz", arrays)
-            self.exported = best
+            self.exported = update
 
     def step(self) -> bool:
         """One update with, when it is due, the evaluation; False, and nothing changed, where it is not finite."""
-        n, start, heldout_accuracy = len(self.history) + 1, time.perf_counter(), None
+        n, start, in_validation = len(self.history) + 1, time.perf_counter(), None
         model, optimiser_state, metrics = self.update(self.model, self.optimiser_state, self.key, n)
         metrics = jax.device_get(metrics)
         if not all(metrics["finite"].values()):
@@ -537,15 +546,17 @@ class Training:
             self.stopped = f"update {n}: {where}; lower --lr, or set --grad_clip"
             return False
         if n % self.settings.eval_every == 0:
-            correct = jax.device_get(self.evaluate(model).correct)
-            heldout_accuracy = float(correct.mean())
+            correct = jax.device_get(self.evaluate(model, self.seed_validation).correct)
+            in_validation = float(correct.mean())
             low, high = wilson_interval(correct.sum(), len(correct))
-            runs.tell(f"update {n}: held-out accuracy {heldout_accuracy:.4f} (95 %: {low:.4f} to {high:.4f})")
+            runs.tell(f"update {n}: accuracy in validation {in_validation:.4f} (95 %: {low:.4f} to {high:.4f})")
         self.seconds["run"] += time.perf_counter() - start
         self.model, self.optimiser_state = model, optimiser_state
         loss, accuracy = float(metrics["loss"]), float(metrics["accuracy"])
         rates = metrics["rates_Hz"].tolist()
-        self.history.append(Row(n, loss, accuracy, heldout_accuracy, *rates, self.seconds["run"]))
+        self.history.append(Row(n, loss, accuracy, in_validation, *rates, self.seconds["run"]))
+        if in_validation is not None and (not self.best or in_validation >= self.best[0].validation_accuracy):
+            self.best = self.history[-1], model.weights
         self._warn(diagnose(model, *rates))
         return True
 
@@ -561,9 +572,8 @@ class Training:
                     break
                 if not self.step():
                     break
-                *earlier, row = self.history
-                best = max((row.heldout_accuracy or 0 for row in earlier), default=0)
-                if row.update % save_every == 0 or (row.heldout_accuracy or 0) > best:
+                row = self.history[-1]
+                if row.update % save_every == 0 or (self.best and self.best[0] is row):
                     self.save()
                 shown = dict(loss=f"{row.loss:.3f}", accuracy=f"{row.accuracy:.2f}")
                 bar.set_postfix(shown | dict(exc=f"{row.rate_exc:.1f} Hz", inh=f"{row.rate_inh:.1f} Hz"), refresh=False)
@@ -575,12 +585,10 @@ class Training:
         self.stopped = "threshold" if self.reached() else self.stopped
 
     def result(self) -> dict[str, Any]:
-        """What result.json says of the training, with an evaluation of the last weights."""
-        correct, evidence, rates = jax.device_get(self.evaluate(self.model))
-        evaluated = [row for row in self.history if row.heldout_accuracy is not None]
-        # Of equal ones the latest, as in the checkpoints.
-        best = max(reversed(evaluated), key=lambda row: row.heldout_accuracy, default=None)
-        first_at = {f"{x:g}": next((row for row in evaluated if row.heldout_accuracy >= x), None) for x in LEVELS}
+        """What result.json says of the training, with an evaluation of its best weights on the held-out trials."""
+        correct, evidence, rates = jax.device_get(self.evaluate(self.trained, self.seed_heldout))
+        evaluated, best = [row for row in self.history if row.validation_accuracy is not None], self.best
+        first_at = {f"{x:g}": next((row for row in evaluated if row.validation_accuracy >= x), None) for x in LEVELS}
         seconds = np.diff([0.0] + [row.seconds for row in self.history])
         return dict(
             mode="train",
@@ -590,7 +598,7 @@ class Training:
             heldout_accuracy=float(correct.mean()),
             heldout_interval=wilson_interval(correct.sum(), len(correct)),
             n_heldout=len(correct),
-            best=best and dict(update=best.update, heldout_accuracy=best.heldout_accuracy),
+            best=best and dict(update=best[0].update, validation_accuracy=best[0].validation_accuracy),
             first_at=first_at,
             fading=fading(self.model, evidence),
             heldout_rates_Hz=period_rates(self.model.task, rates),
@@ -709,32 +717,6 @@ def result_of(model: Model, stages: Mapping[str, Weights], activity: Activity) -
 # ---- What it has learned --------------------------------------------------------------------------------------------
 
 
-def logistic_fit(x: np.ndarray, chosen: np.ndarray) -> dict[str, Any] | None:
-    """P(chosen) = 1 / (1 + exp(-(bias + slopes . x))), fitted to choices (n,) at x (n, k).
-
-    The likelihood is multiplied by the root of the determinant of the Fisher information (Firth 1993), so that the
-    estimate is finite also where x separates the choices, as a perfect network does.
-
-    Returns:
-        bias, slopes (k,), and the standard errors bias_se, slopes_se; None where x does not determine them.
-    """
-    design = np.column_stack([np.ones(len(x)), x])
-    if np.linalg.matrix_rank(design) < design.shape[1]:
-        return None
-
-    def information(b):
-        p = scipy.special.expit(design @ b)
-        return (design.T * (p * (1 - p))) @ design
-
-    def objective(b):
-        log_likelihood = chosen @ design @ b - np.logaddexp(0, design @ b).sum()
-        return -log_likelihood - 0.5 * np.linalg.slogdet(information(b))[1]
-
-    b = scipy.optimize.minimize(objective, np.zeros(design.shape[1]), method="BFGS").x
-    se = np.sqrt(np.diag(np.linalg.pinv(information(b))))
-    return dict(bias=b[0], slopes=b[1:].tolist(), bias_se=se[0], slopes_se=se[1:].tolist())
-
-
 def behaviour(
     model: Model, network_settings: NetworkSettings, settings: TrainingSettings, mesh: Mesh
 ) -> dict[str, Any]:
@@ -747,14 +729,14 @@ def behaviour(
         (beta = 0, or all after spikes), all recurrent excitatory or all inhibitory weights at 0 throughout, and with
         the currents that earlier spikes have left erased as recall begins, which leaves cues and delay as they are.
     """
-    task, copied = model.task, NamedSharding(mesh, COPIED)
+    task, copied, (_, seed) = model.task, NamedSharding(mesh, COPIED), evaluation_seeds(settings)
 
     @functools.cache
     def program(erase_at):
         return jax.jit(make_evaluation(settings, mesh, erase_at), in_shardings=copied, out_shardings=copied)
 
     def evaluate(erase_at=None, **changes):
-        return jax.device_get(program(erase_at)(dataclasses.replace(model, **changes)))
+        return jax.device_get(program(erase_at)(dataclasses.replace(model, **changes), seed))
 
     heldout = evaluate()
     difference = heldout.evidence.sum(axis=1)
@@ -799,12 +781,12 @@ def plot_learning(history: Sequence[Row], settings: TrainingSettings) -> plt.Fig
     axes[0].plot(updates, [row.loss for row in history], color="0.4", lw=1)
     axes[0].set_ylabel("loss (nats)")
     axes[1].plot(updates, [row.accuracy for row in history], color="0.75", lw=1, label="training batch")
-    evaluated = [row for row in history if row.heldout_accuracy is not None]
+    evaluated = [row for row in history if row.validation_accuracy is not None]
     if evaluated:
-        p, n = np.array([row.heldout_accuracy for row in evaluated]), settings.n_heldout
+        p, n = np.array([row.validation_accuracy for row in evaluated]), settings.n_heldout
         low, high = np.transpose([wilson_interval(round(x * n), n) for x in p])
         x = [row.update for row in evaluated]
-        axes[1].errorbar(x, p, (p - low, high - p), fmt="k.-", lw=1, label="held-out, 95 %")
+        axes[1].errorbar(x, p, (p - low, high - p), fmt="k.-", lw=1, label="validation, 95 %")
     axes[1].axhline(settings.threshold, color="k", lw=0.6, ls=":")
     axes[1].set(ylabel="accuracy", ylim=(0.4, 1.01))
     axes[1].legend(loc="lower right")
@@ -958,7 +940,8 @@ def print_rates(rates: Mapping[str, Mapping[str, float]]) -> None:
 def print_training(result: Mapping[str, Any]) -> None:
     low, high = result["heldout_interval"]
     print(f"held-out accuracy {result['heldout_accuracy']:.4f} (95 %: {low:.4f} to {high:.4f})", end=" ")
-    print(f"after {result['updates']} updates, stopped by: {result['stopped']}")
+    update = result["best"]["update"] if result["best"] else result["updates"]
+    print(f"by the weights of update {update} of {result['updates']}, stopped by: {result['stopped']}")
     for level, row in result["first_at"].items():
         if row:
             print(f"first {level} or more after {row.update} updates and {row.seconds / 60:.1f} minutes")
@@ -971,7 +954,8 @@ def print_training(result: Mapping[str, Any]) -> None:
 
 def print_limit(result: Mapping[str, Any], args: argparse.Namespace) -> None:
     """What limits the accuracy, where it is below the highest of LEVELS, and the command that reaches it."""
-    if result["heldout_accuracy"] >= LEVELS[-1] or not result["fading"]:
+    reached = max(result["heldout_accuracy"], result["best"]["validation_accuracy"] if result["best"] else 0.0)
+    if reached >= LEVELS[-1] or not result["fading"]:
         return
     sums = " and ".join(f"{row['accuracy']:.3f} ({row['tau_a']:.0f} ms)" for row in result["fading"])
     below = result["heldout_interval"][1] < result["fading"][0]["accuracy"]
@@ -1038,12 +1022,13 @@ def train(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, me
     run.save("result.json", result)  # before the figures, which may be interrupted
     if training.history:
         run.save("learning_curve.png", plot_learning(training.history, settings))
-    activity = simulate(training.model, jax.random.split(jax.random.key(seeds.sim), args.batch_size), mesh)
-    stages = {"before": training.initial, "after": training.model.weights}
-    simulation = result_of(training.model, stages, activity)
+    model = training.trained
+    activity = simulate(model, jax.random.split(jax.random.key(seeds.sim), args.batch_size), mesh)
+    stages = {"before": training.initial, "after": model.weights}
+    simulation = result_of(model, stages, activity)
     run.save("result.json", result | dict(simulation=simulation))
-    run.save("activity.png", plot_activity(training.model, activity))
-    run.save("weight_matrix.png", plot_matrix(training.model))
+    run.save("activity.png", plot_activity(model, activity))
+    run.save("weight_matrix.png", plot_matrix(model))
     run.save("weights.png", plot_weights(stages, simulation["weights"]))
     print_limit(result, args)
     return {"interrupted": 130, "epochs": 0, "threshold": 0}.get(training.stopped, 1)

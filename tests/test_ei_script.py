@@ -23,6 +23,7 @@ from plain import needs
 from scripts import result_of
 
 import engines
+from decisions import logistic_fit, wilson_interval
 
 script = scripts.import_script("task-coba-ei-rsnn")
 TRAINING = "--batch_size 8 --n_heldout 32 --eval_every 2 --save_every 3 --epochs 8 --lr 0.01 --schedule constant"
@@ -68,17 +69,17 @@ def test_training_writes_all_that_it_promises(trained):
     files = {"config.json", "result.json", "metrics.csv", "learning_curve.png", "checkpoints", "weights.npz"}
     assert names == FIGURES | files
     rows = metrics_of(folder)
-    columns = ["update", "loss", "accuracy", "heldout_accuracy", "rate_exc", "rate_inh"]
+    columns = ["update", "loss", "accuracy", "validation_accuracy", "rate_exc", "rate_inh"]
     assert [list(row) for row in rows] == [columns] * 8
     assert [row["update"] for row in rows] == [str(n) for n in range(1, 9)]
-    assert [bool(row["heldout_accuracy"]) for row in rows] == [False, True] * 4
+    assert [bool(row["validation_accuracy"]) for row in rows] == [False, True] * 4
     assert all(float(row["rate_exc"]) > 1 for row in rows)
     assert len({row["loss"] for row in rows}) == 8
     assert result["updates"] == 8
     assert result["stopped"] == "epochs"
     low, high = result["heldout_interval"]
     assert low < result["heldout_accuracy"] < high
-    assert result["best"]["heldout_accuracy"] == max(float(row["heldout_accuracy"] or 0) for row in rows)
+    assert result["best"]["validation_accuracy"] == max(float(row["validation_accuracy"] or 0) for row in rows)
     assert set(result["heldout_rates_Hz"]) == {"cues", "delay", "recall"}
     weights = result["simulation"]["weights"]
     assert weights["before"]["exc"]["mean"] != weights["after"]["exc"]["mean"]
@@ -121,6 +122,7 @@ def test_a_run_says_what_limits_it_and_what_gets_further(monkeypatch, tmp_path, 
         assert all(text in limit for text in texts)
         assert command.endswith(f"python {script.SCRIPT}.py {script.LEARNS}")
     script.print_limit(result | dict(heldout_accuracy=0.99), args)
+    script.print_limit(result | dict(heldout_accuracy=0.9, best=dict(validation_accuracy=0.99)), args)
     assert capsys.readouterr().out == ""
     assert script.parse_args(script.LEARNS.split()).tau_a == 10000
 
@@ -138,6 +140,19 @@ def test_the_last_and_the_best_checkpoint_are_kept(trained):
     assert {int(path.name) for path in (folder / "checkpoints").iterdir()} == {8, result["best"]["update"]}
     assert result["best"]["update"] < 8  # else the tests of what is loaded show little
     assert not np.array_equal(weights_of(folder)["in"], weights_of(folder, "best")["in"])
+    after = result["simulation"]["weights"]["after"]["in"]["mean"]
+    assert after == np.abs(weights_of(folder, "best")["in"].astype(float)).mean()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
+def test_no_trial_of_validation_is_held_out(seed):
+    """The keys of the trials, and what is derived from them: other cues in other numbers."""
+    seeds = script.evaluation_seeds(script.TrainingSettings(heldout_seed=seed))
+    keys = [jax.random.split(jax.random.key(s), 1024) for s in seeds]
+    words = [{tuple(word) for word in np.asarray(jax.random.key_data(k))} for k in keys]
+    assert len(words[0] | words[1]) == 2048
+    task = script.EvidenceAccumulation()
+    assert not np.array_equal(*(task.trials(k)[1] for k in keys))
 
 
 PLAIN = """
@@ -253,7 +268,7 @@ def test_a_network_trained_in_float32_is_loaded_in_float64(trained, tmp_path):
     after = trained[0]["simulation"]["weights"]["before"]["in"]["mean"]
     assert result["weights"]["before"]["in"]["mean"] == pytest.approx(after, rel=1e-6)
     accuracy = {row["t_delay"]: row["accuracy"] for row in result["behaviour"]["delays"]}[30]
-    assert accuracy == pytest.approx(trained[0]["best"]["heldout_accuracy"], abs=0.1)
+    assert accuracy == pytest.approx(trained[0]["heldout_accuracy"], abs=0.1)
 
 
 def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
@@ -269,7 +284,7 @@ def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
     assert delays.keys() == {30, *script.DELAYS}
     erased = "adaptation as recall begins"
     assert silenced.keys() == {"nothing", "adaptation", erased, "recurrent exc", "recurrent inh"}
-    assert delays[30] == silenced["nothing"] == result["best"]["heldout_accuracy"]
+    assert delays[30] == silenced["nothing"] == result["heldout_accuracy"]
     psychometric = decisions["psychometric"]
     assert sum(row["n"] for row in psychometric) == decisions["n_trials"] == 32
     right = [row["right"] if row["difference"] > 0 else 1 - row["right"] for row in psychometric]
@@ -277,7 +292,7 @@ def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
 
     args = script.parse_args(["--load", str(folder), "--n_heldout", "32", "--devices", "0"])
     mesh = script.setup(args, [])
-    keys = jax.random.split(jax.random.key(args.heldout_seed), 32)
+    keys = jax.random.split(jax.random.key(script.evaluation_seeds(args)[1]), 32)
     for change, accuracy in (({"t_delay": 250.0}, delays[250]), ({"beta": 0.0}, silenced["adaptation"])):
         model = script.make_model(argparse.Namespace(**vars(args) | change))
         model, _ = script.load_network(folder, model)
@@ -687,7 +702,7 @@ def test_help_explains_every_argument(capsys):
 @pytest.mark.parametrize(("n_correct", "n"), [(0, 10), (5, 10), (1000, 1024), (1024, 1024)])
 def test_wilson_interval_is_where_the_score_test_rejects(n_correct, n):
     """Its ends are the probabilities p at which |p_hat - p| = z sqrt(p (1 - p) / n)."""
-    for p in script.wilson_interval(n_correct, n):
+    for p in wilson_interval(n_correct, n):
         assert abs(n_correct / n - p) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / n), abs=1e-6)
 
 
@@ -710,7 +725,7 @@ def test_logistic_fit_has_the_log_odds_of_two_groups(k, n):
     """With the prior of Jeffreys, which is Firth's factor, those are log((k + 1/2) / (n - k + 1/2)), also at k = 0."""
     x = np.repeat([0.0, 1.0], n)[:, None]
     chosen = np.concatenate([np.arange(size) < count for count, size in zip(k, n, strict=True)])
-    fit = script.logistic_fit(x, chosen)
+    fit = logistic_fit(x, chosen)
     log_odds = [math.log((count + 0.5) / (size - count + 0.5)) for count, size in zip(k, n, strict=True)]
     assert fit["bias"] == pytest.approx(log_odds[0], abs=1e-4)
     assert fit["slopes"] == pytest.approx([log_odds[1] - log_odds[0]], abs=1e-4)
@@ -720,8 +735,8 @@ def test_logistic_fit_finds_the_weights_behind_choices():
     rng, true = np.random.default_rng(0), np.array([0.5, 1.0, -0.7, 0.0])
     x = rng.choice([-1, 1], (4000, 3))
     chosen = rng.random(4000) < 1 / (1 + np.exp(-(true[0] + x @ true[1:])))
-    fit = script.logistic_fit(x, chosen)
+    fit = logistic_fit(x, chosen)
     z = (np.array([fit["bias"], *fit["slopes"]]) - true) / [fit["bias_se"], *fit["slopes_se"]]
     assert np.abs(z).max() < 3
     assert 0.02 < max(fit["slopes_se"]) < 0.1
-    assert script.logistic_fit(np.ones((10, 1)), np.arange(10) > 3) is None
+    assert logistic_fit(np.ones((10, 1)), np.arange(10) > 3) is None

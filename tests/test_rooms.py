@@ -14,6 +14,7 @@ ARROWS = {
     "processes": {"supervisor"},
     "runs": {"processes", "supervisor"},
     "numerics": set(),
+    "decisions": set(),
     "checkpoints": {"processes", "runs"},
     "spike_trains": set(),
     "sparse_products": set(),

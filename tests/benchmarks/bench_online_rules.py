@@ -137,7 +137,8 @@ def accuracy_after(rule: task_script.Rule, updates: int, *arguments: Any) -> flo
     state, key = optimiser.init(model.weights), jax.random.key_data(jax.random.key(args["seed"]))
     for n in range(1, updates + 1):
         model, state, _ = update(model, state, key, n)
-    return float(jax.jit(task_script.make_evaluation(settings, mesh))(model).correct.mean())
+    _, seed = task_script.evaluation_seeds(settings)
+    return float(jax.jit(task_script.make_evaluation(settings, mesh))(model, seed).correct.mean())
 
 
 def compile_rules(

@@ -59,8 +59,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from common import in_turns
 from PIL import Image
-from workloads import network, task_script
+from workloads import network
 
+from decisions import wilson_interval
 from learning_rules import RULES
 from supervisor import Place
 
@@ -92,8 +93,8 @@ FIGURES = {
     "hh_methods_figure_2.png": "Figures 2 and S8: the target (black) and the best of ten fits by each method (orange).",
     "gif_methods_methods.png": "Figure S7: the same for the GIF neuron.",
     "equal_budget_hh.png": "HH: best loss so far, median and quartiles of ten repeats.",
-    "as_typed.png": "Held-out accuracy against updates, by the commands of the paper; a line a seed.",
-    "training.png": "Held-out accuracy against updates; a line a seed.",
+    "as_typed.png": "Accuracy in validation against updates, by the commands of the paper; a line a seed.",
+    "training.png": "Accuracy in validation against updates; a line a seed.",
     "figure3_activity.png": "Adam, lr 0.005: inputs, spikes, potentials and readout in a trial, after training.",
     "figure3_weights.png": "The same network: weights before and after, with three laws fitted to them.",
     "behaviour.png": "bptt, seed 0: choices, weights of the cues (± standard error), and accuracies (95 % intervals).",
@@ -397,8 +398,8 @@ def learned(result: Row) -> Row:
 
 def learning_curve(folder: Path) -> list[Row]:
     """The evaluations of a training."""
-    columns = ("update", "heldout_accuracy", "seconds")
-    history = [line for line in read_rows(folder / "metrics.csv") if line["heldout_accuracy"]]
+    columns = ("update", "validation_accuracy", "seconds")
+    history = [line for line in read_rows(folder / "metrics.csv") if line["validation_accuracy"]]
     return [{column: float(line[column]) for column in columns} for line in history]
 
 
@@ -450,7 +451,7 @@ def training(item: Item) -> None:
     lines = []
     for (conn_method, n_rec, method), of_rule in grouped_by(rows, "conn_method", "n_rec", "method").items():
         n, p = (sum(row["n_heldout"] for row in of_rule), np.mean([row["heldout_accuracy"] for row in of_rule]))
-        low, high = task_script.wilson_interval(round(n * p), n)
+        low, high = wilson_interval(round(n * p), n)
         line = [method, f"{conn_method}, {n_rec}"]
         for level in ("0.9", "0.99"):
             line.append(listed([row[f"updates_to_{level}"] for row in of_rule]))
@@ -466,18 +467,18 @@ def training(item: Item) -> None:
 
 
 def plot_training(curves: Sequence[Row]) -> plt.Figure:
-    """Held-out accuracy against updates: a panel a network, a line a seed."""
+    """Accuracy in validation against updates: a panel a network, a line a seed."""
     panels = grouped_by(curves, "conn_method", "n_rec")
     figure, axes = plt.subplots(
         1, len(panels), figsize=(runs.WIDTH, 2.3), sharey=True, layout="constrained", squeeze=False
     )
     for axis, ((conn_method, n_rec), of_network) in zip(axes[0], panels.items(), strict=True):
         for (method, seed), curve in grouped_by(of_network, "method", "seed").items():
-            x, y = [row["update"] for row in curve], [row["heldout_accuracy"] for row in curve]
+            x, y = [row["update"] for row in curve], [row["validation_accuracy"] for row in curve]
             axis.plot(x, y, STYLES[method], lw=1, ms=2.5, label=method if seed == 0 else None)
         axis.axhline(0.99, color="0.5", lw=0.6, ls=":")
         axis.set(xlabel="update", title=f"{conn_method}, n_rec {n_rec}", xlim=(0, None))
-    axes[0, 0].set_ylabel("held-out accuracy")
+    axes[0, 0].set_ylabel("accuracy in validation")
     axes[0, 0].legend(loc="lower right")
     return figure
 
@@ -535,7 +536,7 @@ def figure3(item: Item) -> None:
         folder = item.run(f"figure3/{label}_seed0", TASK, *arguments, *length, "--seed", 0, *optimiser)
         trained = read_json(folder / "result.json")
         result = trained["simulation"]
-        values = {("accuracy", "", ""): trained["best"]["heldout_accuracy"], ("updates", "", ""): trained["updates"]}
+        values = {("accuracy", "", ""): trained["heldout_accuracy"], ("updates", "", ""): trained["updates"]}
         for period, rates in result["rates_Hz"].items():
             values |= {("rate_Hz", period, population): rate for population, rate in rates.items()}
         for population, fraction in result["within_reversal_potentials"].items():
@@ -620,7 +621,7 @@ def behaviour(item: Item) -> None:
 def memory(item: Item) -> None:
     """Peak memory of a process with one device, and seconds of an update with all, against the steps of a trial."""
     lengths = (550, 1100) if item.laptop else (550, 1100, 2200, 4400, 8800, 17600)
-    arguments = ["--etrace_groups", 1, *(["--n_rec", 100, "--batch_size", 16] if item.laptop else [])]
+    arguments = ["--n_rec", 100, "--batch_size", 16] if item.laptop else []
     rows = []
     for n_step in lengths:
         gradients = [bench_ei_online.gradient(method, *arguments, n_step=n_step) for method in RULES]
