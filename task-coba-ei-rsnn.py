@@ -101,7 +101,9 @@ class TrainingSettings:
         above=0,
         metavar="NORM",
     )
-    eval_every: int = setting(20, "updates between evaluations on trials for validation: the best one is kept", low=1)
+    eval_every: int = setting(
+        20, "updates between evaluations on trials for validation, the last of all is one: the best is kept", low=1
+    )
     n_heldout: int = setting(1024, "trials for validation, and as many others held out to the end of training", low=1)
     heldout_seed: int = setting(1, "seed of both, the same for every --seed", low=0, high=2**32 - 1)
     threshold: float = setting(0.99, "accuracy in validation at which training ends", above=0, high=1)
@@ -545,7 +547,7 @@ class Training:
             where = name_nan(self.model, batch_keys(self.key, n, self.settings.batch_size), metrics["finite"])
             self.stopped = f"update {n}: {where}; lower --lr, or set --grad_clip"
             return False
-        if n % self.settings.eval_every == 0:
+        if n % self.settings.eval_every == 0 or n == self.settings.epochs:
             correct = jax.device_get(self.evaluate(model, self.seed_validation).correct)
             in_validation = float(correct.mean())
             low, high = wilson_interval(correct.sum(), len(correct))

@@ -112,6 +112,7 @@ def test_a_run_says_what_limits_it_and_what_gets_further(monkeypatch, tmp_path, 
     assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["best"]["update"] == 1  # the last one, where none is due
     limit = next(line for line in lines if line.startswith("cues that fade"))
     assert f"{result['fading'][1]['accuracy']:.3f} ({result['fading'][1]['tau_a']:.0f} ms)" in limit
     args = script.parse_args(["--method", "diag"])
