@@ -25,7 +25,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, read_only: bool = False):
         def accuracy(metrics):
-            return metrics["validation_accuracy"]
+            (value,) = metrics.values()  # by whatever name an earlier version has it
+            return value
 
         policies = ocp.checkpoint_managers
         best = policies.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)

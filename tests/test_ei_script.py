@@ -656,6 +656,17 @@ def test_missing_or_damaged_checkpoints_are_named(damage, arguments, copied, mon
     assert "checkpoint" in errors
 
 
+def test_a_training_of_an_earlier_version_is_loaded_and_not_resumed(copied, monkeypatch, capsys):
+    """One that had chosen its weights by the trials of its accuracy, which other names tell."""
+    best = script.Checkpoints.of(copied / "run", "load").best
+    for path in (copied / "run" / "checkpoints").rglob("*"):
+        if path.is_file() and path.parent.name in ("history", "metrics"):
+            path.write_bytes(path.read_bytes().replace(b"validation_accuracy", b"heldout_accuracy"))
+    errors = scripts.refused(script, monkeypatch, capsys, copied, ["--resume", "run"])
+    assert "earlier version" in errors
+    assert script.Checkpoints.of(copied / "run", "load").best == best < 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
