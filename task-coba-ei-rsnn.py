@@ -549,8 +549,7 @@ class Training:
             return False
         if n % self.settings.eval_every == 0 or n == self.settings.epochs:
             correct = jax.device_get(self.evaluate(model, self.seed_validation).correct)
-            in_validation = float(correct.mean())
-            low, high = wilson_interval(correct.sum(), len(correct))
+            in_validation, (low, high) = accuracy_of(correct).values()
             runs.tell(f"update {n}: accuracy in validation {in_validation:.4f} (95 %: {low:.4f} to {high:.4f})")
         self.seconds["run"] += time.perf_counter() - start
         self.model, self.optimiser_state = model, optimiser_state
@@ -589,6 +588,7 @@ class Training:
     def result(self) -> dict[str, Any]:
         """What result.json says of the training, with an evaluation of its best weights on the held-out trials."""
         correct, evidence, rates = jax.device_get(self.evaluate(self.trained, self.seed_heldout))
+        heldout_accuracy, heldout_interval = accuracy_of(correct).values()
         evaluated, best = [row for row in self.history if row.validation_accuracy is not None], self.best
         first_at = {f"{x:g}": next((row for row in evaluated if row.validation_accuracy >= x), None) for x in LEVELS}
         seconds = np.diff([0.0] + [row.seconds for row in self.history])
@@ -597,8 +597,8 @@ class Training:
             method=self.run.args.method,
             updates=len(self.history),
             stopped=self.stopped,
-            heldout_accuracy=float(correct.mean()),
-            heldout_interval=wilson_interval(correct.sum(), len(correct)),
+            heldout_accuracy=heldout_accuracy,
+            heldout_interval=heldout_interval,
             n_heldout=len(correct),
             best=best and dict(update=best[0].update, validation_accuracy=best[0].validation_accuracy),
             first_at=first_at,
