@@ -16,11 +16,24 @@ import numpy as np
 import scipy.stats
 
 import processes
-from fitting import METHODS, FitProblem, Round, Search, minimise, random_starts
+from fitting import (
+    METHODS,
+    Fit,
+    FitProblem,
+    Minimum,
+    Round,
+    Search,
+    conclude,
+    minimise,
+    random_starts,
+    starts_from,
+    with_cost_of,
+)
 from recordings import Recording
 from studies import Study
 
 BAYESIAN_EVALUATIONS = 100  # the time that its Gaussian process takes grows with their cube
+N_TIMED, T_TIMED = 7, 3.0  # times and seconds, in which the cost of a gradient is measured
 RECOVERED = 0.01  # relative error of the parameters up to which they count as found
 
 # ---- A comparison ----------------------------------------------------------------------------------------------------
@@ -118,16 +131,21 @@ class Comparison:
 
 
 def measured_gradient_cost(problem: FitProblem) -> float:
-    """Simulations that a gradient costs: the ratio of the times of a full batch with gradient and without."""
-    X, medians = random_starts(problem, 0), []
-    for what in ("gradients", "losses"):
-        times = []
-        for _ in range(8):
-            start = time.perf_counter()
-            problem.evaluate(X, what, problem.study.last_level)
-            times.append(time.perf_counter() - start)
-        medians.append(float(np.median(times[1:])))
-    return medians[0] / medians[1]
+    """Simulations that a gradient costs: of a full batch, the median ratio of its times with gradient and without.
+
+    One after the other, for T_TIMED and at least N_TIMED times, so that other work on the machine slows down both.
+    """
+    X, ratios, begin = random_starts(problem, 0), [], time.perf_counter()
+
+    def seconds(what):
+        start = time.perf_counter()
+        problem.evaluate(X, what, problem.study.last_level)
+        return time.perf_counter() - start
+
+    seconds("gradients"), seconds("losses")  # to compile
+    while len(ratios) < N_TIMED or time.perf_counter() - begin < T_TIMED:
+        ratios.append(seconds("gradients") / seconds("losses"))
+    return float(np.median(ratios))
 
 
 def last_within(history: Sequence[Round], quantity: Callable[[Round], float], limit: float) -> Round:
@@ -406,43 +424,58 @@ class Candidate:
     kept: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The model that is kept: its terms, its problem and minimum, the table, and the problems of all."""
+
+    terms: list[str]
+    problem: FitProblem
+    minimum: Minimum
+    rows: list[Candidate]
+    problems: list[FitProblem]
+
+    def fit(self, seed: int) -> Fit:
+        """What has been found, with the cost of the choice; `fitting.conclude` says what is raised."""
+        fit = conclude(self.problem, self.minimum, seed)
+        for other in self.problems:
+            fit = fit if other is self.problem else with_cost_of(other, fit)
+        return fit
+
+
 def choose_terms(
-    study_of: Callable[[Sequence[str]], Study], terms: Sequence[str], search: Search, devices: Sequence[jax.Device]
-) -> tuple[list[str], list[Candidate], Search]:
+    study_of: Callable[[Sequence[str]], Study],
+    steps: Sequence[Sequence[str]],
+    search: Search,
+    devices: Sequence[jax.Device],
+    journal: runs.Journal | None = None,
+) -> Choice:
     """Terms that lower Akaike's information criterion (1974) of the fitted data, each tried on top of those before it.
 
-    The first fit begins at random, the others at the best model so far and random values of what that does not have.
+    The model without any is fitted from random starts, and each other one from the best so far and random starts.
 
     Args:
         study_of: terms, or ["none"] -> the study of a likelihood; bounds of one parameter are the same in all of them.
-        terms: in the order in which they are tried.
+        steps: terms that are tried together, in the order in which they are tried.
 
     Returns:
-        The terms, or ["none"], the table, and the search for a fit of them, which begins where the choice has ended and
-        at random starts, which may not find that by themselves.
-
-    Raises:
-        KeyboardInterrupt: a fit is not complete.
+        The choice; where Ctrl-C has ended it, so far.
     """
-    chosen, rows, best = [], [], {}
-    for term in ("none", *terms):
-        study = study_of([*chosen, term])
-        problem = FitProblem(study, search.n_sample, devices)
-        random = random_starts(problem, search.seed)
-        x0 = random.copy()
-        for i, name in enumerate(study.bounds):
-            x0[:, i] = best.get(name, random[:, i])
+    choice, rows, problems = None, [], []
+    for step in ([], *steps):
+        terms = [*(choice.terms if choice else ()), *step]
+        study = study_of(terms or ["none"])
+        problem = FitProblem(study, search.n_sample, devices, journal)
+        problems.append(problem)
+        x0 = starts_from(problem, choice.problem, choice.minimum.best, search.seed) if choice else search.x0
         minimum = minimise(problem, dataclasses.replace(search, x0=x0))
-        if minimum.interrupted:
-            raise KeyboardInterrupt
         n, loss = len(study.bounds), minimum.best.loss
-        kept = not rows or 2 * (n + loss) < min(row.aic for row in rows)
-        rows.append(Candidate(" ".join([*chosen, term]), n, loss, 2 * (n + loss), kept))
-        if kept:
-            chosen = [*chosen, term] if term != "none" else []
-            best = dict(zip(study.bounds, minimum.best.x, strict=True))
-            starts = np.vstack([minimum.best.x, random[1:]])
-    return chosen or ["none"], rows, dataclasses.replace(search, x0=starts)
+        kept = not choice or 2 * (n + loss) < min(row.aic for row in rows)
+        rows.append(Candidate(" ".join(terms) or "none", n, loss, 2 * (n + loss), kept))
+        choice = Choice(terms, problem, minimum, rows, problems) if kept else choice
+        if minimum.interrupted:
+            choice = dataclasses.replace(choice, minimum=dataclasses.replace(choice.minimum, interrupted=True))
+            break
+    return choice
 
 
 def candidate_lines(rows: Sequence[Candidate]) -> list[str]:

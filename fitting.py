@@ -153,8 +153,23 @@ def steps_from(problem: FitProblem, x: np.ndarray, level: float) -> np.ndarray:
 
 
 def random_starts(problem: FitProblem, seed: int) -> np.ndarray:
-    """Starts (n_sample, k), uniform in the box."""
+    """Starts (n_sample, k): those of the study, or else uniform in the box."""
+    if problem.study.starts:
+        return problem.study.starts(problem.n_sample, seed)
     return np.random.default_rng(seed).random((problem.n_sample, len(problem.box.low)))
+
+
+def starts_from(problem: FitProblem, smaller: FitProblem, best: Start, seed: int) -> np.ndarray:
+    """Starts (n_sample, k), every other one random, and the others from the best of a smaller study.
+
+    The first of these is without what that does not have, where the loss is no higher; the others have random values.
+    """
+    x, names = random_starts(problem, seed), list(problem.study.bounds)
+    x[::2, [names.index(name) for name in smaller.study.bounds]] = best.x
+    for name in set(names) & set(problem.study.absent) - set(smaller.study.bounds):
+        low, high = problem.study.bounds[name].mantissa
+        x[0, names.index(name)] = np.clip((problem.study.absent[name] - low) / (high - low), 0, 1)
+    return x
 
 
 def multistart(

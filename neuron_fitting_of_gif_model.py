@@ -4,9 +4,10 @@ The neuron is that of Mihalas & Niebur (2009). The gradient of a simulation that
 poor guide. With --objective likelihood the recorded spikes drive the reset instead, and the parameters are those that
 make these spikes the most likely: the gradient is true, and leads from any start to the parameters behind the data. A
 recording of your own is read as it is (ABF, NWB, IBW, NPZ, CSV and others); a part of it is held out, and predicted.
-Its neuron is refractory, fires by chance, and has a threshold that follows V non-linearly and jumps at spikes; all of
-it is fitted, in bounds that come from the recording. Without arguments the target is that of the paper's release, five
-currents of one second, for which the rates a, b of the threshold and k1, k2 of spike-triggered currents are fitted.
+Its neuron is refractory, fires by chance, and has a threshold that follows V and jumps at spikes, by more parameters
+where Akaike's criterion asks for them; all is fitted, in bounds that come from the recording. Without arguments the
+target is that of the paper's release, five currents of one second, for which the rates a, b of the threshold and k1, k2
+of spike-triggered currents are fitted.
 """
 
 import argparse
@@ -89,6 +90,7 @@ THRESHOLD = ["V_th_inf", "a", "b", "A_th", "width"]
 TERMS = {"tau_s": ["tau_s"], "non_linear": ["V_i", "k_i"], "A_th2": ["A_th2", "b2"], "I3": ["A3", "k3"]}
 # E_g stays at rest: where k_g is near k2, a current says the same as another reversal potential.
 TERMS |= {"g": ["A_g", "k_g"], "lapse": ["lapse"]}
+ABSENT = {"tau_s": 0.0, "V_i": -np.inf, "A_th2": 0.0, "A3": 0.0, "A_g": 0.0, "lapse": 0.0}
 DEFAULT_TERMS = ("tau_s", "non_linear", "A_th2")
 NOT_OF_SPIKES = {"R", "V_rest", "R_s", "tau_s"}  # without potentials there is no scale of V
 OF_SILENCE = {"R", "tau", "V_rest", "R_s", "tau_s"}  # of recordings without spikes
@@ -178,8 +180,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "a threshold linear in V. tau_s: of the electrode; non_linear: a threshold that follows V non-linearly; A_th2: "
         "a second jump of it; I3: a third current; g: a conductance after spikes, E_g at rest or by --constants; "
         "lapse: a constant rate of spikes; or none; or auto: each of these that lowers Akaike's criterion of the "
-        "data that are fitted, with a table; without this argument and --fit_parameters, "
-        f"{' '.join(DEFAULT_TERMS)}"
+        f"data that are fitted, with a table; without this argument and --fit_parameters, {' '.join(DEFAULT_TERMS)}, "
+        "or none where all three together do not lower it"
     )
     add("--model_terms", nargs="+", choices=(*TERMS, "none", "auto"), metavar="TERM", help=terms)
     tau_noise = (
@@ -509,7 +511,8 @@ def escaping_study(settings: Settings, targets: Mapping[str, Recording]) -> stud
     estimates = teacher_forcing.first_estimates(targets["fit"], dict(settings.constants).get("t_ref"))
     with_potentials, has_spikes = settings.fit_target == "potential", bool(targets["fit"].spikes.any())
     beyond = [name for names in TERMS.values() for name in names]
-    terms = {name for term in settings.model_terms or DEFAULT_TERMS for name in TERMS.get(term, [])}
+    tried = TERMS if settings.model_terms == ["auto"] else settings.model_terms or DEFAULT_TERMS
+    terms = {name for term in tried for name in TERMS.get(term, [])}
     fitted = settings.fit_parameters or [
         name
         for name in dict.fromkeys((*MEMBRANE, *THRESHOLD, *beyond))
@@ -524,18 +527,35 @@ def escaping_study(settings: Settings, targets: Mapping[str, Recording]) -> stud
     t_blank = teacher_forcing.T_BEFORE if settings.t_blank is None else settings.t_blank
     neuron = teacher_forcing.Escaping(constants, noise, t_blank)
     model = studies.simulation(utils.GIF, constants | {"V_th_reset": teacher_forcing.NO_FLOOR})
+    bounds = studies.select_bounds(fitted, ranges, settings.bounds)
     study = studies.Study(
         model=model,
         loss=simulation_loss(settings, model),
-        bounds=studies.select_bounds(fitted, ranges, settings.bounds),
+        bounds=bounds,
         recordings=targets,
         free_run=studies.free_run_of(model),
         constants={name: value for name, value in values.items() if name not in fitted},
         delta=settings.delta,
         more=more_by_escape(neuron),
         objective=dict(escape="exponential", tau_noise_ms=noise.tau_noise),
+        starts=teacher_forcing.starts_of(bounds, estimates.values),
+        absent=ABSENT,
     )
     return neuron.study(study)
+
+
+def steps_of(settings: Settings, study: studies.Study) -> list[Sequence[str]]:
+    """Terms that are tried together, step by step; none where --model_terms or --fit_parameters has what is fitted."""
+    if not study.gram or settings.fit_parameters or settings.model_terms not in (None, ["auto"]):
+        return []
+    return [[term] for term in TERMS] if settings.model_terms else [DEFAULT_TERMS]
+
+
+def with_terms(settings: Settings, terms: Sequence[str]) -> Settings:
+    """The settings of a fit with these terms, or ["none"]: bounds of parameters that only others have are left out."""
+    absent = {name for term, names in TERMS.items() if term not in terms for name in names}
+    bounds = [(name, limits) for name, limits in settings.bounds if name not in absent]
+    return dataclasses.replace(settings, model_terms=terms, bounds=bounds)
 
 
 def more_by_threshold(constants: Parameters, dt_sim: float) -> More:
@@ -720,19 +740,12 @@ def main(argv: Sequence[str]) -> int:
     name = f"{args.mode}_{args.protocol}_{objective}_{args.fit_target}_{budget}_seed{args.seed}"
     run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats", "gradient_cost"})
     print(*data.report, sep="\n", end="\n" * bool(data.report))
-    search, interrupted, candidates = runs.pick(fitting.Search, args, seed=fit_seed), False, []
-    if args.model_terms == ["auto"]:
-
-        def with_terms(terms):
-            return make_study(dataclasses.replace(settings, model_terms=terms), data, source, noise_seed)
-
-        terms, candidates, search = comparing.choose_terms(with_terms, tuple(TERMS), search, devices)
-        study = with_terms(terms)
-        print(*comparing.candidate_lines(candidates), sep="\n")
+    search, interrupted, choice = runs.pick(fitting.Search, args, seed=fit_seed), False, None
     if args.mode == "compare":
         plan = make_plan(args, study)
         run.save_config(argv, devices)  # first: a comparison that is killed is resumed by it
-        comparison = comparing.compare(study, plan, devices, run)
+        uniform = dataclasses.replace(study, starts=None)  # as all other methods begin
+        comparison = comparing.compare(uniform, plan, devices, run)
         interrupted = comparison.interrupted
         if not interrupted:
             print(comparing.markdown_of(study, plan, comparison), end="")
@@ -745,9 +758,16 @@ def main(argv: Sequence[str]) -> int:
         run.save("surrogates.png", plot_surrogates())
     else:
         journal = runs.Journal(run, functools.partial(run.save_config, argv, devices))
-        fit, extra = fitting.fit(study, search, devices, journal), dict(script=SCRIPT, objective=objective)
-        interrupted = fit.minimum.interrupted
-        extra |= study.objective
+        if steps := steps_of(settings, study):
+
+            def study_with(terms):
+                return make_study(with_terms(settings, terms), data, source, noise_seed)
+
+            choice = comparing.choose_terms(study_with, steps, search, devices, journal)
+            print(*comparing.candidate_lines(choice.rows), sep="\n")
+            study = choice.problem.study
+        fit = choice.fit(search.seed) if choice else fitting.fit(study, search, devices, journal)
+        interrupted, extra = fit.minimum.interrupted, dict(script=SCRIPT, objective=objective) | study.objective
         if objective == "likelihood":
             extra |= {} if study.gram else {study.annealing.label: fit.minimum.level}
         elif args.method == "L-BFGS-B" and not interrupted:
@@ -758,8 +778,8 @@ def main(argv: Sequence[str]) -> int:
         reports.print_fit(study, fit, extra)
         run.save_config(argv, devices)
         reports.save_fit(run, study, data, fit, extra)
-        if candidates:
-            run.save("model_terms.csv", [dataclasses.asdict(row) for row in candidates])
+        if choice:
+            run.save("model_terms.csv", [dataclasses.asdict(row) for row in choice.rows])
         if not interrupted:
             journal.discard()
     print(run.path)

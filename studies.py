@@ -155,6 +155,8 @@ class Study:
         further: (study, parameters, what the model does) -> the study that tells more where a fit has ended there, or
             None.
         objective: what result.json says of it besides.
+        starts: (n, seed) -> random starts (n, k) in the box; without it they are uniform there.
+        absent: {name: value} of parameters at which their term is absent, or as little there as the box has it.
         gram: that of a likelihood. The model is then given one set of parameters at a time, scalars, and gradients
             are in reverse mode.
     """
@@ -176,6 +178,8 @@ class Study:
     kept: Callable[[Parameters, float], np.ndarray] | None = None
     further: Callable[["Study", Parameters, Released], "Study | None"] | None = None
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    starts: Callable[[int, int], np.ndarray] | None = None
+    absent: Mapping[str, float] = dataclasses.field(default_factory=dict)
     gram: Gram | None = None
 
     @property

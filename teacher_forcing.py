@@ -57,6 +57,7 @@ ABOVE = 10.0  # mV; the threshold is so far above the highest potential of a rec
 LITTLE = 0.05  # of an autocorrelation
 MISFIT = 3.0, 0.5  # as in `studies.largest_error`: clusters allow for errors that depend on each other
 T_CLUSTER, CLUSTERS = 200.0, 4  # ms of one trace that are independent of others; at least so many a parameter
+ESTIMATED = ("R", "tau", "V_rest", "V_reset", "R_s", "V_th_inf")  # by regression, well enough to begin with
 STEEPEST = 20.0  # (V - V_th) / width, from which on a rate grows linearly: it has no bound, and numbers have
 
 
@@ -492,6 +493,36 @@ def bounds_of(values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
     bounds |= {"A_g": (0.0, 10 / R), "E_g": (V_rest - 40, V_spike + 40)}
     bounds |= {"V_th_inf": (V_spike - 20, V_spike + 20), "V_i": (V_spike - 20, V_spike + 5)}
     return bounds | {"R_s": (min(0.0, values["R_s"]) - 20, max(0.0, values["R_s"]) + 20)}
+
+
+def starts_of(bounds: Mapping[str, u.Quantity], values: Mapping[str, float]) -> Callable[[int, int], np.ndarray]:
+    """(n, seed) -> random starts (n, k) in the box, from where the likelihood leads to its minima, not to one alone.
+
+    What regression knows begins there. A threshold that follows V slowly has b = 0.005 per ms of bounds up to 2, and
+    of uniform starts hardly one is near: positive parameters whose bounds span more than a decade are uniform in their
+    logarithm, a is between 0 and b, by which the threshold follows V no further than V goes, and A_th is 0. All else
+    is uniform.
+
+    Args:
+        values: of `Estimates`.
+    """
+    names = list(bounds)
+    low, high = np.transpose([np.asarray(limits.mantissa, float) for limits in bounds.values()])
+    decades = (low > 0) & (high > 10 * low)
+    known = {name: values[name] for name in ESTIMATED} | {"A_th": 0.0}
+
+    def starts(n: int, seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        x, share = rng.random((n, len(names))), rng.random(n)
+        least = np.where(decades, low, 1.0)
+        p = np.where(decades, least * np.where(decades, high / least, 1.0) ** x, low + x * (high - low))
+        if {"a", "b"} <= set(names):
+            p[:, names.index("a")] = share * p[:, names.index("b")]
+        for name in set(names) & set(known):
+            p[:, names.index(name)] = known[name]
+        return np.clip((p - low) / (high - low), 0, 1)
+
+    return starts
 
 
 # ---- Study ----------------------------------------------------------------------------------------------------------

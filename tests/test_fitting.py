@@ -1,5 +1,6 @@
 """The fitting machinery: batched losses and gradients, lock-step L-BFGS-B, derivative-free methods, recordings."""
 
+import dataclasses
 import math
 
 import brainunit as u
@@ -403,9 +404,10 @@ def test_terms_are_chosen_by_akaikes_criterion_of_the_fitted_data(x64):
         loss = Loss(lambda V, data: jnp.sum((V - data["V"]) ** 2) / 2 / 0.1**2, "-log likelihood", None)
         return Study(model, loss, bounds, {"fit": {"V": y}}, free_run=None)
 
-    names, search = ("linear", "square", "sine"), Search(n_sample=2)
-    chosen, rows, from_there = comparing.choose_terms(study_of, names, search, jax.devices())
-    assert (chosen, [row.terms.split() for row in rows]) == (
+    steps, search = [["linear"], ["square"], ["sine"]], Search(n_sample=2)
+    choice = comparing.choose_terms(study_of, steps, search, jax.devices())
+    rows = choice.rows
+    assert (choice.terms, [row.terms.split() for row in rows]) == (
         ["linear", "square"],
         [["none"], ["linear"], ["linear", "square"], ["linear", "square", "sine"]],
     )
@@ -415,12 +417,56 @@ def test_terms_are_chosen_by_akaikes_criterion_of_the_fitted_data(x64):
         residual = y[:, 0] - X @ np.linalg.lstsq(X, y[:, 0])[0]
         assert row.aic == pytest.approx(2 * len(used) + np.sum(residual**2) / 0.1**2, abs=1e-5)
     assert [line.endswith("kept") for line in comparing.candidate_lines(rows)[1:]] == [True, True, True, False]
-    problem = fitting.FitProblem(study_of(chosen), search.n_sample, jax.devices())
-    losses = problem.evaluate(from_there.x0)
-    assert losses[0] == pytest.approx(rows[2].negative_log_likelihood)
-    assert losses[1] > losses[0] + 1  # a random one
-    by_cma = comparing.choose_terms(study_of, names, Search("CMA", n_sample=8, n_iter=40), jax.devices())
-    assert by_cma[0] == chosen
+    assert choice.minimum.best.loss == rows[2].negative_log_likelihood
+    assert list(choice.problem.study.bounds) == ["a", "b", "c"]
+    by_cma = comparing.choose_terms(study_of, steps, Search("CMA", n_sample=8, n_iter=40), jax.devices())
+    assert by_cma.terms == choice.terms
+    together = comparing.choose_terms(study_of, [["linear", "square", "sine"]], search, jax.devices())
+    assert [row.terms for row in together.rows] == ["none", "linear square sine"]
+    assert together.rows[1].aic == pytest.approx(rows[3].aic, abs=1e-5)
+    assert sum(problem.n_gradients for problem in together.problems) > together.problem.n_gradients > 0
+
+
+def test_a_choice_that_ctrl_c_ends_is_what_it_was_so_far(monkeypatch):
+    def study_of(terms):
+        return line_problem(model=None if terms == ["none"] else raised).study
+
+    def stopped_in_the_second(problem, search, minimise=fitting.minimise):
+        minimum = minimise(problem, search)
+        return dataclasses.replace(minimum, interrupted=problem.study.model is raised)
+
+    monkeypatch.setattr(comparing, "minimise", stopped_in_the_second)
+    choice = comparing.choose_terms(study_of, [["more"], ["never"]], Search(n_sample=2), jax.devices())
+    assert (choice.terms, choice.minimum.interrupted, [row.terms for row in choice.rows]) == (
+        [],
+        True,
+        ["none", "more"],
+    )
+
+
+def test_a_larger_study_begins_at_the_best_of_a_smaller_one_without_what_that_lacks():
+    """Where the best of the smaller one is in a narrow well, which random starts of the larger one miss."""
+
+    def study_of(names):
+        def model(parameters, data, level):
+            a, c = (parameters[name].to_decimal(u.mV) if name in parameters else 0.0 for name in "ac")
+            return jnp.atleast_1d(0.1 * (a + 1) ** 2 - 5 * jnp.exp(-(((a - 2) / 0.02) ** 2)) + c**2 / 4)
+
+        bounds = {name: u.Quantity([-3.0, 3.0], unit=u.mV) for name in names}
+        loss = Loss(lambda output, data: jnp.sum(output), "loss", None)
+        return Study(model, loss, bounds, {"fit": {"V": np.zeros((1, 1))}}, None, absent={"c": -0.0, "a": 9.0})
+
+    small, large = (fitting.FitProblem(study_of(names), 6, jax.devices()) for names in ("a", "ca"))
+    best = fitting.Start(None, np.array([5 / 6]), -4.1)
+    x0 = fitting.starts_from(large, small, best, seed=0)
+    random = fitting.random_starts(large, 0)
+    np.testing.assert_array_equal(x0[1::2], random[1::2])
+    np.testing.assert_allclose(x0[0], [0.5, 5 / 6])
+    np.testing.assert_array_equal(x0[2::2], np.stack([random[2::2, 0], np.full(2, 5 / 6)], axis=1))
+    assert large.evaluate(x0[:1])[0] == pytest.approx(small.evaluate(best.x[None])[0]) == pytest.approx(-4.1)
+    missed = fitting.multistart(large, random)
+    assert min(start.loss for start in missed.starts) > -0.1
+    assert fitting.multistart(large, x0).best.loss < -4.09
 
 
 def test_steps_of_CMA_from_a_minimum_cost_a_share_of_its_loss_and_no_more_than_the_box_says():

@@ -305,18 +305,52 @@ def test_the_neuron_behind_a_recording_is_found_from_every_start(noisy_recording
     assert loaded["score"]["variance_explained_forced"] == pytest.approx(result["variance_explained_forced"], abs=0.02)
 
 
-def test_chosen_terms_are_fitted_no_worse_than_in_the_choice(noisy_recording, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("terms", [[], ["--model_terms", "auto"]])
+def test_terms_that_a_recording_does_not_ask_for_are_left_out(noisy_recording, tmp_path, monkeypatch, capsys, terms):
+    """By default together, with auto one after the other; bounds of what is left out do no harm."""
     _, *recording = noisy_recording
-    monkeypatch.setattr(gif, "TERMS", {"A_th2": gif.TERMS["A_th2"]})
-    arguments = [*map(str, files_of(tmp_path, *(x[:10_000] for x in recording))), "--constants", "t_ref=4"]
-    arguments += ["--n_sample", "2", "--validation", "none", "--model_terms", "auto"]
+    monkeypatch.setattr(
+        gif, "TERMS", {name: gif.TERMS[name] for name in ("tau_s", "non_linear", "A_th2")[: 3 - len(terms)]}
+    )
+    arguments = [*map(str, files_of(tmp_path, *(x[:20_000] for x in recording))), "--constants", "t_ref=4"]
+    arguments += ["--n_sample", "2", "--validation", "none", "--bounds", "tau_s=0.02:1", *terms]
     result, folder = scripts.run_here(gif, monkeypatch, capsys, tmp_path, *arguments)
     with open(folder / "model_terms.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["terms"] for row in rows] == ["none", "A_th2"]
-    kept = [row for row in rows if row["kept"] == "True"][-1]
-    assert int(kept["n_parameters"]) == len(result["parameters"])
-    assert result["loss"] <= float(kept["negative_log_likelihood"]) + 1e-3
+    assert [row["terms"] for row in rows] == ["none", *(["tau_s"] if terms else [" ".join(gif.DEFAULT_TERMS)])]
+    assert [row["kept"] for row in rows] == ["True", "False"]
+    assert set(result["parameters"]) == {*gif.MEMBRANE, *gif.THRESHOLD} - {"tau_s"}
+    assert result["loss"] == float(rows[0]["negative_log_likelihood"])
+    assert float(rows[0]["aic"]) == pytest.approx(2 * (len(result["parameters"]) + result["loss"]))
+    assert result["n_simulations"] > sum(start["n_gradients"] for start in result["starts"])
+
+
+def test_starts_have_what_regression_knows_and_slow_rates_as_often_as_fast_ones(noisy_recording):
+    _, current, V, spikes = noisy_recording
+    ones = np.ones_like(V)
+    estimates = teacher_forcing.first_estimates(
+        Recording(current, V, spikes.astype(float), ones, ones, V_start=V[0], dt=DT)
+    )
+    limits = {"R": estimates.bounds["R"], "V_i": (-60.0, -30.0), **{name: gif.WIDE[name] for name in ("a", "b", "k2")}}
+    bounds = {name: u.Quantity(pair, unit=gif.UNITS[name]) for name, pair in limits.items()} | {
+        "A_th": gif.RANGES["A_th"]
+    }
+    draw = teacher_forcing.starts_of(bounds, estimates.values)
+    x = draw(2000, 3)
+    assert np.array_equal(x, draw(2000, 3))
+    assert not np.array_equal(x, draw(2000, 4))
+    assert x.min() >= 0
+    assert x.max() <= 1
+    low, high = np.transpose([limits.mantissa for limits in bounds.values()])
+    p = dict(zip(bounds, (low + x * (high - low)).T, strict=True))
+    assert np.ptp(p["R"]) == 0
+    assert p["R"][0] == pytest.approx(estimates.values["R"])
+    np.testing.assert_allclose(p["A_th"], 0, atol=1e-12)
+    for name, (low, high) in gif.WIDE.items():
+        if name in ("b", "k2"):
+            assert scipy.stats.kstest(np.log(p[name] / low) / np.log(high / low), "uniform").pvalue > 0.01, name
+    assert scipy.stats.kstest((p["V_i"] + 60) / 30, "uniform").pvalue > 0.01
+    assert scipy.stats.kstest(p["a"] / p["b"], "uniform").pvalue > 0.01
 
 
 def test_a_recording_without_spikes_tells_of_the_membrane(tmp_path):
@@ -332,7 +366,7 @@ def test_a_recording_without_spikes_tells_of_the_membrane(tmp_path):
     for name in ("R", "tau", "V_rest", "R_s"):
         error = result["identifiability"]["standard_errors"][name]
         assert abs(result["parameters"][name] - p[name]) < 4 * error, name
-    assert set(result["parameters"]) == gif.OF_SILENCE
+    assert set(result["parameters"]) == gif.OF_SILENCE - {"tau_s"}, "which this electrode does not have"
 
 
 BAD = {
