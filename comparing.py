@@ -485,4 +485,6 @@ def candidate_lines(rows: Sequence[Candidate]) -> list[str]:
     for row in rows:
         numbers = f"{row.n_parameters:10d} {row.negative_log_likelihood:16.2f} {row.aic - least:13.2f}"
         lines.append(f"{row.terms:36} {numbers}{'  kept' * row.kept}")
+    if len(rows) > 1:
+        lines.append("of each model but the first, every other start begins at the best of what was kept before it")
     return lines

@@ -416,7 +416,9 @@ def test_terms_are_chosen_by_akaikes_criterion_of_the_fitted_data(x64):
         X = np.stack([columns[name] for name in used], axis=1)
         residual = y[:, 0] - X @ np.linalg.lstsq(X, y[:, 0])[0]
         assert row.aic == pytest.approx(2 * len(used) + np.sum(residual**2) / 0.1**2, abs=1e-5)
-    assert [line.endswith("kept") for line in comparing.candidate_lines(rows)[1:]] == [True, True, True, False]
+    *table, note = comparing.candidate_lines(rows)
+    assert [line.endswith("kept") for line in table[1:]] == [True, True, True, False]
+    assert "every other start begins at the best" in note
     assert choice.minimum.best.loss == rows[2].negative_log_likelihood
     assert list(choice.problem.study.bounds) == ["a", "b", "c"]
     by_cma = comparing.choose_terms(study_of, steps, Search("CMA", n_sample=8, n_iter=40), jax.devices())
