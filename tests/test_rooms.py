@@ -1,6 +1,7 @@
 """The rooms of the house: which file knows which, how large they are, and that importing one changes nothing."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,14 @@ def tree(name):
 
 def test_every_file_has_its_place():
     assert {path.stem for path in ROOT.glob("*.py")} == set(FILES)
+
+
+def test_extending_has_every_file_before_those_it_knows():
+    text = (ROOT / "EXTENDING.md").read_text().split("**A neuron**")[0]
+    order = [name for name in re.findall(r"`(\w+)\.py`", text) if name in ARROWS]
+    assert sorted(order) == sorted(ARROWS)
+    for i, name in enumerate(order):
+        assert not ARROWS[name] & set(order[:i]), name
 
 
 @pytest.mark.parametrize("name", FILES)
