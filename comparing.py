@@ -179,7 +179,7 @@ def run_repeat(
     improved = [row for i, row in enumerate(comparable) if i == 0 or row.best_loss < comparable[i - 1].best_loss]
     study, known = problem.study, problem.study.known
     parameters = {name: value * problem.box.units[name] for name, value in final.parameters.items()}
-    errors = {name: abs(final.parameters[name] - known[name]) for name in plan.names if known and known[name] != 0}
+    errors = {name: abs(final.parameters[name] - known[name]) for name in plan.names if known and known.get(name)}
     recovered = [error <= RECOVERED * abs(known[name]) for name, error in errors.items()]
     return Repeat(
         method=method,

@@ -36,6 +36,12 @@ def bound(text: str) -> tuple[str, list[float]]:
 def parse_fit_arguments(parser: runs.Parser, argv: Sequence[str] | None, shipped: bool) -> argparse.Namespace:
     """Arguments of a neuron script, checked against each other; `shipped`: there is a recording to fit by default."""
     args = parser.parse_args(argv)
+    if args.load:
+        saved = runs.saved_arguments(args.load, "load", parser.prog)
+        parser.set_defaults(**{name: saved[name] for name in ("dt_sim", "delta") if name in saved})
+        args = parser.parse_args(argv)
+        if args.initial == "paper":
+            parser.error("argument --initial: found paper with --load, expected recorded, or neither")
     own = args.voltage or args.recording or args.spike_times
     target = args.target or ("recorded" if own or shipped else "simulated")
     methods = sorted(set(args.methods), key=METHODS.index)
@@ -69,27 +75,29 @@ def add_fit_arguments(
     fit_target = f"what to fit: {'; '.join(f'{name}: {how}' for name, how in targets.items())}"
     default = None if without_target else "potential"
     add("--fit_target", choices=targets, default=default, help=fit_target + without_target)
-    method = f"L-BFGS-B and {GAUSS_NEWTON}, which is for sums of squares alone, use gradients, the others do not"
+    method = f"L-BFGS-B and {GAUSS_NEWTON} use gradients, the others do not; without this argument, {GAUSS_NEWTON} "
+    method += "where a recording drives the model, which is the only place for it, and else L-BFGS-B"
     add("--method", choices=(*METHODS, GAUSS_NEWTON), default="L-BFGS-B", help=method)
     listed = (
         f"{name} {limits.mantissa[0]:g}:{limits.mantissa[1]:g} {unit_name(limits.unit)}".strip()
         for name, limits in ranges.items()
     )
-    fit_parameters = f"parameters to fit, of (with bounds): {', '.join(listed)}; the others are as in the target"
+    fit_parameters = f"parameters to fit, of (with bounds): {', '.join(listed)}; the others are as printed"
     fit_parameters += f"; without this argument, {fitted}" * isinstance(fitted, str)
     default = None if isinstance(fitted, str) else fitted
     add("--fit_parameters", nargs="+", metavar="NAME", choices=ranges, default=default, help=fit_parameters)
-    bounds = "other bounds of fitted parameters, in the units above; without this argument, those above"
+    bounds = "other bounds of fitted parameters, in the units above; without this argument, those above, or, of the "
+    bounds += "likelihood of a recording (--escape exponential), what the recording asks for"
     add("--bounds", nargs="+", type=bound, metavar="NAME=LOW:HIGH", default=[], help=bounds)
     constants = "values of parameters that are not fitted, in the units above; without this argument, those printed"
     add("--constants", nargs="+", type=constant, metavar="NAME=VALUE", default=[], help=constants)
-    step = "longest step of the simulation, whatever the sampling (ms)"
+    step = "longest step of the simulation (ms), whatever the sampling; the likelihood of a recording has its samples"
     add("--dt_sim", type=number(float, above=0), help=step)
     load = "run folder of a fit: predict its response to --current (or --recording), instead of a fit"
     add("--load", type=Path, metavar="DIR", help=load)
     resume = "run folder of a fit or comparison that was interrupted or killed, to go on with"
     add("--resume", type=Path, metavar="DIR", help=resume)
-    n_sample = "starts by gradients; sets that the others try at a time"
+    n_sample = "starts by gradients; sets that the others try at a time, but for spikes of a driven fit"
     add("--n_sample", type=number(int, low=1), default=20, help=n_sample)
     n_iter = "rounds of the other methods, but for equal budgets"
     default = None if without_target else Search.n_iter

@@ -109,8 +109,8 @@ def identifiability(
         F = J^T J  (Gauss-Newton),  H = F + 12,  covariance H^-1,  or with clusters  H^-1 (12 + C / (C - k) G^T G) H^-1
 
     where 12 is what the box itself says, the precision of a uniform density, and row c of G is the sum of J r / s over
-    cluster c of C: within one, residuals may depend on each other (Liang & Zeger 1986). An eigenvector of F with an
-    eigenvalue below 12 is not determined: the data say less of it than the bounds.
+    cluster c of C: within one, residuals may depend on each other (Liang & Zeger 1986); of k clusters or fewer it is
+    H^-1. An eigenvector of F with an eigenvalue below 12 is not determined: the data say less of it than the bounds.
 
     Added in quadrature are what each of the nuisances N moves the parameters by, H^-1 J^T N / s, such as the step of
     the simulation, of which data know nothing, and the Gauss-Newton step H^-1 J^T r that is left, by which a fit that

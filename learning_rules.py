@@ -660,7 +660,9 @@ RULES: dict[str, Rule] = {
                 low=1,
                 high=2,
             ),
-            "etrace_stretches": setting(4, "stretches of the trial for expsm_diag, of equal length", low=1),
+            "etrace_stretches": setting(
+                4, "with two groups, stretches of the trial, each of as many chunks as the others, or one more", low=1
+            ),
             "trace_chunk": CHUNK,
             "etrace_batch": setting(
                 8, "trials that expsm_diag, with two groups, has at a time on each device", low=1, metavar="N"

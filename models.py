@@ -53,7 +53,7 @@ class NetworkSettings:
     )
     shuffle_connections: bool = setting(
         False,
-        "rewire the connections so that each neuron keeps how many it has from and to each population (a control)",
+        "rewire the connections; each neuron keeps how many it has to others, and from each population (a control)",
     )
     n_rec: int = setting(
         200, "recurrent neurons, of which one in five is inhibitory; a connectome brings its own", low=5
@@ -291,12 +291,12 @@ def lines_of(settings: NetworkSettings, wiring: Wiring, dt: float) -> list[str]:
 def neuron_arrays(network: EINetwork) -> dict[str, np.ndarray]:
     """What weights.npz has of the neurons: tau_a (ms), and of a network with fitted ones all constants.
 
-    These are neuron_NAME, (n_rec,), of `utils.GIF`, dimensionless or in ms and 1/ms, and neuron_E_exc, neuron_E_inh.
+    These are neuron_NAME, (n_rec,), of `utils.GIF`, dimensionless or in ms and 1/ms, and E_exc, E_inh and soft_reset.
     """
     neurons, n_rec = network.neurons, network.n_rec
-    arrays = dict(tau_a=(1 / neurons.k2).to_decimal(u.ms))
+    arrays = dict(tau_a=np.broadcast_to((1 / neurons.k2).to_decimal(u.ms), n_rec))
     if neurons.soft.all():
         return arrays
     constants = {name: u.get_magnitude(getattr(neurons, name)) for name in CONSTANTS}
-    constants |= dict(E_exc=network.E_exc, E_inh=network.E_inh)
+    constants |= dict(E_exc=network.E_exc, E_inh=network.E_inh, soft_reset=neurons.soft)
     return arrays | {f"neuron_{name}": np.broadcast_to(x, n_rec) for name, x in constants.items()}

@@ -159,15 +159,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--objective", choices=("simulation", "likelihood"), help=objective)
     protocol = (
         "simulated target: currents and neuron of the paper, in which A1 = A2 = 0 leaves k1 and k2 without effect, or "
-        "five noisy currents and non-zero A1 and A2, so that every fitted parameter matters; for your own traces, the "
-        "values of the parameters that are neither fitted nor given by --constants"
+        "five noisy currents and non-zero A1 and A2, so that every fitted parameter matters; but for --escape "
+        "exponential, also the values of the parameters that are neither fitted nor given by --constants"
     )
     add("--protocol", choices=PROTOCOLS, default="paper", help=protocol)
     escape = (
         "how the neuron of the likelihood fires: exponential: exp((V - V_th) / width) per ms, for recordings; "
         "threshold: only where V - V_th rises, for targets without noise; without this argument, exponential for your "
-        f"potentials and threshold for all others. It is maximised by {solvers.GAUSS_NEWTON} and then L-BFGS-B, or by "
-        "the latter alone"
+        f"recorded potentials and threshold for all others. It is maximised by {solvers.GAUSS_NEWTON} and then "
+        "L-BFGS-B, or by the latter alone"
     )
     add("--escape", choices=ESCAPES, help=escape)
     width = (
@@ -181,7 +181,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "a second jump of it; I3: a third current; g: a conductance after spikes, E_g at rest or by --constants; "
         "lapse: a constant rate of spikes; or none; or auto: each of these that lowers Akaike's criterion of the "
         f"data that are fitted, with a table; without this argument and --fit_parameters, {' '.join(DEFAULT_TERMS)}, "
-        "or none where all three together do not lower it"
+        "or with --mode fit none where all three together do not lower it"
     )
     add("--model_terms", nargs="+", choices=(*TERMS, "none", "auto"), metavar="TERM", help=terms)
     tau_noise = (
@@ -194,7 +194,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         f"it (ms); without this argument, {T_BLANK:g}, or {teacher_forcing.T_BEFORE:g} with --escape exponential"
     )
     add("--t_blank", type=runs.number(float, low=0), metavar="MS", help=blank)
-    fitted = f"{' '.join(FITTED)}, or with --escape exponential those of --model_terms, in bounds from the recording"
+    fitted = f"{' '.join(FITTED)}, or with --escape exponential those of --model_terms"
     fit_arguments.add_fit_arguments(parser, RANGES, fitted, TARGETS)
     comparing.add_compare_arguments(parser)
     recordings.add_data_arguments(parser)
@@ -255,7 +255,7 @@ def teacher_forced(
 
         def potentials(electrode):
             V = cell.V.value.to_decimal(u.mV)
-            return V + electrode, (cell.V.value - cell.V_th.value).to_decimal(u.mV)
+            return V + electrode, (cell.V.value - cell.threshold).to_decimal(u.mV)
 
         def step(carry, rows):
             row, electrode = rows
@@ -314,7 +314,7 @@ def with_escape_noise(
     cell, n_substep = utils.GIF(recording.current.shape[1:], **parameters), studies.substeps(recording.dt, dt_sim)
 
     def distance():
-        return (cell.V.value - cell.V_th.value).to_decimal(u.mV)
+        return (cell.V.value - cell.threshold).to_decimal(u.mV)
 
     def step(before, row):
         current, key = row
@@ -447,6 +447,9 @@ def study_of(
     if escape_of(settings, target, source) == "exponential":
         return escaping_study(settings, targets)
     settings = dataclasses.replace(settings, fit_parameters=settings.fit_parameters or FITTED)
+    if idle := [name for name in settings.fit_parameters if name in ("width", "lapse")]:
+        found = f"found {' '.join(idle)} without --escape exponential, where they have no effect"
+        raise BadInput(f"argument --fit_parameters: {found}, expected others")
     values = values_of(settings)
     constants, dt_sim = with_units(values), source.dt_sim
     model, trajectories = studies.simulation(utils.GIF, constants, dt_sim), make_trajectories(constants, dt_sim)
@@ -495,7 +498,7 @@ def escape_of(settings: Settings, target: Recording, source: recordings.Source) 
     has_V = np.any(target.mask)
     if settings.escape == "exponential" and not has_V:
         raise BadInput("argument --escape: found exponential without potentials, expected threshold")
-    escape = settings.escape or ("exponential" if source.own and has_V else "threshold")
+    escape = settings.escape or ("exponential" if source.own and source.target == "recorded" and has_V else "threshold")
     given = {*(settings.fit_parameters or ()), *dict(settings.constants)}
     if settings.model_terms and (escape == "threshold" or settings.fit_parameters):
         found = "--escape threshold" if escape == "threshold" else "--fit_parameters"
@@ -503,6 +506,9 @@ def escape_of(settings: Settings, target: Recording, source: recordings.Source) 
     if escape == "exponential" and "V_th_reset" in given:
         expected = "expected A_th, the jump of a threshold without floor, or --escape threshold"
         raise BadInput(f"argument --fit_parameters or --constants: found V_th_reset, {expected}")
+    if escape == "exponential" and settings.n_point:
+        expected = "expected none: its likelihood takes all potentials, by --tau_noise"
+        raise BadInput(f"argument --n_point: found {settings.n_point} with --escape exponential, {expected}")
     return escape
 
 

@@ -111,15 +111,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     objective = (
         "synchronised: the recording drives the model while potentials are fitted, and lets go of it in stages, from "
         "coupling 10 per ms to 0; simulation: the paper's loss, of the model that runs freely; without this argument, "
-        f"synchronised for your potentials, where a trace has {SEVERAL} spikes or more. By {solvers.GAUSS_NEWTON}, if "
-        "potentials are fitted; from where these lead, spikes are fitted by L-BFGS-B or CMA (by default --fit_target "
-        f"spike by the first, both by the second, {N_RUN} times {N_ITER} rounds of {N_SAMPLE}, and once more from the "
-        "best)"
+        f"synchronised for your potentials, where a trace has {SEVERAL} spikes or more, if --mode and --method allow "
+        f"it. By {solvers.GAUSS_NEWTON}, if potentials are fitted; from where these lead, spikes are fitted by "
+        f"L-BFGS-B or CMA (by default --fit_target spike by the first, both by the second, {N_RUN} times {N_ITER} "
+        f"rounds of {N_SAMPLE}, and once more from the best)"
     )
     no_fit_target = (
         "; without this argument, potential; but where synchronised and then released, the model has other spikes than "
         "the recording, both follows, fitted to its first two thirds by spikes, and is kept if it predicts the spikes "
-        "of the last third better, by more than chance"
+        f"of the last third, {N_JUDGED} or more, better by more than chance; not where --method is given"
     )
     add = parser.add_argument_group("spiking model").add_argument
     add("--objective", choices=OBJECTIVES, help=objective)

@@ -235,8 +235,8 @@ def slices(text: str) -> tuple[slice, ...]:
 def add_data_arguments(parser: runs.Parser) -> None:
     """Arguments that say what is fitted: files, their units and parts, and what is added to a simulated target."""
     add = parser.add_argument_group("data").add_argument
-    target = "fit recorded traces (so if --recording or --voltage is given), or the model's own response to the "
-    target += "currents at the paper's parameters"
+    target = "fit recorded traces (so without this argument if --recording, --voltage or --spike_times is given, and "
+    target += "for the HH cell always), or the model's own response to the currents at the paper's parameters"
     add("--target", choices=("recorded", "simulated"), help=target)
     for prefix, what in (("", ""), ("validation_", ", held out")):
         files = dict(type=Path, nargs="+", metavar="FILE", default=())
@@ -258,7 +258,7 @@ def add_data_arguments(parser: runs.Parser) -> None:
         "second, every third sweep of a step family and the last third of the time of others; none: fit all"
     )
     add("--validation", choices=("auto", "none"), default="auto", help=validation)
-    exclude = "windows to leave out of every sweep, such as artefacts (ms)"
+    exclude = "windows to leave out of every recorded sweep, such as artefacts (ms)"
     add("--exclude", type=window, nargs="+", metavar="T0:T1", default=(), help=exclude)
     add("--dt", type=number(float, above=0), metavar="MS", help="time between samples, of files that do not say (ms)")
     unit = "unit of {}, of files that do not say; {} without this argument"
@@ -307,7 +307,7 @@ def source_of(args: argparse.Namespace) -> Source:
 def read_data(source: Source, shipped: Mapping[str, Files]) -> Data:
     """The recordings of the files that the source names, or else of those in `shipped`.
 
-    Where a target is simulated, currents are enough and potentials are not read.
+    Where a target is simulated, currents are enough, and potentials are not used.
     """
     own = {"fit": source.files, "validation": source.validation_files}
     files = own if source.own else {**shipped, **{name: f for name, f in own.items() if f.given}}
@@ -322,14 +322,16 @@ def read_data(source: Source, shipped: Mapping[str, Files]) -> Data:
             sweeps[name] = read_sweeps(chosen, source)
     if source.target == "simulated" or "fit" not in sweeps:
         said = tuple(sweeps["fit"].said) if "fit" in sweeps else ()
-        return Data({name: simulated(s, source) for name, s in sweeps.items()}, report=said)
+        return Data(simulated(sweeps, source), report=said)
     return recordings_of(sweeps, source, hold_out=source.own and source.hold_out)
 
 
 def read_to_predict(source: Source, level: SpikeLevel) -> Data:
     """Currents to which a fitted model is to respond ("fit"), and where there are any the potentials under them."""
     sweeps = plausible(reading.read(source.files), source)
-    recording = assemble(sweeps, from_the_start(pieces_of(sweeps, source.part)), level)
+    if sweeps.V is not None and source.spike_level is not None:
+        level = find_level([filled(V) for V in sweeps.V], sweeps.dt, source.spike_level)
+    recording = assemble(sweeps, from_the_start(pieces_of(sweeps, source.part)), level, source.exclude)
     return Data({"fit": recording if sweeps.V is None else with_start(recording)}, level, tuple(sweeps.said))
 
 
@@ -359,9 +361,18 @@ def without_windows(V: np.ndarray, exclude: Sequence[tuple[float, float]], dt: f
     return V
 
 
-def simulated(sweeps: Sweeps, source: Source) -> Recording:
-    """Currents alone."""
-    return assemble(dataclasses.replace(sweeps, V=None, spike_times=None), pieces_of(sweeps, source.part), SpikeLevel())
+def simulated(sweeps: Mapping[str, Sweeps], source: Source) -> dict[str, Recording]:
+    """{"fit" or "validation": currents alone}, each with its part of its files, or of those that are fitted."""
+    found = {}
+    for name, part, prefix in (("fit", source.part, ""), ("validation", source.validation_part, "validation_")):
+        of_name = sweeps.get(name) or (sweeps.get("fit") if part.given else None)
+        if part.given and of_name is None:
+            options = f"--{prefix}sweeps, --{prefix}t_start or --{prefix}t_stop"
+            raise BadInput(f"argument {options}: found a part without files, expected --{prefix}current, or neither")
+        if of_name:
+            alone = dataclasses.replace(of_name, V=None, spike_times=None)
+            found[name] = assemble(alone, pieces_of(alone, part, prefix), SpikeLevel())
+    return found
 
 
 # ---- Sweeps to recordings -------------------------------------------------------------------------------------------
@@ -389,7 +400,7 @@ def pieces_of(sweeps: Sweeps, part: Part, prefix: str = "") -> list[Piece]:
     for i in chosen:
         first = round((part.t_start or 0) / sweeps.dt)
         last = len(sweeps.current[i])
-        if part.t_stop:
+        if part.t_stop is not None:
             last = min(last, round(part.t_stop / sweeps.dt))
         if last - first < 2:
             duration = len(sweeps.current[i]) * sweeps.dt
@@ -460,7 +471,7 @@ def recordings_of(sweeps: Mapping[str, Sweeps], source: Source, hold_out: bool) 
         level = find_level([filled(V) for V in fitted.V], fitted.dt, source.spike_level)
     recordings = {}
     for name, chosen in pieces.items():
-        recordings[name] = assemble(from_files[name], chosen, level)
+        recordings[name] = assemble(from_files[name], chosen, level, source.exclude)
         if source.initial == "recorded" and from_files[name].V is not None:
             recordings[name] = with_start(recordings[name])
     return Data(recordings, level, (*report, *describe(recordings, fitted, level)))
@@ -475,8 +486,13 @@ def overlap(pieces: Mapping[str, Sequence[Piece]]) -> list[str]:
     return []
 
 
-def assemble(sweeps: Sweeps, pieces: Sequence[Piece], level: SpikeLevel) -> Recording:
-    """The recording of pieces of sweeps, which end where they end: what is beyond does not count."""
+def assemble(
+    sweeps: Sweeps, pieces: Sequence[Piece], level: SpikeLevel, exclude: Sequence[tuple[float, float]] = ()
+) -> Recording:
+    """The recording of pieces of sweeps, which end where they end: what is beyond does not count.
+
+    Of `exclude`, windows as in `Source`, potentials are NaN already; spikes that are known by their times do not count.
+    """
     n_step = max(piece.last - piece.begin for piece in pieces)
     shape = (n_step, len(pieces))
     current, V, spikes, mask, observed = (np.zeros(shape) for _ in range(5))
@@ -496,6 +512,9 @@ def assemble(sweeps: Sweeps, pieces: Sequence[Piece], level: SpikeLevel) -> Reco
             spikes[:, trace] = 0
             spikes[step[(step >= 0) & (step < n)], trace] = 1
             observed[first:n, trace] = 1
+            for window in exclude:
+                start, stop = (max(0, round(end / sweeps.dt) - piece.begin) for end in window)
+                observed[start:stop, trace] = 0
     if sweeps.V is None and sweeps.spike_times is None:
         return Recording(current, dt=sweeps.dt)
     # Before the part that counts, spikes are kept where they are known: they drive a model that is told of them.

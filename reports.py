@@ -32,7 +32,7 @@ T_SETTLE = 1000.0  # ms for which a model is held at the first current before on
 def result_of(study: Study, data: Data, fit: Fit, seed: int, extra: Mapping[str, Any]) -> dict[str, Any]:
     """What result.json says of a fit."""
     box = Box(study.bounds)
-    known = None if study.known is None else {name: study.known[name] for name in box.units}
+    known = None if study.known is None else {name: study.known.get(name) for name in box.units}
     result = dict(parameters=fit.parameters, units={name: unit_name(unit) for name, unit in box.units.items()})
     result |= dict(constants=study.constants, known_parameters=known, loss=fit.loss, **extra)
     result["loss_name"] = SQUARED_ERROR.name if fit.released else study.loss.name
@@ -109,7 +109,8 @@ def print_fit(study: Study, fit: Fit, extra: Mapping[str, Any]) -> None:
     for name, value in fit.parameters.items():
         unit, error = unit_name(study.bounds[name].unit), information.standard_errors[name]
         text = f"{name:>10} = {value:.6g}" + ("" if math.isnan(error) else f" ± {error:.2g}") + f" {unit}"
-        truth = f"true {known[name]:<7.6g} off by {abs(value / known[name] - 1):.3%}" if known and known[name] else ""
+        true = known and known.get(name)
+        truth = f"true {true:<7.6g} off by {abs(value / true - 1):.3%}" if true else ""
         print(f"{text:<46}{truth}".rstrip())
     for line in reasons_of(fit):
         print(line)
@@ -283,15 +284,17 @@ def predict(
     data = recordings.read_to_predict(source, SpikeLevel(**result["spike_level"]))
     print(*data.report, sep="\n")
     seed = int(np.random.SeedSequence(args.seed).generate_state(1)[0])
-    response = respond(make_responder(result, source, seed), data.recordings["fit"])
+    response = respond(make_responder(result, source, seed), data.recordings["fit"], args.delta)
     print_response(*response[1:])
     run.save_config(argv, devices)
     save_response(run, *response)
     return run
 
 
-def respond(model: Responder, recording: Recording) -> tuple[Recording, scoring.Prediction, scoring.Score | None]:
-    """The response of a fitted model to currents, with its score where there are potentials or spikes.
+def respond(
+    model: Responder, recording: Recording, delta: float
+) -> tuple[Recording, scoring.Prediction, scoring.Score | None]:
+    """The response of a fitted model to currents, with its score by `scoring.score` where there is something to score.
 
     Without V_start, the model is held at the first current for T_SETTLE before.
     """
@@ -305,7 +308,7 @@ def respond(model: Responder, recording: Recording) -> tuple[Recording, scoring.
     if recording.spikes is None:
         return recording, prediction, None
     prediction = model.complete(prediction, recording)
-    return recording, prediction, scoring.score(recording, prediction)
+    return recording, prediction, scoring.score(recording, prediction, delta)
 
 
 def save_response(

@@ -244,7 +244,7 @@ def pick(cls: type[Settings], args: argparse.Namespace, **others: Any) -> Settin
 def add_run_arguments(parser: Parser) -> None:
     """Arguments that every script has."""
     add = parser.add_argument_group("run").add_argument
-    add("--seed", type=number(int, low=0), default=0, help="the one seed of all that is random")
+    add("--seed", type=number(int, low=0), default=0, help="seed of all that is random and has no other")
     add("--precision", type=int, choices=(32, 64), default=32, help="bits of the floating-point numbers")
     add("--devices", default="all", help="indices into jax.devices(), such as 0,1; each core of a CPU is a device")
     add("--output", type=Path, metavar="DIR", help="run folder; without it, a new one in results/")

@@ -93,9 +93,9 @@ def find_level(potentials: Sequence[np.ndarray], dt: float, level: float | None 
     return SpikeLevel(level, rearm_of(level, float(base)))
 
 
-def rearm_of(level: float | None, base: float) -> float:
+def rearm_of(level: float, base: float) -> float:
     """Half of what the level lies above the base (mV), between 0.1 mV and REARM."""
-    return REARM if level is None else min(REARM, max(0.1, (level - base) / 2))
+    return min(REARM, max(0.1, (level - base) / 2))
 
 
 def peak(V: np.ndarray, spikes: np.ndarray, dt: float) -> float:

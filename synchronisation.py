@@ -7,7 +7,7 @@ early or too late costs as much as none. Here the model is told at each sample w
 
 with the error e taken before V is drawn. The coupling c (per ms) is annealed to 0, where the cell is the released one.
 Model and recording spike together whatever the parameters, and the loss is smooth in them. It is a sum of squares, and
-`fitting.gauss_newton` needs tens of evaluations a start where L-BFGS-B needs hundreds.
+`solvers.gauss_newton` needs tens of evaluations a start where L-BFGS-B needs hundreds.
 
 .. math:: loss = mean (s \, arcsinh (w e / s))^2, \quad w = (1 + (T_{jitter} \, dV/dt / noise)^2)^{-1/2}
 
@@ -15,10 +15,10 @@ An error weighs less by w where T_JITTER makes as much of it: else the upstrokes
 and where the model's have another shape it does best to be silent. Beyond s = LARGE it grows slowly: else one spike too
 few outweighs the windows in which all is predicted, and moves parameters.
 
-In the end, few windows with errors above OUTLIER times those of the others are left out and the rest is minimised again
-(least trimmed squares, Rousseeuw 1984), unless the released cell is then further from the recording. In them noise has
-moved a spike, or made one, as that of the potentials does where the cell is let go close to its threshold. One such
-window of thirty moved gNa by 10 %.
+In the end, few windows with squared errors above OUTLIER times those of the others are left out and the rest is
+minimised again (least trimmed squares, Rousseeuw 1984), unless the released cell is then further from the recording. In
+them noise has moved a spike, or made one, as that of the potentials does where the cell is let go close to its
+threshold. One such window of thirty moved gNa by 10 %.
 
 Where the released cell then is that of the recording, to noise, it is fitted once more as such (`from_best_starts`):
 the recording has drawn it to its noise, which is in the state with which counting begins. There V is shifted by what

@@ -12,7 +12,7 @@ A training has its best network also for NumPy, in weights.npz: the strengths ab
 n_rec) and abs(inh) (n_inh, n_rec) of connections from rows to columns, excitatory neurons first; out (n_rec, 2); tau_a
 (n_rec,) in ms, and where neurons are fitted all of their constants, as neuron_...; and "update", after which these
 were. Of sparse connections, those of excitatory neuron i are exc[exc_indptr[i] : exc_indptr[i + 1]], to the neurons
-exc_indices[...] of the same range; inh likewise.
+exc_indices[...] of the same range; inh likewise. neurons.csv has the ids of a connectome's neurons, in that order.
 """
 
 import argparse
@@ -405,15 +405,17 @@ def name_nan(model: Model, keys: jax.Array, finite: Mapping[str, bool]) -> str:
 
 def diagnose(model: Model, rate_exc: float, rate_inh: float) -> str | None:
     """What is wrong with the activity of a batch (Hz), and the argument to change; None if nothing is."""
+    of_paper = model.network.neurons.soft * np.ones(model.network.n_rec, bool)
     if rate_exc == 0:
         no_input = not (model.task.rate_cue or model.task.rate_recall or model.task.rate_noise)
         argument = "rate_cue" if no_input else "ff_scale"
-        argument = "E_exc above 1, the threshold" if np.max(model.network.E_exc) <= 1 else argument
+        if np.max(model.network.E_exc) <= 1:
+            argument = f"E_exc{'' if of_paper[: model.network.n_exc].any() else '_mV'} above the threshold"
         return f"the network is silent: no excitatory neuron fires; raise --{argument}"
     for name, rate, argument in (("excitatory", rate_exc, "rec_scale"), ("inhibitory", rate_inh, "ff_scale")):
         if rate > SATURATED:
             limit = f"{name} neurons fire at more than {SATURATED:g} Hz"
-            return f"the network saturates: {limit}; lower --{argument} or raise --beta"
+            return f"the network saturates: {limit}; lower --{argument}{' or raise --beta' * bool(of_paper.any())}"
     return None
 
 
@@ -1072,6 +1074,10 @@ def main(argv: Sequence[str]) -> int:
     may_change = {"threshold"} if args.schedule == "cosine" else {"threshold", "epochs"}
     run = runs.RunFolder(args, SCRIPT, name, may_change=may_change)
     status = (train if args.mode == "train" else sim)(args, argv, run, mesh, model)
+    if wiring.ids is not None:
+        sides = np.repeat(POPULATIONS, (wiring.n_exc, wiring.n_inh)).tolist()
+        rows = zip(np.asarray(wiring.ids).tolist(), sides, strict=True)
+        run.save("neurons.csv", [dict(row=i, id=name, population=side) for i, (name, side) in enumerate(rows)])
     print(run.path)
     return status
 

@@ -67,13 +67,13 @@ class Driven:
     """A recording that drives a neuron; arrays (T, n_trace), but `spikes`, `ends` and `real` (n_spike, n_trace).
 
     Args:
-        recording: of which V_start is not None.
+        recording: where V_start is None, the neuron begins as `utils.GIF` does, V at V_rest and V_th at V_th_inf.
         spikes, ends: steps of the spikes, and of the ends of their refractory periods; behind the last of them, T.
         real: 1 for those, else 0.
         at_spike: 1 in the step of a spike, else 0.
         held: 1 after a spike, to the end of its refractory period included, where V is V_reset; else 0.
         silent: 1 in steps that are known to have no spike and could have one, else 0.
-        fired: 1 for spikes that are observed, else 0.
+        fired: (n_spike, n_trace), 1 for spikes that are observed, else 0.
     """
 
     recording: Recording
@@ -108,8 +108,7 @@ def driven_by(recording: Recording, t_ref: float) -> Driven:
     real = steps < n_step
     seen = np.take_along_axis(observed, np.minimum(steps, n_step - 1), axis=0) * real
     silent = observed * (1 - refractory) * ~spikes
-    V_start = np.zeros(n_trace) if recording.V_start is None else recording.V_start
-    driving = dataclasses.replace(recording, V_start=V_start, V_start_error=None, spikes=None, observed=None)
+    driving = dataclasses.replace(recording, V_start_error=None, spikes=None, observed=None)
     ends = np.where(real, np.minimum(steps + n_ref, n_step), n_step)
     return Driven(driving, steps, ends, real.astype(float), spikes.astype(float), held, silent, seen)
 
@@ -161,7 +160,8 @@ def potentials(parameters: Parameters, driven: Driven) -> tuple[jax.Array, jax.A
     recording, dt = driven.recording, driven.recording.dt
     current, ends = jnp.asarray(recording.current).T, driven.ends.T
     electrode = jnp.asarray(studies.electrode_potential(parameters, recording) + 0 * recording.current).T
-    y_start = recording.V_start - electrode[:, 0] - p["V_rest"]
+    held = recording.V_start is not None
+    y_start = recording.V_start - electrode[:, 0] - p["V_rest"] if held else 0 * electrode[:, 0]
     at_spike = jnp.asarray(driven.at_spike).T
 
     drive = current
@@ -185,7 +185,7 @@ def potentials(parameters: Parameters, driven: Driven) -> tuple[jax.Array, jax.A
 
     slow = p["b"] * dt
     after_reset = jnp.where(at_spike > 0, r, y)
-    drive_th, start = (drive_of_threshold(p, z) for z in (after_reset, y_start))
+    drive_th, start = drive_of_threshold(p, after_reset), drive_of_threshold(p, y_start) if held else y_start
     phi = dt * exprel(-slow)
     jump = p["A_th"] * jnp.exp(-slow) * at_spike
     theta = exponential_filter(phi * p["a"] * drive_th + jump, slow, p["a"] / jnp.maximum(p["b"], 1e-4) * start)
@@ -197,7 +197,7 @@ def potentials(parameters: Parameters, driven: Driven) -> tuple[jax.Array, jax.A
 
 
 def drive_of_threshold(p: Mapping[str, Any], y: jax.Array) -> jax.Array:
-    """g(V) of `utils.GIF` (mV), at V = V_rest + y."""
+    """f(V) of `utils.GIF` (mV), at V = V_rest + y."""
     if is_zero(p["k_i"]):
         return y
     return p["k_i"] * jax.nn.softplus((y + p["V_rest"] - p["V_i"]) / p["k_i"])
@@ -385,7 +385,7 @@ class Estimates:
     Args:
         values: {name: value} of R, tau, V_rest, V_reset, R_s, t_ref, the potential from which spikes start as V_th_inf,
             and V_rest as E_g, in the units of mV, ms, nA and Mohm.
-        bounds: {name: (low, high)} of all parameters that can be fitted.
+        bounds: {name: (low, high)} of the parameters of which they tell, `bounds_of`.
         tau_noise: integral of the autocorrelation of the residuals, -oo to oo (ms).
     """
 
@@ -548,7 +548,11 @@ class Escaping:
         return self.constants["t_ref"].to_decimal(u.ms)
 
     def study(self, study: studies.Study) -> studies.Study:
-        """The study of the recordings by the likelihood of a neuron; its free run has to be of this neuron."""
+        """The study of the recordings by the likelihood of a neuron; its free run has to be of this neuron.
+
+        Raises:
+            BadInput: t_ref is longer than an interval between spikes, or t_blank leaves no potential.
+        """
         recording, constants = study.recordings["fit"], self.constants
         shortest = shortest_interval(recording)
         if shortest < self.t_ref:

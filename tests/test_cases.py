@@ -269,6 +269,10 @@ def test_spike_times_as_a_file(alone, fit, tmp_path, gif_cell):
     assert_found(result, cells.GIF, 0.3 if alone else 0.05)
     if alone:
         assert result["rmse"] is None
+    look = ["--mode", "visualize", "--exclude", "20:80", "--fit_parameters", "a", "b"]
+    left, _ = fit(gif, *recording, *GIF_FIT, *look)
+    outside = [sum(not 20 <= t < 80 for t in trace) for trace in times]
+    assert left["n_spikes"] == outside != result["n_spikes"]
 
 
 def test_a_cell_of_which_only_spike_times_are_known(fit, tmp_path, hh_cell):
@@ -365,6 +369,22 @@ def test_parts_and_what_is_held_out(fit, tmp_path):
     assert "argument --sweeps: found none of the sweeps of" in line
     _, line = fit(gif, *recording, "--validation", "none", "--validation_t_start", "5", status=2)
     assert "argument --validation: found none with other arguments" in line
+    simulated = ["--mode", "visualize", "--sweeps", "0", "--validation_sweeps", "0:2", "--validation_t_stop", 600]
+    chosen, _ = fit(gif, *recording[:2], *recording[4:8], *simulated)
+    assert [len(chosen[f"n_spikes_{name}"]) for name in ("fit", "validation")] == [1, 2]
+    whole, _ = fit(gif, *recording[:2], *recording[4:8], *simulated[:-2])
+    assert chosen["n_spikes_fit"] == whole["n_spikes_fit"]
+    assert 0 < sum(chosen["n_spikes_validation"]) < sum(whole["n_spikes_validation"])
+
+
+def test_currents_of_ones_own_and_a_parameter_that_the_paper_does_not_have(fit, tmp_path):
+    """They simulate a target of the paper's neuron, which is without noise; of A_th it says nothing."""
+    (current, *_) = (cells.steps([1.5, 2.5], 0.1, 15, 190, 200),)
+    files = write(tmp_path, current, current, 0.1)
+    result, output = fit(gif, *files[:2], *files[4:], "--fit_parameters", "a", "A_th", "--n_sample", 2)
+    assert result["escape"] == "threshold"
+    assert result["known_parameters"] == {"a": 0.005, "A_th": None}
+    assert "true 0.005" in output
 
 
 def test_every_third_of_a_step_family_is_held_out(fit, tmp_path):
@@ -393,11 +413,13 @@ def test_the_response_to_a_new_current(script, fit, tmp_path, hh_cell, gif_cell)
         more = [*GIF_FIT, "--t_blank", 2, "--fit_parameters", "a", "b"]
         new, dt = cells.steps([1.5], 0.1, 15, 135, 200), 0.1
         V, spikes = cells.gif(new, 0.1, step=0.01)
-    fit(script, *recording, *more)
+    dt_sim = 0.025 if script is hh else 0.05
+    fit(script, *recording, *more, "--dt_sim", dt_sim)
     again = write(tmp_path, new, V, dt, names=("new.csv", "new_V.csv"))
     alone = [*again[:2], *again[4:]]
     result, _ = fit(script, "--load", tmp_path / "run0", *alone)
     folder = tmp_path / "run1"
+    assert json.loads((folder / "config.json").read_text())["arguments"]["dt_sim"] == dt_sim, "that of the fit"
     predicted = np.load(folder / "prediction.npz")
     assert np.abs(predicted["V_mV"] - V).mean() < 0.2
     np.testing.assert_allclose(predicted["current_nA"], new, atol=1e-6)
@@ -413,6 +435,8 @@ def test_the_response_to_a_new_current(script, fit, tmp_path, hh_cell, gif_cell)
     assert scored["score"]["rmse"] < 2
     _, line = fit(script, "--load", tmp_path / "run0", *again[:2], "--dt", dt, status=2)  # nA, read as A
     assert "is --current_unit right?" in line
+    _, line = fit(script, "--load", tmp_path / "run0", *alone, "--initial", "paper", status=2)
+    assert "argument --initial: found paper with --load" in line
     other = gif if script is hh else hh
     _, line = fit(other, "--load", tmp_path / "run0", *alone, status=2)
     assert "argument --load: found a run of another script" in line

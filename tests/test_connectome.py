@@ -1,5 +1,6 @@
 """Connectomes: what a table of connections becomes, what is refused, and that a rewired one is a control."""
 
+import csv
 import gzip
 import io
 from collections import Counter, defaultdict
@@ -389,6 +390,10 @@ def test_training_on_a_connectome(tmp_path, monkeypatch, capsys):
     wiring = connectome.read_wiring(path, EdgeColumns())
     arrays = np.load(folder / "weights.npz")
     np.testing.assert_array_equal(arrays["inh_indices"], wiring.connections["inh"][1])
+    with open(folder / "neurons.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [str(name) for name in wiring.ids]
+    assert [row["population"] for row in rows] == ["exc"] * 160 + ["inh"] * 40
     monkeypatch.setattr(script, "DELAYS", ())
     scripts.run_here(script, monkeypatch, capsys, tmp_path, "--mode", "sim", "--load", folder, "--n_heldout", 8)
     resumed, _ = scripts.run_here(script, monkeypatch, capsys, tmp_path, "--resume", folder, "--epochs", 3)

@@ -68,6 +68,19 @@ def test_teacher_forcing_by_its_own_spikes_is_the_simulation(x64):
     assert free["spikes"].sum() > 50
 
 
+def test_a_second_jump_of_the_threshold_counts_in_the_likelihood(x64):
+    """Each spike leaves A_th2 exp(-b2 t) on the threshold, and nothing on V, which the recorded spikes drive."""
+    spikes = np.zeros((2000, 1))
+    spikes[[300, 900]] = 1
+    recording = Recording(np.ones((2000, 1)), spikes=spikes, dt=DT)
+    with_jump = CONSTANTS | {"A_th2": 3.0 * u.mV, "b2": 0.05 / u.ms}
+    one, other = (gif.make_trajectories(constants, DT)({}, recording) for constants in (CONSTANTS, with_jump))
+    t = np.arange(2000)[:, None] * DT
+    left = sum(np.where(t > at, np.exp(-0.05 * (t - at)), 0.0) for at in (30, 90))
+    np.testing.assert_allclose(one["distance"] - other["distance"], 3.0 * left, atol=1e-9)
+    np.testing.assert_array_equal(one["V"], other["V"])
+
+
 @pytest.mark.parametrize("fit_target", ["potential", "spike"])
 def test_the_loss_is_the_likelihood_of_the_trajectories(fit_target, x64):
     problem = problem_of("likelihood", fit_target=fit_target, n_point=300)
@@ -324,6 +337,8 @@ BAD_ARGUMENTS = {
     "--voltage V.csv": "argument --voltage: found it alone, expected --current and --voltage",
     "--current nowhere.csv": "nowhere.csv: No such file",
     "--n_point 10001": "argument --n_point: found 10001, expected at most the 10000 samples",
+    "--fit_parameters a width lapse": "argument --fit_parameters: found width lapse without --escape exponential",
+    "--validation_t_stop 5": "--validation_t_stop: found a part without files, expected --validation_current",
     "--t_blank 2000 --protocol identifiable": "argument --t_blank: found 2000, expected less: no potential is left",
 }
 

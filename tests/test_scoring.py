@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import recordings
+import reports
 import scoring
 from recordings import Recording
 from scoring import Prediction
@@ -305,3 +306,13 @@ def test_repeats_are_found_up_to_the_noise_of_the_converter():
     recording = repeats()
     current = recording.current + 1e-5 * np.ptp(recording.current) * np.arange(4)
     assert recordings.repeats_of(dataclasses.replace(recording, current=current)) == [[0, 1, 2, 3]]
+
+
+def test_a_prediction_has_the_coincidence_window_that_is_asked_for():
+    current, spikes = np.zeros((5000, 1)), np.zeros((5000, 1))
+    spikes[500::700] = 1
+    recording = recording_of(current, noise(5000), spikes, V_start=np.zeros(1))
+    late = reports.Responder(lambda recording: (noise(5000, seed=1), np.roll(spikes, 30, axis=0)))  # by 3 ms
+    gamma = [reports.respond(late, recording, delta)[2].gamma[0] for delta in (4.0, 2.0)]
+    assert gamma[0] == pytest.approx(1)
+    assert gamma[1] < 0

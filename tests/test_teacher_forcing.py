@@ -66,7 +66,8 @@ def step_by_step(values, current, V_start, spikes=None):
     cell = utils.GIF(current.shape[1], **own, V_th_reset=teacher_forcing.NO_FLOOR)
     with brainstate.environ.context(dt=DT * u.ms):
         cell.init_state()
-        cell.settle((V_start - np.asarray(electrode)[0]) * u.mV)
+        if V_start is not None:
+            cell.settle((V_start - np.asarray(electrode)[0]) * u.mV)
 
         def step(x, spike):
             before = cell.V.value / u.mV, (cell.V.value - cell.threshold) / u.mV, cell.escape_rate() * u.ms
@@ -77,9 +78,9 @@ def step_by_step(values, current, V_start, spikes=None):
     return np.asarray(V) + np.asarray(electrode), *map(np.asarray, (distance, rate, fired))
 
 
-def recorded(values, n_step=6000, n_trace=3, **changes):
-    """A recording of the neuron that fires at its threshold, and what it was."""
-    current, V_start = noise(n_step, n_trace), np.linspace(-64, -60, n_trace)
+def recorded(values, n_step=6000, n_trace=3, held=True, **changes):
+    """A recording of the neuron that fires at its threshold, and what it was; held before it, or as in the paper."""
+    current, V_start = noise(n_step, n_trace), np.linspace(-64, -60, n_trace) if held else None
     V, distance, rate, spikes = step_by_step(values, current, V_start)
     ones = np.ones_like(V)
     recording = Recording(current, V, spikes, ones, ones, V_start=V_start, dt=DT)
@@ -129,10 +130,11 @@ def test_the_neuron_is_its_equations(changes, x64):
     assert plain.sum() > 6
 
 
+@pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("changes", [{}, PLAIN, {"t_ref": 0.1}], ids=["all", "plain", "one step"])
-def test_in_parallel_it_is_the_neuron_step_by_step(changes, x64):
+def test_in_parallel_it_is_the_neuron_step_by_step(changes, held, x64):
     values = NEURON | changes
-    recording, distance, rate = recorded(values)
+    recording, distance, rate = recorded(values, held=held)
     assert recording.spikes.sum() > 15
     driven = teacher_forcing.driven_by(recording, values["t_ref"])
     out = teacher_forcing.trajectories({})(with_units(values), driven)
@@ -379,6 +381,7 @@ BAD = {
     "--model_terms auto --mode compare": "argument --model_terms: found auto with --mode compare, expected --mode fit",
     "--model_terms lapse --escape threshold": "argument --model_terms: found it with --escape threshold, expected one",
     "--model_terms I3 --objective simulation": "argument --model_terms: found I3 with --objective simulation, expected",
+    "--n_point 100": "argument --n_point: found 100 with --escape exponential, expected none",
     "--tau_noise 0": "argument --tau_noise: found '0', expected a number > 0",
 }
 
