@@ -410,7 +410,8 @@ def diagnose(model: Model, rate_exc: float, rate_inh: float) -> str | None:
         no_input = not (model.task.rate_cue or model.task.rate_recall or model.task.rate_noise)
         argument = "rate_cue" if no_input else "ff_scale"
         if np.max(model.network.E_exc) <= 1:
-            argument = f"E_exc{'' if of_paper[: model.network.n_exc].any() else '_mV'} above the threshold"
+            fitted = not of_paper[: model.network.n_exc].any()
+            argument = "E_exc_mV above the threshold" if fitted else "E_exc above 1, the threshold"
         return f"the network is silent: no excitatory neuron fires; raise --{argument}"
     for name, rate, argument in (("excitatory", rate_exc, "rec_scale"), ("inhibitory", rate_inh, "ff_scale")):
         if rate > SATURATED:
