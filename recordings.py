@@ -511,10 +511,8 @@ def assemble(
             step = np.floor(np.asarray(sweeps.spike_times[piece.sweep]) / sweeps.dt + 1e-6).astype(int) - piece.begin
             spikes[:, trace] = 0
             spikes[step[(step >= 0) & (step < n)], trace] = 1
-            observed[first:n, trace] = 1
-            for window in exclude:
-                start, stop = (max(0, round(end / sweeps.dt) - piece.begin) for end in window)
-                observed[start:stop, trace] = 0
+            left = np.isfinite(without_windows(np.zeros(piece.last), exclude, sweeps.dt))
+            observed[first:n, trace] = left[piece.first :]
     if sweeps.V is None and sweeps.spike_times is None:
         return Recording(current, dt=sweeps.dt)
     # Before the part that counts, spikes are kept where they are known: they drive a model that is told of them.

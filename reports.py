@@ -245,7 +245,6 @@ def print_preview(study: Study, preview: Preview) -> None:
 
 def load_fit(folder: Path, script: str) -> dict[str, Any]:
     """result.json of the run of a fit by a script in a folder."""
-    runs.saved_arguments(folder, "load", f"{script}.py")
     result = runs.load_json(folder / "result.json")
     if not isinstance(result, dict) or result.get("script") != script:
         expected = f"expected one of {script}.py"

@@ -379,7 +379,7 @@ def test_parts_and_what_is_held_out(fit, tmp_path):
 
 def test_currents_of_ones_own_and_a_parameter_that_the_paper_does_not_have(fit, tmp_path):
     """They simulate a target of the paper's neuron, which is without noise; of A_th it says nothing."""
-    (current, *_) = (cells.steps([1.5, 2.5], 0.1, 15, 190, 200),)
+    current = cells.steps([1.5, 2.5], 0.1, 15, 190, 200)
     files = write(tmp_path, current, current, 0.1)
     result, output = fit(gif, *files[:2], *files[4:], "--fit_parameters", "a", "A_th", "--n_sample", 2)
     assert result["escape"] == "threshold"
