@@ -18,6 +18,7 @@ import scipy.stats
 import processes
 from fitting import (
     METHODS,
+    SOLVERS,
     Fit,
     FitProblem,
     Minimum,
@@ -29,7 +30,7 @@ from fitting import (
     starts_from,
     with_cost_of,
 )
-from recordings import Recording
+from recordings import Recording, known_potentials
 from studies import Study
 
 BAYESIAN_EVALUATIONS = 100  # the time that its Gaussian process takes grows with their cube
@@ -80,7 +81,7 @@ class Repeat:
 
     Args:
         loss_equal_time: that after as many seconds as L-BFGS-B had.
-        free_running_mse: of the potentials of the fitted model (mV^2).
+        free_running_mse: of the potentials of the fitted model (mV^2), if any are known.
         recovered: whether all parameters that have to be found are, if it is known.
         curve: simulations, seconds and best loss so far, wherever it improved at the level of the result.
     """
@@ -91,7 +92,7 @@ class Repeat:
     n_start: int
     loss: float
     loss_equal_time: float
-    free_running_mse: float
+    free_running_mse: float | None
     recovered: bool | None
     seconds: float
     seconds_compile: float
@@ -200,9 +201,11 @@ def run_repeat(
     )
 
 
-def free_running_mse(study: Study, parameters: Mapping[str, u.Quantity]) -> float:
-    """Mean squared error (mV^2) of the model that runs freely, wherever there is a recording of what is fitted."""
+def free_running_mse(study: Study, parameters: Mapping[str, u.Quantity]) -> float | None:
+    """Mean squared error (mV^2) of the model that runs freely, wherever it is known; None where no potential is."""
     recording = study.recordings["fit"]
+    if not np.any(recording.mask):
+        return None
     error = (study.free_run(dict(parameters), recording)[0] - recording.V) ** 2
     return float(np.sum(recording.observed * error) / np.sum(recording.observed))
 
@@ -325,7 +328,7 @@ def markdown_of(study: Study, plan: Plan, comparison: Comparison) -> str:
         "method": lambda row: row["method"],
         "loss (median)": lambda row: f"{spread(row, 'loss')} ({row['loss_median']:.3g})",
         "median in equal time": lambda row: f"{row['loss_equal_time_median']:.3g}",
-        "median free-running, mV²": lambda row: f"{row['free_running_mse_median']:.3g}",
+        "median free-running, mV²": lambda row: f"{row['free_running_mse_median']:.3g}".replace("nan", ""),
         "paper's loss": lambda row: spread(row, "paper_loss"),
         "seconds": lambda row: spread(row, "seconds"),
         "to compile": lambda row: f"{row['seconds_compile']:.1f}",
@@ -402,7 +405,7 @@ def plot_methods(
         axes[0, column].plot(t, recording.current[:, trace], color="0.4", lw=1)
         axes[0, column].set_title(f"trace {trace}")
         for axis, (method, V) in zip(axes[1:, column], responses.items(), strict=True):
-            axis.plot(t, recording.V[:, trace], "k-", lw=1)
+            axis.plot(t, known_potentials(recording, trace), "k-", lw=1)
             axis.plot(t, V[:, trace], "C1--", lw=0.8)
             axis.set_ylabel(f"{method}\nV (mV)" if column == 0 else "")
         axes[-1, column].set_xlabel("t (ms)")
@@ -458,33 +461,39 @@ def choose_terms(
         steps: terms that are tried together, in the order in which they are tried.
 
     Returns:
-        The choice; where Ctrl-C has ended it, so far.
+        The choice; where Ctrl-C has ended it, of the models that were fitted before.
     """
     choice, rows, problems = None, [], []
     for step in ([], *steps):
         terms = [*(choice.terms if choice else ()), *step]
         study = study_of(terms or ["none"])
+        if choice and len(study.bounds) == len(choice.problem.study.bounds):
+            continue  # these data say nothing of what the step adds
         problem = FitProblem(study, search.n_sample, devices, journal)
         problems.append(problem)
         x0 = starts_from(problem, choice.problem, choice.minimum.best, search.seed) if choice else search.x0
         minimum = minimise(problem, dataclasses.replace(search, x0=x0))
+        if minimum.interrupted and choice:
+            choice = dataclasses.replace(choice, minimum=dataclasses.replace(choice.minimum, interrupted=True))
+            break
         n, loss = len(study.bounds), minimum.best.loss
         kept = not choice or 2 * (n + loss) < min(row.aic for row in rows)
         rows.append(Candidate(" ".join(terms) or "none", n, loss, 2 * (n + loss), kept))
         choice = Choice(terms, problem, minimum, rows, problems) if kept else choice
         if minimum.interrupted:
-            choice = dataclasses.replace(choice, minimum=dataclasses.replace(choice.minimum, interrupted=True))
             break
     return choice
 
 
-def candidate_lines(rows: Sequence[Candidate]) -> list[str]:
-    """The table of `choose_terms` as text."""
+def candidate_lines(rows: Sequence[Candidate], method: str) -> list[str]:
+    """The table of `choose_terms` as text, by one of the METHODS of fitting, or another solver."""
     least = min(row.aic for row in rows)
     lines = [f"{'terms':36} parameters  -log likelihood   AIC - least"]
     for row in rows:
         numbers = f"{row.n_parameters:10d} {row.negative_log_likelihood:16.2f} {row.aic - least:13.2f}"
         lines.append(f"{row.terms:36} {numbers}{'  kept' * row.kept}")
-    if len(rows) > 1:
+    if len(rows) > 1 and method in SOLVERS:
         lines.append("of each model but the first, every other start begins at the best of what was kept before it")
+    elif len(rows) > 1:
+        lines.append(f"WARNING: {method} has searched for each model anew, which may be what they differ by")
     return lines

@@ -278,8 +278,11 @@ def wiring_of(path: Path, edges: pd.DataFrame, mixed_signs: str, weighted: bool,
         connections[name], weights[name] = (indptr, part.post.to_numpy(np.int32)), part.w.to_numpy()
     silent = len(ids) - len(np.unique(edges.pre))
     counts = f"{n_exc} excitatory and {n_inh} inhibitory neurons, {len(summed)} connections"
+    again, zero = len(pairs) - len(summed), 0 in ids and 1 not in ids
+    lines += [f"WARNING: neuron 0 has {int(((edges.pre == 0) | (edges.post == 0)).sum())} rows (no neuron?)"] * zero
     others = {
-        f"{len(pairs) - len(summed)} rows added to others with the same two neurons": len(pairs) - len(summed),
+        f"{again} rows added to others with the same two neurons": again * weighted,
+        f"{again} rows with the same two neurons as others, which count once without weights": again * (not weighted),
         f"{int((summed.pre == summed.post).sum())} neurons connect to themselves": (summed.pre == summed.post).sum(),
         f"{silent} neurons without a connection to others count as excitatory": silent,
     }
@@ -289,6 +292,8 @@ def wiring_of(path: Path, edges: pd.DataFrame, mixed_signs: str, weighted: bool,
 
 def dale(path: Path, edges: pd.DataFrame, mixed_signs: str) -> tuple[np.ndarray, list[str]]:
     """Ids of the inhibitory neurons, by Dale's law or by the majority of a neuron's weights, and what there is to say.
+
+    A neuron whose weights of both signs are equal in sum is taken for excitatory.
 
     Raises:
         BadInput: neurons have connections of both signs, and no majority is asked for.
@@ -300,7 +305,7 @@ def dale(path: Path, edges: pd.DataFrame, mixed_signs: str) -> tuple[np.ndarray,
         named = ", ".join(map(str, mixed[:3])) + (f" and {len(mixed) - 3} more" if len(mixed) > 3 else "")
         expected = "expected one sign for each (Dale's law), or --mixed_signs majority"
         raise BadInput(f"{path}: found neurons with connections of both signs ({named}), {expected}")
-    line = f"{len(mixed)} of {len(sums)} neurons have both signs, and that of the larger sum"
+    line = f"{len(mixed)} of {len(sums)} neurons have both signs, and that of the larger sum; their weights add up"
     return sums.index[inh > exc].to_numpy(), [line] * bool(len(mixed))
 
 

@@ -49,6 +49,8 @@ class Signal:
         unit: a key of `CURRENT_UNITS` or `VOLTAGE_UNITS`, or None where the file does not say.
         dt: (ms), or None where the file does not say.
         values: an array (T,) a sweep, in the unit of the file.
+        start: what the file calls the time of the first sample (ms).
+        notes: what else is to be said of the file.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Signal:
     unit: str | None
     dt: float | None
     values: list[np.ndarray]
+    start: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 def bad(where: Path | str, found: str, expected: str) -> BadInput:
@@ -96,8 +100,13 @@ def kind_of(text: str) -> str | None:
 
 
 def named(name: str) -> tuple[str | None, str | None]:
-    """(kind, unit) that the name of a column or array says, such as 'Vm [mV]', 'I_nA', 'current/pA' or 't (ms)'."""
+    """(kind, unit) that the name of a column or array says, such as 'Vm [mV]', 'I_nA', 'current/pA' or 't (ms)'.
+
+    It is ("other", None) where brackets have a unit of something else, such as mV/ms.
+    """
     text = name.strip().replace("\xb5", "u").replace("\u03bc", "u")
+    if re.search(rf"[(\[]\s*({ANY_UNIT})\s*[/*^]", text):
+        return "other", None
     brackets = re.fullmatch(rf"(.*?)\s*[(\[/]\s*({ANY_UNIT})\s*[)\]]?(\W.*|\d*)", text)
     match = brackets or re.fullmatch(rf"(.*?)[\s_]({ANY_UNIT})([\s_].*)?", text)
     kind, unit = kind_of(match[1]) if match else None, match[2] if match else text
@@ -229,7 +238,7 @@ def read_csv(path: Path) -> list[Signal]:
     # Blanks that separate columns may stand before units, too.
     header = lines[0] if separator else re.sub(r"\s+(?=[(\[])", "", lines[0])
     names = [cell.strip(' "') for cell in header.split(separator)]
-    n_column, has_names = len(names), not all(map(is_number, names))
+    n_column, has_names = len(names), not all(map(is_number, names)) or numbers_columns(path, names, lines, separator)
     if names[1:] == [str(k) for k in range(n_column - 1)] and n_column > 1 and math.isnan(to_number(names[0])):
         table = table_of(path, lines[1:], separator, n_column, released=True) if lines[1:] else np.zeros((0, 0))
         if len(table) in (0, n_column - 1):
@@ -244,6 +253,22 @@ def read_csv(path: Path) -> list[Signal]:
         table = table_of(path, lines[has_names:], separator, n_column, released=False)
         table = table if has_names else samples_in_lines(path, table)
     return signals_of(path, names if has_names else [""] * table.shape[1], table)
+
+
+def numbers_columns(path: Path, names: Sequence[str], lines: Sequence[str], separator: str | None) -> bool:
+    """Whether the first line, 0, 1, 2, ..., numbers the columns, as pandas does: no number below it is an integer.
+
+    Raises:
+        BadInput: it is a 0 alone, which may be a sample.
+    """
+    below = (cell.strip(' "') for line in lines[1:] for cell in line.split(separator))
+    if names != [str(k) for k in range(len(names))] or len(lines) < 2:
+        return False
+    if any(re.fullmatch(r"[-+]?\d+", cell) for cell in below):
+        return False
+    if len(names) == 1:
+        raise bad(path, "0 above numbers with decimals, a header or a sample", f"0.0, or {EXAMPLE}")
+    return True
 
 
 def samples_in_lines(path: Path, table: np.ndarray) -> np.ndarray:
@@ -263,24 +288,37 @@ def signals_of(path: Path, names: Sequence[str], table: np.ndarray) -> list[Sign
     what, first = [named(name) for name in names], table[:, 0]
     times = [i for i, (kind, _) in enumerate(what) if kind == "time"]
     dts = [sampling(path, names[i].strip(), table[:, i], what[i][1]) for i in times]
+    starts = [table[0, i] * dt / step_of(table[:, i]) for i, dt in zip(times, dts, strict=True)]
     if len(names) > 1 and what[0][0] is None and len(first) > 2 and (np.diff(first) > 0).all():
         times.append(0)
         # Samples that are numbered do not say how far they are from each other.
         if not dts and not (step_of(first) == 1 and first[0] in (0, 1)):
             dts = [sampling(path, "the first column", first)]
+            starts = [first[0] * dts[0] / step_of(first)]
     columns = [i for i in range(len(names)) if i not in times]
     if not 0 < len(columns) < len(table):
         raise bad(path, f"{len(columns)} sweeps of {len(table)} samples", LONGER)
-    signals, dt = [], one_sampling(path, dts) if dts else None
+    signals, dt, start = [], one_sampling(path, dts) if dts else None, float(starts[0]) if starts else 0.0
     for kind in (*QUANTITY, None):
         chosen = [i for i in columns if what[i][0] == kind]
         if len({what[i][1] for i in chosen}) > 1:
             raise bad(path, f"columns {listed([repr(names[i]) for i in chosen])}", f"one unit in all of a {kind}")
-        for sweeps in [chosen] if kind or chosen == columns else [[i] for i in chosen]:
+        alone = [chosen] if chosen == columns else [[i] for i in chosen]
+        for sweeps in sweeps_of(names, chosen) if kind else alone:
             if sweeps:
                 values = list(np.ascontiguousarray(table[:, sweeps].T))
-                signals.append(Signal(names[sweeps[0]].strip() or "traces", kind, what[sweeps[0]][1], dt, values))
+                signals.append(
+                    Signal(names[sweeps[0]].strip() or "traces", kind, what[sweeps[0]][1], dt, values, start)
+                )
     return signals
+
+
+def sweeps_of(names: Sequence[str], columns: Sequence[int]) -> list[list[int]]:
+    """Columns of one kind, signal by signal: names that differ in their numbers alone are sweeps of one signal."""
+    signals: dict[str, list[int]] = {}
+    for i in columns:
+        signals.setdefault(re.sub(r"[\d.]+", "", names[i]).strip(), []).append(i)
+    return list(signals.values())
 
 
 # ---- Formats of arrays, and those that packages read ----------------------------------------------------------------
@@ -290,8 +328,8 @@ def read_npz(path: Path) -> list[Signal]:
     """Signals of arrays with names such as current_nA, V_mV and dt_ms, of shape (T,), (T, n) or (n, T)."""
     with foreign(path, "NPZ"), open(path, "rb") as binary, np.load(binary, allow_pickle=False) as file:
         names = list(file.files)
-        arrays = {name: np.squeeze(file[name]) for name in names if named(name)[0]}
-    dt, signals = None, []
+        arrays = {name: np.squeeze(file[name]) for name in names if named(name)[0] in UNITS}
+    dt, start, signals = None, 0.0, []
     for name, array in arrays.items():
         kind, unit = named(name)
         found, n = f"{name} of {array.dtype} and shape {array.shape}", array.ndim
@@ -299,6 +337,7 @@ def read_npz(path: Path) -> list[Signal]:
             raise bad(path, found, "real numbers")
         if kind == "time" and n < 2:
             dt = sampling(path, name, array if n else np.arange(2) * array, unit)
+            start = float(array[0] * dt / step_of(array)) if n else 0.0
         elif n not in (1, 2) or len(set(array.shape)) < n or array.size < 2 or kind == "time":
             raise bad(path, found, "(T,), (T, n) or (n, T) with T > n, or for dt a number")
         else:
@@ -306,7 +345,7 @@ def read_npz(path: Path) -> list[Signal]:
             signals.append((name, kind, unit, list(np.atleast_2d(traces).astype(float))))
     if not signals:
         raise bad(path, f"arrays {listed(names)}", "names such as current_nA, V_mV and dt_ms")
-    return [Signal(name, kind, unit, dt, values) for name, kind, unit, values in signals]
+    return [Signal(name, kind, unit, dt, values, start) for name, kind, unit, values in signals]
 
 
 def checked_header(path: Path) -> bytes:
@@ -420,9 +459,12 @@ def read_nwb(path: Path) -> list[Signal]:
 
         with NWBHDF5IO(str(path), "r") as file:
             nwb = file.read()
-            found = [*nwb.acquisition.values(), *nwb.stimulus.values()]
+            found = sorted([*nwb.acquisition.values(), *nwb.stimulus.values()], key=lambda x: in_order(x.name))
             types = CurrentClampSeries | CurrentClampStimulusSeries
             series = {x.object_id: series_of(path, x) for x in found if isinstance(x, types)}
+            biases = [
+                1e9 * np.nan_to_num(getattr(x, "bias_current", None) or 0.0) for x in found if isinstance(x, types)
+            ]
             rows, table = [], nwb.intracellular_recordings
             for i in range(len(table) if table is not None else 0):
                 pair = []
@@ -435,7 +477,20 @@ def read_nwb(path: Path) -> list[Signal]:
     if not series:
         names = listed(sorted({type(x).__name__ for x in found})) or "no series"
         raise bad(path, names, "CurrentClampSeries and CurrentClampStimulusSeries")
-    return signals_of_pairs(path, pairs_of(path, list(series.values()), rows))
+    pairs = pairs_of(path, list(series.values()), rows)
+    notes = []
+    if bias := max(biases, key=abs):
+        held = f"beside its stimuli {path} names a bias current of {bias:.3g} nA"
+        notes.append(f"WARNING: {held}, which is not added: what holds the cell is in its rest (EL, V_rest) then")
+    n_response, n_pair = sum(s.kind == "voltage" for s in series.values()), sum(all(pair) for pair in pairs)
+    if n_pair and n_response > n_pair:
+        notes.append(f"{path}: {n_response - n_pair} potentials without a current are left out, and not numbered")
+    return [dataclasses.replace(signal, notes=tuple(notes)) for signal in signals_of_pairs(path, pairs)]
+
+
+def in_order(name: str) -> list[tuple[str, int]]:
+    """A key that sorts names by the numbers in them: sweep_2 before sweep_10."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def series_of(path: Path, x: Any) -> Series:
@@ -459,7 +514,7 @@ def pairs_of(path: Path, series: Sequence[Series], rows: Sequence[Pair]) -> list
         pairs = [(r, None) for r in responses] + [(None, s) for s in stimuli]
     elif not rows and all(s.number is not None for s in series):
         numbered = {(s.electrode, s.number): s for s in stimuli}
-        pairs = [(r, numbered.get((r.electrode, r.number))) for r in responses]
+        pairs = [(r, numbered.get((r.electrode, r.number))) for r in sorted(responses, key=lambda s: s.number)]
     elif not rows:
         responses, stimuli = (sorted(each, key=lambda s: (s.electrode, s.start)) for each in (responses, stimuli))
         if [s.electrode for s in responses] != [s.electrode for s in stimuli]:
@@ -510,6 +565,9 @@ def read_neo(path: Path) -> list[Signal]:
                     checked_header(path)
                 segments = [segment for block in reader(str(path)).read() for segment in block.segments]
                 for segment in segments:
+                    starts = [float(signal.t_start.rescale("ms")) for signal in segment.analogsignals]
+                    if starts and np.ptp(starts) > float(segment.analogsignals[0].sampling_period.rescale("ms")) / 2:
+                        raise bad(path, f"channels that start {np.ptp(starts):g} ms apart", "those that start together")
                     add_channels(channels, segment.analogsignals)
             break
         except BadInput:

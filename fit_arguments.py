@@ -33,6 +33,12 @@ def bound(text: str) -> tuple[str, list[float]]:
     return name, limits
 
 
+# Arguments of a fit, which do not change the response of one that is there.
+NOT_OF_PREDICTIONS = ("mode", "method", "fit_target", "fit_parameters", "constants", "bounds", "n_point", "objective")
+NOT_OF_PREDICTIONS += ("noise_std", "spike_jitter", "validation_recording", "validation_current", "validation_voltage")
+NOT_OF_PREDICTIONS += ("validation_spike_times", "validation_sweeps", "validation_t_start", "validation_t_stop")
+
+
 def parse_fit_arguments(parser: runs.Parser, argv: Sequence[str] | None, shipped: bool) -> argparse.Namespace:
     """Arguments of a neuron script, checked against each other; `shipped`: there is a recording to fit by default."""
     args = parser.parse_args(argv)
@@ -42,6 +48,9 @@ def parse_fit_arguments(parser: runs.Parser, argv: Sequence[str] | None, shipped
         args = parser.parse_args(argv)
         if args.initial == "paper":
             parser.error("argument --initial: found paper with --load, expected recorded, or neither")
+        for name in NOT_OF_PREDICTIONS:
+            if getattr(args, name) != parser.get_default(name):
+                parser.error(f"argument --{name}: found it with --load, which fits nothing; expected neither, or a fit")
     own = args.voltage or args.recording or args.spike_times
     target = args.target or ("recorded" if own or shipped else "simulated")
     methods = sorted(set(args.methods), key=METHODS.index)

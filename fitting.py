@@ -289,6 +289,9 @@ def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray, method: st
         except KeyboardInterrupt:
             last = dataclasses.replace(last, interrupted=True)
             break
+    if problem.first_is_part and len(stages) < 2:  # Ctrl-C came before all traces have been fitted
+        last = _of_all(problem, last, annealing.levels[-1])
+        stages = [dataclasses.replace(_of_all(problem, found, last.level), released=found.released) for found in stages]
     if not stages:
         return dataclasses.replace(last, released=release(last.best) if math.isfinite(last.best.loss) else None)
     candidates = stages[1:] if problem.first_is_part and len(stages) > 1 else stages
@@ -302,6 +305,13 @@ def anneal(problem: FitProblem, annealing: Annealing, x0: np.ndarray, method: st
             refined = _better(best, dataclasses.replace(refined, released=release(refined.best)))
             found = _further(problem, method, trimmed(refined) if problem.study.kept else refined)
     return dataclasses.replace(found, stages=stages)
+
+
+def _of_all(problem: FitProblem, found: Minimum, level: float) -> Minimum:
+    """The minimum with the losses of all traces, at a level."""
+    losses = problem.evaluate(np.stack([start.x for start in found.starts]), level=level)
+    starts = [dataclasses.replace(start, loss=float(x)) for start, x in zip(found.starts, losses, strict=True)]
+    return dataclasses.replace(found, starts=starts, level=level)
 
 
 def _stage(problem: FitProblem, method: str, level: float, earlier: Sequence[Start], coarse: bool) -> Minimum:

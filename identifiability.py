@@ -44,7 +44,8 @@ class Prediction(NamedTuple):
 
     Where their errors are beyond `largest_noise`, the model does not describe the data. `nuisances`, a function of x
     and data too, are the changes (n, m) of y by what is not known besides: a column each, by one standard error of it.
-    Arrays of a recording are in `data`, as XLA takes GB to compile a program that has long ones for constants.
+    Arrays of a recording are in `data`, as XLA takes GB to compile a program that has long ones for constants. Of
+    errors that depend on each other, one in `correlated` is independent of the others.
     """
 
     function: Callable[..., jax.Array]
@@ -53,6 +54,7 @@ class Prediction(NamedTuple):
     largest_noise: float = math.inf
     nuisances: Callable[..., jax.Array] | None = None
     data: tuple[Any, ...] = ()
+    correlated: float = 1.0
 
 
 # How well a fit is determined is asked of these, and of the cluster of each number where they depend on each other.
@@ -104,7 +106,8 @@ def identifiability(
     """What the data determine at x: Fisher information, standard errors, undetermined directions.
 
     In the coordinates x of the box, with J = (dy / dx) / s the derivatives of the predictions y in units of their noise
-    s, and residuals r = y - target, whose root mean square is taken for s:
+    s, and residuals r = y - target, whose mean square, times n / (n - k) for n numbers and k parameters, and times
+    how many count as one where they are correlated, is taken for s^2:
 
         F = J^T J  (Gauss-Newton),  H = F + 12,  covariance H^-1,  or with clusters  H^-1 (12 + C / (C - k) G^T G) H^-1
 
@@ -114,8 +117,9 @@ def identifiability(
 
     Added in quadrature are what each of the nuisances N moves the parameters by, H^-1 J^T N / s, such as the step of
     the simulation, of which data know nothing, and the Gauss-Newton step H^-1 J^T r that is left, by which a fit that
-    ended early is off. There is no standard error of any parameter where that step is too long to be true (FAR), or
-    where the model does not describe the data; nor of one that is at its bound.
+    ended early is off. There is no standard error of any parameter where that step is too long to be true (FAR),
+    where the model does not describe the data, or where these are no more numbers than parameters; nor of one that is
+    at its bound.
 
     Args:
         clusters: cluster of every prediction, from 0, in the order of `predictions`.
@@ -123,26 +127,34 @@ def identifiability(
     Raises:
         Undetermined: the derivatives are not finite.
     """
-    J, r, noise, at, misfits, moved = [], [], {}, jnp.asarray(x), [], np.zeros(len(x))
-    for name, (predict, target, smallest, largest, nuisances, data) in predictions.items():
+    n, k = sum(len(prediction.target) for prediction in predictions.values()), len(x)
+    few = [f"{n} numbers are too few for {k} parameters and their noise"] if n <= k else []
+    J, r, alone, noise, at, misfits, moved = [], [], [], {}, jnp.asarray(x), few, np.zeros(len(x))
+    for name, (predict, target, smallest, largest, nuisances, data, correlated) in predictions.items():
         y, jacobian = jax.jit(lambda x, *data, f=predict: (f(x, *data), jax.jacfwd(f)(x, *data)))(at, *data)
         residual = np.asarray(y, np.float64) - target
         rms = float(np.sqrt(np.mean(residual**2))) if len(target) else 0.0
         if rms > largest:
             misfits.append(misfit(name, rms, largest))
-        noise[name] = max(rms, smallest)
-        J.append(np.asarray(jacobian, np.float64) / noise[name])
-        r.append(residual / noise[name])
+        noise[name] = max(rms * math.sqrt(n / max(n - k, 1)), smallest)
+        size = noise[name] * math.sqrt(correlated if rms > smallest else 1.0)
+        J.append(np.asarray(jacobian, np.float64) / size)
+        r.append(residual / size)
+        alone.append(np.full(len(target), size / noise[name]))
         if nuisances:
-            moved = moved + np.square(_solve(J[-1], np.asarray(jax.jit(nuisances)(at, *data)) / noise[name])).sum(1)
-    J, r = np.concatenate(J), np.concatenate(r)
+            moved = moved + np.square(_solve(J[-1], np.asarray(jax.jit(nuisances)(at, *data)) / size)).sum(1)
+    J, r, alone = np.concatenate(J), np.concatenate(r), np.concatenate(alone)
     if not (np.isfinite(J).all() and np.isfinite(r).all() and np.isfinite(moved).all()):
         raise Undetermined("the derivatives of the predictions are not finite")
-    if clusters is None:
-        return _concluded(box, x, Information(J.T @ J, J.T @ r, None, moved), noise, misfits)
-    scores = np.zeros((1 + max(clusters), len(x)))
-    np.add.at(scores, clusters, J * r[:, None])
-    return _concluded(box, x, Information(J.T @ J, J.T @ r, scores, moved), noise, misfits)
+    scores = None
+    if clusters is not None:
+        scores = np.zeros((1 + max(clusters), len(x)))
+        np.add.at(scores, clusters, J * r[:, None])
+    information = Information(J.T @ J, J.T @ r, scores, moved)
+    # What is left to the optimum would pass for errors that depend on each other.
+    J, r = J * alone[:, None], r * alone
+    independent = information if scores is not None else Information(J.T @ J, J.T @ r, None, moved)
+    return _concluded(box, x, information, noise, misfits, independent)
 
 
 def of_likelihood(box: Box, x: np.ndarray, likelihood: Likelihood) -> Identifiability:
@@ -164,7 +176,7 @@ def of_likelihood(box: Box, x: np.ndarray, likelihood: Likelihood) -> Identifiab
     if not (np.isfinite(F).all() and np.isfinite(scores).all()):
         raise Undetermined("the derivatives of the likelihood are not finite")
     information = Information((F + F.T) / 2, gradient, scores.T, np.zeros(len(x)))
-    return _concluded(box, x, information, likelihood.noise, likelihood.misfits)
+    return _concluded(box, x, information, likelihood.noise, likelihood.misfits, information)
 
 
 class Information(NamedTuple):
@@ -176,12 +188,12 @@ class Information(NamedTuple):
     moved: np.ndarray
 
 
-def _concluded(box, x, information, noise, misfits):
-    """What follows from the information."""
+def _concluded(box, x, information, noise, misfits, independent):
+    """What follows from the information, and whether this is an optimum by that of independent errors."""
     eigenvalues, vectors = np.linalg.eigh(information.F)
-    errors = np.sqrt(np.diag(_covariance(information)) + information.moved)
-    step = _step_left(x, information)
-    far = np.where(np.abs(step) > FAR_IN_BOX, np.abs(step) / errors, 0)
+    errors, least = (np.sqrt(np.diag(_covariance(each)) + each.moved) for each in (information, independent))
+    step = _step_left(x, independent)
+    far = np.where(np.abs(step) > FAR_IN_BOX, np.abs(step) / least, 0)
     reasons = _reasons(box, x, far, misfits)
     errors = np.sqrt(errors**2 + step**2) * (box.high - box.low)
     return Identifiability(

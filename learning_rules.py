@@ -58,7 +58,12 @@ SPIKE_CURRENTS = {"I1", "I2", "I3", "g"}  # states that spikes leave, adaptation
 
 
 def run_trials(
-    model: Model, keys: jax.Array, chunk: int | None = None, event_driven: bool = False, erase_at: int | None = None
+    model: Model,
+    keys: jax.Array,
+    chunk: int | None = None,
+    event_driven: bool = False,
+    erase_at: int | None = None,
+    erase_V: bool = False,
 ) -> Outcome:
     """Run the trials of the given keys.
 
@@ -69,6 +74,7 @@ def run_trials(
         chunk: steps of a chunk; n_step or more for one scan that stores all states.
         event_driven: without a gradient, where the model has buffers for it.
         erase_at: step before which what spikes have left in currents is erased, once.
+        erase_V: whether potentials, which follow these currents, are then set to rest, too.
     """
     task, network = model.task, model.network
     recall, n_step = task.periods["recall"], task.n_step
@@ -79,8 +85,11 @@ def run_trials(
 
     def step(k, x):
         if erase_at is not None:
-            for name in SPIKE_CURRENTS & network.neurons.local_states.keys():
-                network.neurons.local_states[name].value *= k != erase_at
+            neurons = network.neurons
+            for name in SPIKE_CURRENTS & neurons.local_states.keys():
+                neurons.local_states[name].value *= k != erase_at
+            if erase_V:
+                neurons.V.value = neurons.V_rest + (neurons.V.value - neurons.V_rest) * (k != erase_at)
         spikes, r = network.update(synapses, x), network.r.value
         counts = (recall.start <= k) & (k < recall.stop)  # the last chunk may go beyond the end
         loss = cross_entropy(r, labels)

@@ -409,10 +409,12 @@ def make_predictions(settings: Settings, trajectories: studies.Model) -> Callabl
             distance = output(x, recording)["distance"]
             return ((distance + jnp.concatenate([distance[:1], distance[:-1]])) / 2)[spikes]
 
-        noise = studies.V_RESOLUTION, studies.largest_error(recording, *MISFIT)
-        data = (recording,)
-        potentials = Prediction(lambda x, r: output(x, r)["V"][counts], recording.V[counts], *noise, data=data)
-        distances = Prediction(at_spikes, np.zeros(spikes.sum()), studies.V_RESOLUTION, data=data)
+        errors = counts * (np.asarray(jax.jit(output)(x, recording)["V"]) - recording.V)
+        noise = dict(largest_noise=studies.largest_error(recording, *MISFIT), data=(recording,))
+        noise |= dict(correlated=recordings.autocorrelation_time(errors.T, counts.T))
+        V = recording.V[counts]
+        potentials = Prediction(lambda x, r: output(x, r)["V"][counts], V, studies.V_RESOLUTION, **noise)
+        distances = Prediction(at_spikes, np.zeros(spikes.sum()), studies.V_RESOLUTION, data=(recording,))
         clusters = np.concatenate([interval[counts], interval[spikes]]).astype(int)
         return {"V_mV": potentials, "distance_at_spikes_mV": distances}, clusters
 
@@ -703,8 +705,9 @@ def make_plan(args: argparse.Namespace, study: studies.Study) -> comparing.Plan:
     """The comparison that the arguments ask for."""
     without_currents = args.protocol == "paper" and not {"A1", "A2"} & set(study.bounds)
     names = [name for name in study.bounds if not (without_currents and name in ("k1", "k2", "R1", "R2"))]
-    own = study.annealing or args.current or args.noise_std or args.constants or args.fit_target != "potential"
-    paper = PAPER_RESULTS if args.protocol == "paper" and not own else {}
+    own = study.annealing or args.current or args.recording or args.noise_std or args.constants or args.bounds
+    own = own or args.fit_parameters or args.fit_target != "potential" or args.protocol != "paper"
+    paper = {} if own else PAPER_RESULTS
     n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
     return runs.pick(comparing.Plan, args, n_start=n_start, names=names, paper=paper)
 
@@ -770,7 +773,7 @@ def main(argv: Sequence[str]) -> int:
                 return make_study(with_terms(settings, terms), data, source, noise_seed)
 
             choice = comparing.choose_terms(study_with, steps, search, devices, journal)
-            print(*comparing.candidate_lines(choice.rows), sep="\n")
+            print(*comparing.candidate_lines(choice.rows, args.method), sep="\n")
             study = choice.problem.study
         fit = choice.fit(search.seed) if choice else fitting.fit(study, search, devices, journal)
         interrupted, extra = fit.minimum.interrupted, dict(script=SCRIPT, objective=objective) | study.objective

@@ -292,6 +292,8 @@ def objective_of(args: argparse.Namespace, data: Data) -> str:
     if args.objective == "synchronised" and args.method not in methods:
         expected = f"expected {' or '.join(methods[1:])} with --fit_target {fit_target}"
         raise BadInput(f"argument --method: found {args.method} with --objective synchronised, {expected}")
+    if args.objective == "synchronised" and args.mode == "compare":
+        raise BadInput("argument --objective: found synchronised with --mode compare, expected simulation, or one fit")
     if args.objective == "synchronised" and not np.any(recording.mask):
         raise BadInput("argument --objective: found synchronised without potentials, expected simulation")
     if args.objective or args.method not in methods or args.mode != "fit":
@@ -472,7 +474,8 @@ def known_parameters(source: recordings.Source) -> dict[str, float] | None:
 
 def make_plan(args: argparse.Namespace) -> comparing.Plan:
     """The comparison that the arguments ask for."""
-    own = args.current or args.recording or args.noise_std or args.constants
+    own = args.current or args.recording or args.noise_std or args.constants or args.bounds or args.scheme
+    own = own or args.fit_parameters != FITTED
     as_paper = args.target == "simulated" and args.fit_target in (None, "potential") and not own
     n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
     paper = PAPER_RESULTS if as_paper else {}

@@ -70,12 +70,19 @@ class Sweeps:
 
 @dataclasses.dataclass(frozen=True)
 class Traces:
-    """What one file adds of one kind: (name, values in nA or mV) of every sweep, dt (ms), and who says the unit."""
+    """What one file adds of one kind: (name, values in nA or mV) of every sweep, dt (ms), and who says the unit.
+
+    Args:
+        start: what the file calls the time of the first sample (ms).
+        notes: what else is to be said of it.
+    """
 
     path: Path
     sweeps: list[tuple[str, np.ndarray]]
     dt: float | None
     said: tuple[str, str]  # what, and who says it
+    start: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 def chosen_signal(path: Path, signals: Sequence[Signal], kind: str, files: Files, alone: bool) -> Signal:
@@ -108,7 +115,7 @@ def traces_of(path: Path, signals: Sequence[Signal], kind: str, files: Files, al
         said = (f"{kind}: the command waveform ({unit}), for there is no current channel", path.name)
     values = [np.asarray(x, float) * UNITS[kind][unit] for x in signal.values]
     names = [f"{path}, sweep {i}" for i in range(len(values))] if len(values) > 1 else [str(path)]
-    return Traces(path, list(zip(names, values, strict=True)), signal.dt, said)
+    return Traces(path, list(zip(names, values, strict=True)), signal.dt, said, signal.start, signal.notes)
 
 
 def reported(said: Sequence[tuple[str, str]]) -> list[str]:
@@ -169,6 +176,26 @@ def sampling_of(all_traces: Sequence[Traces], files: Files) -> tuple[float, str]
     return (known[0].dt, known[0].path.name) if known else (files.dt, "--dt")
 
 
+def starts_of(pairs: Sequence[tuple[Traces, Traces]], files: Files) -> list[str]:
+    """A line where the times of files of currents and potentials do not begin at 0.
+
+    Raises:
+        BadInput: they begin apart, or beside spike times, which may be of the same clock or from the first sample.
+    """
+    lines = []
+    for current, voltage in pairs:
+        known = [traces for traces in (current, voltage) if traces.dt is not None]
+        late = known[-1].start - known[0].start if known else 0.0
+        if known and abs(late) > known[0].dt / 2:
+            raise bad(voltage.path, f"times that begin {late:g} ms after those of {current.path}", "the same start")
+        if known and abs(known[0].start) > known[0].dt / 2:
+            begin = f"times of {known[0].path} begin at {known[0].start:g} ms"
+            lines.append(f"{begin}; those of arguments and results count from there")
+            if files.spike_times:
+                raise bad(known[0].path, f"times from {known[0].start:g} ms beside spike times", "times from 0 in both")
+    return lines[:1]
+
+
 def read_spike_times(path: Path, names: Sequence[str], durations: Sequence[float]) -> list[np.ndarray]:
     """Spike times (ms), an array a sweep, of a text file with a line a sweep."""
     try:
@@ -221,12 +248,16 @@ def read(files: Files) -> Sweeps:
     V += [traces_of(path, read_signals(path), "voltage", files, alone=True) for path in files.voltage]
     sweeps += paired(I[n:], V[n:])
     dt, who = sampling_of(I + V, files)
+    notes = [
+        *starts_of([*zip(I, V or I, strict=False)], files),
+        *dict.fromkeys(note for traces in I + V for note in traces.notes),
+    ]
     current, potentials = (list(each) for each in zip(*map(until_the_end, sweeps), strict=True))
     names, times = [sweep[2] for sweep in sweeps], None
     if files.spike_times:
         times = read_spike_times(files.spike_times, names, [len(x) * dt for x in current])
     said = reported([*(traces.said for traces in I + V), (f"sampling: {dt:g} ms", who)])
-    return Sweeps(current, potentials if V else None, times, dt, names, said)
+    return Sweeps(current, potentials if V else None, times, dt, names, [*said, *notes])
 
 
 @np.errstate(all="ignore")

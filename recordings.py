@@ -26,6 +26,7 @@ from spike_trains import SpikeLevel, away_from_spikes, detect_spikes, find_level
 
 T_START = 256.0  # ms, the most from which the potential at the start is taken
 HOLD_OUT = 1000.0  # ms; of longer recordings a part is held out
+LITTLE = 0.05  # of an autocorrelation
 
 
 @jax.tree_util.register_dataclass
@@ -100,6 +101,21 @@ def noise_of(recording: Recording) -> float:
     """The noise that no model of the recording can predict (mV): of repeats, or where there are none of samples."""
     noise = repeat_noise(recording)
     return sample_noise(np.asarray(recording.V)) if noise is None else noise
+
+
+def autocorrelation_time(x: np.ndarray, mask: np.ndarray) -> float:
+    """1 + 2 sum of the autocorrelation of x (n_trace, T), which is 0 where the mask is, as far as it exceeds LITTLE."""
+    n = x.shape[1]
+
+    def products(y):
+        return np.fft.irfft(np.sum(np.abs(np.fft.rfft(y, 2 * n, axis=1)) ** 2, axis=0))[:n]
+
+    correlation = products(x) / np.maximum(products(mask.astype(float)), 0.5)
+    if not correlation[0] > 0:
+        return 1.0
+    correlation = correlation / correlation[0]
+    small = np.flatnonzero(correlation < LITTLE)
+    return float(1 + 2 * np.sum(correlation[1 : small[0] if len(small) else n]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,10 +408,14 @@ def pieces_of(sweeps: Sweeps, part: Part, prefix: str = "") -> list[Piece]:
     """The pieces that a part takes of the sweeps, each simulated from where it begins."""
     chosen = range(len(sweeps.current))
     if part.sweeps is not None:
-        chosen = [i for piece in slices(part.sweeps) for i in range(*piece.indices(len(sweeps.current)))]
-    if not chosen:
-        expected = f"expected some of the {len(sweeps.current)} sweeps, from 0"
-        raise BadInput(f"argument --{prefix}sweeps: found none of the sweeps of {sweeps.names[0]}, {expected}")
+        each = [list(range(*piece.indices(len(sweeps.current)))) for piece in slices(part.sweeps)]
+        chosen = [i for of_piece in each for i in of_piece]
+        expected = f"expected some of the {len(sweeps.current)} sweeps, from 0, each once"
+        if not all(each):
+            found = f"found none of the sweeps of {sweeps.names[0]} in {part.sweeps.split(',')[each.index([])]}"
+            raise BadInput(f"argument --{prefix}sweeps: {found}, {expected}")
+        if len(set(chosen)) < len(chosen):
+            raise BadInput(f"argument --{prefix}sweeps: found a sweep twice in {part.sweeps}, {expected}")
     pieces = []
     for i in chosen:
         first = round((part.t_start or 0) / sweeps.dt)
@@ -461,13 +481,13 @@ def recordings_of(sweeps: Mapping[str, Sweeps], source: Source, hold_out: bool) 
     if "validation" in sweeps or source.validation_part.given:
         chosen = pieces_of(from_files["validation"], source.validation_part, "validation_")
         pieces["validation"] = from_the_start(chosen)
-        report += overlap(pieces) if "validation" not in sweeps else []
+        report += overlap(pieces, from_files)
     elif hold_out:
         fit, validation, said = held_out(fitted, pieces["fit"])
         pieces |= {"fit": fit} | ({"validation": validation} if validation else {})
         report += said
     level = SpikeLevel(source.spike_level or 0.0)
-    if fitted.V is not None and fitted.spike_times is None:
+    if fitted.V is not None:
         level = find_level([filled(V) for V in fitted.V], fitted.dt, source.spike_level)
     recordings = {}
     for name, chosen in pieces.items():
@@ -477,11 +497,13 @@ def recordings_of(sweeps: Mapping[str, Sweeps], source: Source, hold_out: bool) 
     return Data(recordings, level, (*report, *describe(recordings, fitted, level)))
 
 
-def overlap(pieces: Mapping[str, Sequence[Piece]]) -> list[str]:
-    """A line where what is held out is fitted too."""
+def overlap(pieces: Mapping[str, Sequence[Piece]], sweeps: Mapping[str, Sweeps]) -> list[str]:
+    """A line where what is held out is fitted too, of the same file."""
+    names = {name: of_files.names for name, of_files in sweeps.items()}
     for fit in pieces["fit"]:
         for held in pieces["validation"]:
-            if fit.sweep == held.sweep and max(fit.first, held.first) < min(fit.last, held.last):
+            same = names["fit"][fit.sweep] == names["validation"][held.sweep]
+            if same and max(fit.first, held.first) < min(fit.last, held.last):
                 return [f"WARNING: sweep {fit.sweep} is fitted where it is held out: these scores are not of new data"]
     return []
 
@@ -504,17 +526,22 @@ def assemble(
         if sweeps.V is not None:
             recorded, known = filled(sweeps.V[piece.sweep][inside]), np.isfinite(sweeps.V[piece.sweep][inside])
             V[:n, trace], V[n:, trace] = recorded, recorded[-1]
+            if not known.any():
+                raise BadInput(f"{sweeps.names[piece.sweep]}: found no potential in the part to use, expected some")
             mask[first:n, trace] = known[first:]
             spikes[:n, trace] = detect_spikes(recorded[:, None], level.level, level.rearm)[:, 0]
-            observed[:n, trace] *= known
         if sweeps.spike_times is not None:
             step = np.floor(np.asarray(sweeps.spike_times[piece.sweep]) / sweeps.dt + 1e-6).astype(int) - piece.begin
             spikes[:, trace] = 0
             spikes[step[(step >= 0) & (step < n)], trace] = 1
             left = np.isfinite(without_windows(np.zeros(piece.last), exclude, sweeps.dt))
             observed[first:n, trace] = left[piece.first :]
+        if sweeps.V is not None:
+            observed[:n, trace] *= known  # what draws a model is where potentials are known
     if sweeps.V is None and sweeps.spike_times is None:
         return Recording(current, dt=sweeps.dt)
+    if sweeps.V is not None and not mask.any():
+        raise BadInput(f"{sweeps.names[0]}: found no potential in the part to use, expected some")
     # Before the part that counts, spikes are kept where they are known: they drive a model that is told of them.
     return Recording(current, V, spikes, mask, observed, dt=sweeps.dt)
 
@@ -580,10 +607,10 @@ def describe(recordings: Mapping[str, Recording], sweeps: Sweeps, level: SpikeLe
         span += f"; sweeps begin at {np.mean(fit.V_start):.1f} mV (s.d. {np.std(fit.V_start):.2g} mV)"
     noise, between = f"noise from sample to sample {sample_noise(fit.V):.2g} mV", repeat_noise(fit)
     lines += [span, noise + ("" if between is None else f", of repeats {between:.2g} mV")]
-    if sweeps.spike_times is not None:
-        return lines
-    if fit.spikes.any():
-        lines.append(f"spikes are crossings of {level.level:.4g} mV (again after a fall by {level.rearm:.3g} mV)")
+    if sweeps.spike_times is not None or fit.spikes.any():
+        where = " where their times are not given" * (sweeps.spike_times is not None)
+        crossings = f"crossings of {level.level:.4g} mV (again after a fall by {level.rearm:.3g} mV)"
+        lines.append(f"spikes are {crossings}{where}")
     else:
         hint = "if there are spikes, --spike_level or --spike_times says where"
         lines.append(f"WARNING: no spike found: V goes up to {known.max():.4g} mV ({hint})")
@@ -623,7 +650,7 @@ def make_targets(
         if name == "fit" and source.noise_std:
             V = recording.V + source.noise_std * rng.standard_normal(recording.V.shape)
             spikes = recording.spikes
-            if data.recordings[name].V is not None:
+            if data.recordings[name].V is not None and source.files.spike_times is None:
                 spikes = detect_spikes(V, data.spike_level.level, data.spike_level.rearm)
             recording = dataclasses.replace(recording, V=V, spikes=spikes)
         if name == "fit" and source.spike_jitter:

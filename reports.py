@@ -283,6 +283,7 @@ def predict(
     data = recordings.read_to_predict(source, SpikeLevel(**result["spike_level"]))
     print(*data.report, sep="\n")
     seed = int(np.random.SeedSequence(args.seed).generate_state(1)[0])
+    result |= dict(spike_level=dataclasses.asdict(data.spike_level))  # spikes of both are counted by one level
     response = respond(make_responder(result, source, seed), data.recordings["fit"], args.delta)
     print_response(*response[1:])
     run.save_config(argv, devices)

@@ -351,14 +351,16 @@ def predicted_potentials(study: Study, box: Box, x: np.ndarray) -> Predictions:
 
     known = study.finer is None and recording.V_start_error is None
     noise, moved = (V_RESOLUTION, largest_error(recording)), None if known else nuisances
-    return {"V_mV": Prediction(potentials, recording.V[counts], *noise, moved, (recording,))}, None
+    errors = jax.jit(lambda x, recording: potential_errors(study.model(box.parameters(x), recording, 0.0), recording))
+    correlated = recordings.autocorrelation_time(np.asarray(errors(x, recording)).T, np.asarray(recording.mask).T)
+    return {"V_mV": Prediction(potentials, recording.V[counts], *noise, moved, (recording,), correlated)}, None
 
 
 def largest_error(recording: Recording, factor: float = DESCRIBED, floor: float = 0.1) -> float:
     """Root mean square error of potentials (mV) above which a model does not describe them: `factor` times their noise.
 
-    What is below `floor` (mV) is not held against a model. Where residuals are taken to be independent, small misfits
-    matter: with reversal potentials off by 5 mV the errors are 1.7 times the noise, and gNa is off by 75 %.
+    What is below `floor` (mV) is not held against a model. Small misfits matter: with reversal potentials off by 5 mV
+    the errors are 1.7 times the noise, and gNa is off by 75 %.
     """
     return max(floor, factor * recordings.noise_of(recording))
 

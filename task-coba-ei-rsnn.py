@@ -304,14 +304,14 @@ def evaluation_seeds(settings: TrainingSettings) -> tuple[np.uint32, np.uint32]:
 
 
 def make_evaluation(
-    settings: TrainingSettings, mesh: Mesh, erase_at: int | None = None
+    settings: TrainingSettings, mesh: Mesh, erase_at: int | None = None, erase_V: bool = False
 ) -> Callable[[Model, np.uint32], Evaluated]:
-    """The evaluation of a model on trials of a seed; erase_at is that of `learning_rules.run_trials`."""
+    """The evaluation of a model on trials of a seed; erase_at and erase_V are those of `learning_rules.run_trials`."""
     n_block = mesh.size * min(EVALUATED_BLOCK, -(-settings.n_heldout // mesh.size))
     n_padded = -(-settings.n_heldout // n_block) * n_block
 
     def block(model, keys):
-        _, correct, rates = learning_rules.run_trials(model, keys, event_driven=True, erase_at=erase_at)
+        _, correct, rates = learning_rules.run_trials(model, keys, None, True, erase_at, erase_V)
         return Evaluated(correct, model.task.trials(keys)[1], jax.lax.pmean(rates, "batch"))
 
     on_devices = over_devices(block, mesh, (COPIED, SPLIT), Evaluated(SPLIT, SPLIT, COPIED))
@@ -732,16 +732,17 @@ def behaviour(
         slopes of a logistic fit of the choice on all cues, in order; delays: accuracy with each of DELAYS that is whole
         steps, and that of the task, without training for it; silenced: accuracy and rates with the adaptation currents
         (beta = 0, or all after spikes), all recurrent excitatory or all inhibitory weights at 0 throughout, and with
-        the currents that earlier spikes have left erased as recall begins, which leaves cues and delay as they are.
+        the currents that earlier spikes have left erased as recall begins, which leaves cues and delay as they are; and
+        with potentials set to rest then, which have followed these currents for a time constant.
     """
     task, copied, (_, seed) = model.task, NamedSharding(mesh, COPIED), evaluation_seeds(settings)
 
     @functools.cache
-    def program(erase_at):
-        return jax.jit(make_evaluation(settings, mesh, erase_at), in_shardings=copied, out_shardings=copied)
+    def program(*erase):
+        return jax.jit(make_evaluation(settings, mesh, *erase), in_shardings=copied, out_shardings=copied)
 
-    def evaluate(erase_at=None, **changes):
-        return jax.device_get(program(erase_at)(dataclasses.replace(model, **changes), seed))
+    def evaluate(*erase, **changes):
+        return jax.device_get(program(*erase)(dataclasses.replace(model, **changes), seed))
 
     heldout = evaluate()
     difference = heldout.evidence.sum(axis=1)
@@ -758,7 +759,9 @@ def behaviour(
     without, sizes = dataclasses.replace(network_settings, beta=0.0, no_spike_currents=True), model.network.sizes
     unadapted = models.make_network(without, *sizes.values(), task.n_in, task.n_out)
     silenced = {"nothing": heldout, "adaptation": evaluate(network=unadapted)}
-    silenced["adaptation as recall begins"] = evaluate(erase_at=task.periods["recall"].start)
+    recall = task.periods["recall"].start
+    silenced["adaptation as recall begins"] = evaluate(recall)
+    silenced["adaptation and V as recall begins"] = evaluate(recall, True)
     for name in POPULATIONS:
         silenced[f"recurrent {name}"] = evaluate(weights=model.weights | {name: jnp.zeros_like(model.weights[name])})
     return dict(

@@ -54,9 +54,9 @@ T_SPIKE, FALL = 10.0, 5.0  # ms after a spike, within which the mean potential f
 TAUS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # ms, of currents after spikes in a regression
 LOG_TAUS = np.log(2.0) + np.arange(8) * np.log(2.0) * 0.85  # of a first look at tau, which goes from 2 to 120 ms
 ABOVE = 10.0  # mV; the threshold is so far above the highest potential of a recording without spikes
-LITTLE = 0.05  # of an autocorrelation
 MISFIT = 3.0, 0.5  # as in `studies.largest_error`: clusters allow for errors that depend on each other
-T_CLUSTER, CLUSTERS = 200.0, 4  # ms of one trace that are independent of others; at least so many a parameter
+T_CLUSTER, CLUSTERS = 200.0, 4  # ms of one trace that are independent of others; so many a parameter, where shorter
+APART, FEWEST = 3.0, 2  # times tau_noise that a cluster has at least; clusters a parameter that are not too few
 ESTIMATED = ("R", "tau", "V_rest", "V_reset", "R_s", "V_th_inf")  # by regression, well enough to begin with
 STEEPEST = 20.0  # (V - V_th) / width, from which on a rate grows linearly: it has no bound, and numbers have
 
@@ -322,7 +322,10 @@ def likelihood(constants: Parameters, noise: Noise) -> studies.Loss:
         size, largest = max(rms, studies.V_RESOLUTION), studies.largest_error(study.recordings["fit"], *MISFIT)
         misfits = [misfit("V_mV", rms, largest)] if noise.counts and rms > largest else []
         n_step, n_trace = np.shape(recording.current)
-        n_each = max(1, min(round(T_CLUSTER / dt), n_step * n_trace // (CLUSTERS * len(x))))
+        # A cluster is longer than its errors depend on each other; where these are too few, the Hessian counts alone.
+        n_each = min(round(T_CLUSTER / dt), n_step * n_trace // (CLUSTERS * len(x)))
+        n_each = max(1, n_each, round(APART * noise.tau_noise / dt) if noise.counts else 1)
+        n_each = n_step if n_step * n_trace < FEWEST * len(x) * n_each else n_each
         n_part = -(-n_step // n_each)
 
         def parts(y):
@@ -442,7 +445,7 @@ def first_estimates(recording: Recording, t_ref: float | None = None) -> Estimat
     V_spike = float(np.median(before) if len(before) else V[mask].max() + ABOVE)
     values = dict(R=max(R, 1e-3), tau=math.exp(log_tau), V_rest=V_rest, V_reset=V_rest + above, R_s=R_s, t_ref=t_ref)
     values = {name: float(value) for name, value in values.items()} | {"V_th_inf": V_spike, "E_g": float(V_rest)}
-    tau_noise = autocorrelation_time(residual, mask) * dt
+    tau_noise = recordings.autocorrelation_time(residual, mask) * dt
     return Estimates(values, bounds_of(values), min(max(tau_noise, dt), T_CLUSTER))
 
 
@@ -466,21 +469,6 @@ def regressors(driven: Driven, tau: float) -> list[np.ndarray]:
     after = [scipy.signal.lfilter([1.0], [1.0, -np.exp(-dt / tau_I)], impulses, axis=1) for tau_I in TAUS]
     columns = [np.ones(current.shape), membrane(current), current, (last >= 0) * decayed]
     return [*columns, *map(membrane, after), (last < 0) * decayed]
-
-
-def autocorrelation_time(x: np.ndarray, mask: np.ndarray) -> float:
-    """1 + 2 sum of the autocorrelation of x (n_trace, T), which is 0 where the mask is, as far as it exceeds LITTLE."""
-    n = x.shape[1]
-
-    def products(y):
-        return np.fft.irfft(np.sum(np.abs(np.fft.rfft(y, 2 * n, axis=1)) ** 2, axis=0))[:n]
-
-    correlation = products(x) / np.maximum(products(mask.astype(float)), 0.5)
-    if not correlation[0] > 0:
-        return 1.0
-    correlation = correlation / correlation[0]
-    small = np.flatnonzero(correlation < LITTLE)
-    return float(1 + 2 * np.sum(correlation[1 : small[0] if len(small) else n]))
 
 
 def bounds_of(values: Mapping[str, float]) -> dict[str, tuple[float, float]]:

@@ -46,12 +46,12 @@ def columns(path, names, traces, separator=",", comma=False):
 # ---- NWB ------------------------------------------------------------------------------------------------------------
 
 
-def nwb(path, current, V, table=True, timestamps=False, numbers=False, series="CurrentClamp", late=0.0):
+def nwb(path, current, V, table=True, timestamps=False, numbers=False, series="CurrentClamp", late=0.0, bias=0.0):
     """Sweeps in one file, potentials in mV with a conversion; by their names, currents are in the reverse order.
 
     Args:
         table: of the intracellular recordings; timestamps: instead of a rate; numbers: of the sweeps.
-        series: type of the series; late: by how much currents start later (ms).
+        series: type of the series; late: by how much currents start later (ms); bias: beside the stimulus (A).
     """
     from pynwb import NWBHDF5IO, NWBFile, icephys
 
@@ -64,7 +64,7 @@ def nwb(path, current, V, table=True, timestamps=False, numbers=False, series="C
         starts = [dict(rate=1e3 / DT, starting_time=10.0 * i + delay) for delay in (0.0, late * 1e-3)]
         if timestamps:
             starts = [dict(timestamps=10.0 * i + np.arange(len(y)) * DT * 1e-3)] * 2
-        how = dict(data=y + 5.0, conversion=1e-3, offset=-5e-3)
+        how = dict(data=y + 5.0, conversion=1e-3, offset=-5e-3) | (dict(bias_current=bias) if bias else {})
         response = getattr(icephys, f"{series}Series")(name=f"V{i}", **how, **common, **starts[0])
         file.add_acquisition(response)
         if i < len(current):

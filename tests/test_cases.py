@@ -15,6 +15,8 @@ from scripts import write_traces
 
 import neuron_fitting_of_gif_model as gif
 import neuron_fitting_of_hh_model as hh
+import reading
+import recordings
 
 HH_STEPS = (-0.1, 0.3, 0.6, 1.0)  # nA
 # The paper's neuron, whose threshold has a floor, and which has no noise.
@@ -275,6 +277,32 @@ def test_spike_times_as_a_file(alone, fit, tmp_path, gif_cell):
     assert left["n_spikes"] == outside != result["n_spikes"]
 
 
+def test_spike_times_beside_low_spikes_that_are_noisy_and_have_gaps():
+    """They stay as given; what crosses the level of the potentials is counted of models, and of what is held out."""
+    T, dt, steps = 4000, 0.1, [700, 1400, 2900]
+    V = np.full((T, 1), -65.0)
+    for step in steps:
+        V[step : step + 10, 0] += 59 * np.exp(-np.arange(10) / 3)
+    V[1395:1500] = np.nan
+    times = [np.array(steps) * dt]
+    sweeps = reading.Sweeps([np.zeros(T)], [V[:, 0]], times, dt, ["cell"], [])
+    files = reading.Files(spike_times="given")
+    source = recordings.Source(files=files, noise_std=0.2)
+    data = recordings.recordings_of({"fit": sweeps}, source, hold_out=False)
+    assert -60 < data.spike_level.level < -10
+    assert "where their times are not given" in data.report[-1]
+    (recording,) = recordings.make_targets(source, data, None, {}, seed=0).values()
+    assert np.flatnonzero(recording.spikes).tolist() == steps
+    assert recording.observed.sum() == T - 105, "nothing is known where there is no potential, which draws the cell"
+    assert (recording.observed[1395:1500] == 0).all()
+    lost = np.where(np.arange(T) < 1000, V[:, 0], np.nan)
+    sweeps = reading.Sweeps([np.zeros(T)], [lost], None, dt, ["cell"], [])
+    with pytest.raises(runs.BadInput, match="cell: found no potential in the part to use"):
+        recordings.recordings_of(
+            {"fit": sweeps}, recordings.Source(part=recordings.Part(t_start=150.0)), hold_out=False
+        )
+
+
 def test_a_cell_of_which_only_spike_times_are_known(fit, tmp_path, hh_cell):
     current, V = hh_cell
     times = [np.flatnonzero((x[:-1] < 0) & (x[1:] >= 0)) * 0.05 for x in V.T]
@@ -367,6 +395,13 @@ def test_parts_and_what_is_held_out(fit, tmp_path):
     assert "WARNING: sweep 0 is fitted where it is held out" in output
     _, line = fit(gif, *recording, "--sweeps", "7", status=2)
     assert "argument --sweeps: found none of the sweeps of" in line
+    _, line = fit(gif, *recording, "--sweeps", "0,7", status=2)
+    assert "in 7, expected some of the 2 sweeps" in line
+    _, line = fit(gif, *recording, "--sweeps", "0:2,1", status=2)
+    assert "argument --sweeps: found a sweep twice in 0:2,1" in line
+    again = [f"--validation_{name}" for name in ("current", "voltage")]
+    _, output = fit(gif, *recording, again[0], recording[1], again[1], recording[3], "--mode", "visualize")
+    assert "WARNING: sweep 0 is fitted where it is held out" in output
     _, line = fit(gif, *recording, "--validation", "none", "--validation_t_start", "5", status=2)
     assert "argument --validation: found none with other arguments" in line
     simulated = ["--mode", "visualize", "--sweeps", "0", "--validation_sweeps", "0:2", "--validation_t_stop", 600]
@@ -437,6 +472,8 @@ def test_the_response_to_a_new_current(script, fit, tmp_path, hh_cell, gif_cell)
     assert "is --current_unit right?" in line
     _, line = fit(script, "--load", tmp_path / "run0", *alone, "--initial", "paper", status=2)
     assert "argument --initial: found paper with --load" in line
+    _, line = fit(script, "--load", tmp_path / "run0", *alone, "--noise_std", 1, status=2)
+    assert "argument --noise_std: found it with --load, which fits nothing" in line
     other = gif if script is hh else hh
     _, line = fit(other, "--load", tmp_path / "run0", *alone, status=2)
     assert "argument --load: found a run of another script" in line

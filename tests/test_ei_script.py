@@ -283,8 +283,8 @@ def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
     delays = {row["t_delay"]: row["accuracy"] for row in decisions["delays"]}
     silenced = {name: row["accuracy"] for name, row in decisions["silenced"].items()}
     assert delays.keys() == {30, *script.DELAYS}
-    erased = "adaptation as recall begins"
-    assert silenced.keys() == {"nothing", "adaptation", erased, "recurrent exc", "recurrent inh"}
+    erased, with_V = "adaptation as recall begins", "adaptation and V as recall begins"
+    assert silenced.keys() == {"nothing", "adaptation", erased, with_V, "recurrent exc", "recurrent inh"}
     assert delays[30] == silenced["nothing"] == result["heldout_accuracy"]
     psychometric = decisions["psychometric"]
     assert sum(row["n"] for row in psychometric) == decisions["n_trials"] == 32
@@ -304,14 +304,16 @@ def test_behaviour_of_a_trained_network(trained, monkeypatch, tmp_path, capsys):
     assert without["cues"] != whole["cues"]
     assert at_recall["recall"] != whole["recall"]
     assert all(at_recall[period] == whole[period] for period in ("cues", "delay"))
-    assert (
-        accuracy_with_adaptation_erased(script.load_network(folder, script.make_model(args))[0], keys)
-        == silenced[erased]
-    )
+    model, _ = script.load_network(folder, script.make_model(args))
+    by_hand = {name: accuracy_with_adaptation_erased(model, keys, name == with_V) for name in (erased, with_V)}
+    assert by_hand == {name: silenced[name] for name in by_hand}
+    at_rest = decisions["silenced"][with_V]["rates_Hz"]
+    assert at_rest["delay"] == whole["delay"]
+    assert at_rest["recall"] != at_recall["recall"]
 
 
-def accuracy_with_adaptation_erased(model, keys):
-    """By hand: all steps before recall, then I2 = 0, then those of recall."""
+def accuracy_with_adaptation_erased(model, keys, with_V):
+    """By hand: all steps before recall, then I2 = 0, and V = V_rest (0) if so, then those of recall."""
     task, network = model.task, model.network
     labels, evidence = task.trials(keys)
 
@@ -327,6 +329,8 @@ def accuracy_with_adaptation_erased(model, keys):
             brainstate.transform.for_loop(step, jnp.arange(start))
             left = network.neurons.I2.value
             network.neurons.I2.value = jnp.zeros_like(left)
+            if with_V:
+                network.neurons.V.value = jnp.zeros_like(network.neurons.V.value)
             r = brainstate.transform.for_loop(step, jnp.arange(start, stop))
         return abs(left).max(), r.sum(axis=0).argmax(axis=-1) == labels
 

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.signal
 
 import comparing
 import fitting
 import neuron_fitting_of_hh_model as hh
+import recordings
 import solvers
 import studies
 import utils
@@ -230,7 +232,7 @@ def test_standard_errors_are_those_of_linear_regression(x64):
     target = np.asarray(predict(truth)) + 0.05 * rng.standard_normal(n)
     fitted = np.linalg.lstsq(np.asarray(jax.jacfwd(predict)(truth)), target, rcond=None)[0]
     report = identifiability(box, fitted, {"y": Prediction(predict, target, 1e-9)})
-    sd = np.sqrt(np.mean((np.asarray(predict(fitted)) - target) ** 2))
+    sd = np.sqrt(np.sum((np.asarray(predict(fitted)) - target) ** 2) / (n - 2))
     assert report.noise["y"] == pytest.approx(sd)
     expected = sd * np.sqrt(np.diag(np.linalg.inv(design.T @ design)))
     np.testing.assert_allclose(list(report.standard_errors.values()), expected, rtol=1e-3)
@@ -256,6 +258,39 @@ def test_clusters_allow_for_residuals_that_depend_on_each_other(x64):
     spread = np.sqrt(np.mean(np.square(errors), axis=0))
     np.testing.assert_allclose(np.mean(said, axis=0), spread, rtol=0.3)
     assert (np.mean(naive, axis=0) < 0.5 * spread).all()
+
+
+def test_correlated_residuals_and_few_numbers_widen_the_standard_errors(x64):
+    """Over many draws the errors are as large as they are said to be, where one in `correlated` is independent."""
+    rng, n, truth, tau = np.random.default_rng(0), 3000, np.array([0.4, 0.6]), 20.0
+    design = np.stack([np.ones(n), np.sin(np.arange(n) / 300)], axis=1)
+    box, predict = linear(design)
+    X, errors, said, naive = np.asarray(jax.jacfwd(predict)(truth)), [], [], []
+    for _ in range(60):
+        drive = 0.05 * math.sqrt(1 - math.exp(-2 / tau)) * rng.standard_normal(n)
+        target = X @ truth + scipy.signal.lfilter([1], [1, -math.exp(-1 / tau)], drive)
+        fitted = np.linalg.lstsq(X, target, rcond=None)[0]
+        residual = X @ fitted - target
+        correlated = recordings.autocorrelation_time(residual[None], np.ones((1, n)))
+        errors.append((fitted - truth) * (box.high - box.low))
+        for reports, number in ((said, correlated), (naive, 1.0)):
+            prediction = Prediction(predict, target, 1e-9, correlated=number)
+            reports.append(list(identifiability(box, fitted, {"y": prediction}).standard_errors.values()))
+    spread = np.sqrt(np.mean(np.square(errors), axis=0))
+    np.testing.assert_allclose(np.mean(said, axis=0), spread, rtol=0.35)
+    assert (np.mean(naive, axis=0) < 0.3 * spread).all()
+    few, said, errors = design[:: n // 4][:4], [], []
+    box, predict = linear(few)
+    X = np.asarray(jax.jacfwd(predict)(truth))
+    for _ in range(200):
+        target = X @ truth + 1e-3 * rng.standard_normal(4)
+        fitted = np.linalg.lstsq(X, target, rcond=None)[0]
+        errors.append((fitted - truth) * (box.high - box.low))
+        report = identifiability(box, fitted, {"y": Prediction(predict, target, 1e-9)})
+        said.append(list(report.standard_errors.values()))
+    np.testing.assert_allclose(np.mean(np.square(said), axis=0), np.mean(np.square(errors), axis=0), rtol=0.3)
+    report = identifiability(box, fitted, {"y": Prediction(lambda x: predict(x)[:2], target[:2], 1e-9)})
+    assert set(report.without_error.values()) == {"2 numbers are too few for 2 parameters and their noise"}
 
 
 def test_directions_without_effect_are_named(x64):
@@ -416,9 +451,10 @@ def test_terms_are_chosen_by_akaikes_criterion_of_the_fitted_data(x64):
         X = np.stack([columns[name] for name in used], axis=1)
         residual = y[:, 0] - X @ np.linalg.lstsq(X, y[:, 0])[0]
         assert row.aic == pytest.approx(2 * len(used) + np.sum(residual**2) / 0.1**2, abs=1e-5)
-    *table, note = comparing.candidate_lines(rows)
+    *table, note = comparing.candidate_lines(rows, "L-BFGS-B")
     assert [line.endswith("kept") for line in table[1:]] == [True, True, True, False]
     assert "every other start begins at the best" in note
+    assert comparing.candidate_lines(rows, "DE")[-1].startswith("WARNING: DE has searched for each model anew")
     assert choice.minimum.best.loss == rows[2].negative_log_likelihood
     assert list(choice.problem.study.bounds) == ["a", "b", "c"]
     by_cma = comparing.choose_terms(study_of, steps, Search("CMA", n_sample=8, n_iter=40), jax.devices())
@@ -430,8 +466,13 @@ def test_terms_are_chosen_by_akaikes_criterion_of_the_fitted_data(x64):
 
 
 def test_a_choice_that_ctrl_c_ends_is_what_it_was_so_far(monkeypatch):
+    def level(parameters, data, level):
+        return parameters["a"].to_decimal(u.mV) + 0 * data["t"]
+
     def study_of(terms):
-        return line_problem(model=None if terms == ["none"] else raised).study
+        if terms == ["none"]:
+            return dataclasses.replace(line_problem(model=level).study, bounds={"a": BOUNDS["a"]})
+        return line_problem(model=raised).study
 
     def stopped_in_the_second(problem, search, minimise=fitting.minimise):
         minimum = minimise(problem, search)
@@ -439,11 +480,41 @@ def test_a_choice_that_ctrl_c_ends_is_what_it_was_so_far(monkeypatch):
 
     monkeypatch.setattr(comparing, "minimise", stopped_in_the_second)
     choice = comparing.choose_terms(study_of, [["more"], ["never"]], Search(n_sample=2), jax.devices())
-    assert (choice.terms, choice.minimum.interrupted, [row.terms for row in choice.rows]) == (
-        [],
-        True,
-        ["none", "more"],
-    )
+    assert (choice.terms, choice.minimum.interrupted, [row.terms for row in choice.rows]) == ([], True, ["none"])
+    whole = dataclasses.replace(study_of(["none"]), model=raised, bounds=BOUNDS)
+    monkeypatch.undo()
+    choice = comparing.choose_terms(lambda terms: whole, [["nothing"]], Search(n_sample=2), jax.devices())
+    assert [row.terms for row in choice.rows] == ["none"], "a step without a parameter is none"
+
+
+def test_ctrl_c_before_all_traces_are_fitted_leaves_their_loss(monkeypatch):
+    """The first level has one trace of six; what is left of it says what all of them cost."""
+
+    def line(parameters, data, level):
+        a, b = (parameters[name].to_decimal(u.mV) for name in "ab")
+        return a + b * data["t"]
+
+    t = np.tile(np.linspace(0, 1, 4)[:, None], (1, 6))
+    data = {"t": t, "V": 0.5 + 1.5 * t + 0.1 * np.random.default_rng(0).standard_normal(t.shape)}
+    total = Loss(lambda V, data: jnp.sum((V - data["V"]) ** 2), "sum of squares", None)
+    annealing = studies.Annealing("level", "mV", (1.0, 0.0), n_first=1)
+    study = Study(line, total, BOUNDS, {"fit": data}, free_run=None, annealing=annealing)
+    evaluate, n_before = FitProblem.evaluate, [0]
+    for stop in (1, 100):
+
+        def interrupted(self, X, what="losses", level=0.0, stop=stop):
+            if what != "losses" and (n_before[0] >= stop or level < 1.0):
+                raise KeyboardInterrupt
+            n_before[0] += 1
+            return evaluate(self, X, what, level)
+
+        n_before[0] = 0
+        monkeypatch.setattr(FitProblem, "evaluate", interrupted)
+        minimum = fitting.minimise(FitProblem(study, 3, jax.devices()), Search(n_sample=3))
+        assert minimum.interrupted
+        for start in minimum.starts:
+            a, b = Box(BOUNDS).values(start.x).values()
+            assert start.loss == pytest.approx(np.sum((a + b * t - data["V"]) ** 2), rel=1e-4)
 
 
 def test_a_larger_study_begins_at_the_best_of_a_smaller_one_without_what_that_lacks():

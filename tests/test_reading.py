@@ -208,6 +208,7 @@ TEXTS = {
     "columns behind times": lambda path: only_traces(path, traces=[TIME, *V]),
     "columns behind an index": lambda path: only_traces(path, traces=[np.arange(1, 401), *V]),
     "columns of names that say nothing": lambda path: formats.columns(path, ["cell 1", "cell 2", "cell 3"], V),
+    "columns below their numbers": lambda path: formats.columns(path, ["0", "1", "2"], V),
     "lines": lambda path: path.write_text("\n".join(",".join(map(str, trace)) for trace in V)),
     "lines below times": lambda path: path.write_text("\n".join(",".join(map(str, t)) for t in [TIME, *V])),
     "; and decimal commas": lambda path: only_traces(path, separator=";", comma=True),
@@ -258,6 +259,9 @@ def test_a_line_of_one_trace(tmp_path):
     ("name", "expected"),
     {
         "V": ("voltage", None),
+        "dV/dt (mV/ms)": ("other", None),
+        "gain [mV/pA]": ("other", None),
+        "I (pA/pF)": ("other", None),
         "Vm [mV]": ("voltage", "mV"),
         "V_mV": ("voltage", "mV"),
         "V_V": ("voltage", "V"),
@@ -318,6 +322,7 @@ BAD_TEXTS = {
     ): "found columns 'I (nA)', 'I2 (pA)', expected one unit in all of a current",
     lines("V1,V2,V3", "-65,-64,-63", "-65,-64,-62"): "found 3 sweeps of 2 samples, expected traces longer",
     lines("V (mV)"): "found no numbers below the header",
+    lines("0", *map(str, V[0])): "found 0 above numbers with decimals, a header or a sample, expected 0.0, or a header",
     lines("t (ms)", *map(str, TIME)): "found 0 sweeps of 400 samples",
     lines(
         "t,V", *(f"{t},{x}" for t, x in zip(UNEVEN, V[0], strict=True))
@@ -459,6 +464,27 @@ def test_a_current_that_begins_later_is_refused(late, tmp_path):
     assert f"found a current that starts {late:g} ms after its potential" in refusal(Files(recording=[path]))
 
 
+def test_sweeps_of_nwb_are_in_the_order_of_their_numbers_and_what_is_left_out_is_said(tmp_path):
+    many = V[0] + np.arange(12)[:, None] / 10
+    path = formats.nwb(tmp_path / "r.nwb", CURRENT[[0] * 12], many, table=False, numbers=True)
+    sweeps = reading.read(Files(recording=[path]))
+    np.testing.assert_allclose(sweeps.V, many, rtol=1e-12)
+    assert len(sweeps.said) == 3
+    path = formats.nwb(tmp_path / "less.nwb", CURRENT[:2], V, table=False, numbers=True)
+    sweeps = reading.read(Files(recording=[path]))
+    np.testing.assert_allclose(sweeps.V, V[:2], rtol=1e-12)
+    assert sweeps.said[-1] == f"{path}: 1 potentials without a current are left out, and not numbered"
+
+
+def test_a_bias_current_is_said(tmp_path):
+    path = formats.nwb(tmp_path / "r.nwb", CURRENT, V, bias=-5e-11)
+    sweeps = reading.read(Files(recording=[path]))
+    assert_example(sweeps)
+    assert sweeps.said[-1].startswith(
+        f"WARNING: beside its stimuli {path} names a bias current of -0.05 nA, which is not"
+    )
+
+
 def test_series_that_nothing_pairs_are_refused(tmp_path):
     path = formats.nwb(tmp_path / "r.nwb", CURRENT[:2], V, table=False)
     assert "found 3 potentials and 2 currents, expected equal numbers" in refusal(Files(recording=[path]))
@@ -514,6 +540,36 @@ def test_currents_alone(tmp_path):
     assert sweeps.V is None
     assert sweeps.said[0] == "current: mA, as --current_unit says"
     np.testing.assert_allclose(sweeps.current, I * 1e-3)
+
+
+def test_times_that_do_not_begin_at_0(tmp_path):
+    """They are said; beside spike times, or of currents and potentials apart, nobody knows what belongs together."""
+    path = csv_recording(tmp_path / "r.csv", time=TIME + 100)
+    sweeps = reading.read(Files(recording=[path]))
+    assert_example(sweeps)
+    assert sweeps.said[-1] == f"times of {path} begin at 100 ms; those of arguments and results count from there"
+    (tmp_path / "spikes.txt").write_text("1\n2\n3\n")
+    text = refusal(Files(recording=[path], spike_times=tmp_path / "spikes.txt"))
+    assert text == f"{path}: found times from 100 ms beside spike times, expected times from 0 in both"
+    of_I, of_V = ([name for name in NAMES if name[0] in letters] for letters in ("tI", "tV"))
+    current = formats.columns(tmp_path / "I.csv", of_I, [TIME, *I])
+    voltage = formats.columns(tmp_path / "V.csv", of_V, [TIME + 37.5, *V])
+    text = refusal(Files(current=[current], voltage=[voltage]))
+    assert text == f"{voltage}: found times that begin 37.5 ms after those of {current}, expected the same start"
+    for start in (0.0, 37.5):
+        npz(tmp_path / "r.npz", current_nA=I, V_mV=V, t_ms=TIME + start)
+        assert len(reading.read(Files(recording=[tmp_path / "r.npz"])).said) == 3 + (start > 0)
+
+
+def test_columns_of_several_signals_are_no_sweeps(tmp_path):
+    names = ["t (ms)", "I (nA)", "V_soma (mV)", "V_dend (mV)", "dV/dt (mV/ms)"]
+    path = formats.columns(tmp_path / "r.csv", names, [TIME, I[0], V[0], V[1], 30 * V[2]])
+    text = refusal(Files(recording=[path]))
+    expected = f"one of the potentials of {path}: V_soma (mV), V_dend (mV)"
+    assert text == f"argument --voltage_channel: found nothing, expected {expected}"
+    sweeps = reading.read(Files(recording=[path], voltage_channel="V_dend (mV)"))
+    np.testing.assert_allclose(sweeps.V, V[1:2])
+    np.testing.assert_allclose(sweeps.current, I[:1])
 
 
 def test_a_channel_is_chosen_by_its_name(tmp_path):

@@ -1,6 +1,6 @@
 """The GIF fit of a recorded neuron beside the published method, by terms of the model, and by length of the recording.
 
-    python tests/benchmarks/bench_gif_cell.py FOLDER [--rows default linear R_s published ...] [--seeds N]
+    python tests/benchmarks/bench_gif_cell.py FOLDER [--rows default linear R_s simulation ...] [--seeds N]
 
 FOLDER has a cell of Pozzorini et al. (2015) as published with their GIF toolbox: repeats of one current of 20 s,
 Test_ch3_*.ibw and their potentials Test_ch2_*.ibw, and a recording below threshold, Elec_ch3_*.ibw and Elec_ch2_*.ibw.
