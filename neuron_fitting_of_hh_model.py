@@ -119,7 +119,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     no_fit_target = (
         "; without this argument, potential; but where synchronised and then released, the model has other spikes than "
         "the recording, both follows, fitted to its first two thirds by spikes, and is kept if it predicts the spikes "
-        f"of the last third, {N_JUDGED} or more, better by more than chance; not where --method is given"
+        f"of the last third, {N_JUDGED} or more, better by more than a standard error; not where --method is given"
     )
     add = parser.add_argument_group("spiking model").add_argument
     add("--objective", choices=OBJECTIVES, help=objective)
@@ -343,8 +343,8 @@ def synchronised_fit(
     """Fit potentials, driven by the recording, and from where these lead what --fit_target asks for.
 
     Where it asks for nothing and the released cell has other spikes than the recording, `both` are fitted to what
-    precedes the last third of its spikes, and kept where the cell predicts that third better by them, by more than
-    chance.
+    precedes the last third of its spikes, and kept where the cell predicts that third better by them, by more than a
+    standard error.
 
     Args:
         study: of what --fit_target asks for; of potentials and driven, where these or nothing.
@@ -429,8 +429,8 @@ def judged_fit(
 ) -> Synchronised:
     """The fit of spikes and potentials, if what it finds predicts the judge's spikes better than what potentials found.
 
-    Better by more than chance: a share p of n spikes has a standard deviation of (p (1 - p) / n)^(1/2). What is kept
-    goes on from there with all that is fitted, the judge's spikes among it.
+    Better by more than a standard error, which for a share p of n spikes is (p (1 - p) / n)^(1/2). What is kept goes on
+    from there with all that is fitted, the judge's spikes among it.
 
     Args:
         problem, found: of potentials.
@@ -441,11 +441,11 @@ def judged_fit(
     judged = {name: judge(problem.box.parameters(x.best.x)) for name, x in (("potential", found), ("both", last))}
     by_potential, by_both = (released.gamma or 0.0 for released in judged.values())
     share = min(max((by_potential + by_both) / 2, 0.0), 1.0)
-    chance = math.sqrt(share * (1 - share) / judged["both"].n_spikes)
-    better = by_both > by_potential + chance
+    error = math.sqrt(share * (1 - share) / judged["both"].n_spikes)
+    better = by_both > by_potential + error
     extra = dict(driven=found.released, judged=judged, fit_target="both" if better else "potential")
     texts = [f"{name} {released.text}" for name, released in judged.items()]
-    kept = f"(by chance they may differ by {chance:.2f}): kept is what {extra['fit_target']} gives"
+    kept = f"(the standard error of either is {error:.2f}): kept is what {extra['fit_target']} gives"
     print(f"of the last third of the spikes: by {'; by '.join(texts)} {kept}")
     if better:
         whole.reset()  # its time begins here

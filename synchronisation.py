@@ -38,9 +38,9 @@ and a spike too few moves parameters the more, the weaker the coupling is: then 
 Potentials and spikes may ask for different cells: `--fit_target spike` goes on from here, by the spikes alone, and
 `both` by them and the potentials between them. Without that argument, and where the released cell has not the spikes of
 the recording, `both` are fitted to what precedes the last third of its spikes, and if they predict that third better by
-more than chance, to all. It is the counted spikes of the released cell that are fitted, T_FREE at a time, by CMA
-(Hansen & Ostermeier 2001), whose first steps are those that change the driven loss alike: it says where to search, in
-which directions. One run in three ends in a minimum of its own: there are three, and one more from the best of them.
+more than a standard error, to all. It is the counted spikes of the released cell that are fitted, T_FREE at a time, by
+CMA (Hansen & Ostermeier 2001), whose first steps are those that change the driven loss alike: it says where to search,
+in which directions. One run in three ends in a minimum of its own: there are three, and one more from the best of them.
 
 Recordings are cut into windows that run side by side. Each begins with a driven warm-up that is not counted; the gate p
 of the M current, which forgets too slowly for that, first follows the potentials recorded before the window.
