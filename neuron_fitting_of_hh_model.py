@@ -475,7 +475,7 @@ def known_parameters(source: recordings.Source) -> dict[str, float] | None:
 def make_plan(args: argparse.Namespace) -> comparing.Plan:
     """The comparison that the arguments ask for."""
     own = args.current or args.recording or args.noise_std or args.constants or args.bounds or args.scheme
-    own = own or args.fit_parameters != FITTED
+    own = own or list(args.fit_parameters) != list(FITTED)
     as_paper = args.target == "simulated" and args.fit_target in (None, "potential") and not own
     n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
     paper = PAPER_RESULTS if as_paper else {}

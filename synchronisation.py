@@ -559,9 +559,13 @@ def predicted(model: studies.Model, finer: studies.Model | None, release: Releas
                 return columns
             return jnp.append(columns, 4 / 3 * (errors(x, windows, model=finer) - now)[:, None], axis=1)
 
-        noise = studies.V_RESOLUTION, largest
-        prediction = Prediction(errors, np.zeros(counts.sum()), *noise, nuisances, (windows,))
-        return {"V_mV": prediction}, clusters if 1 + max(clusters) >= 2 * len(x) else None
+        noise, correlated, few = (studies.V_RESOLUTION, largest), 1.0, 1 + max(clusters) < 2 * len(x)
+        if few:
+            left = np.zeros(counts.shape)
+            left[counts] = jax.jit(errors)(x, windows)
+            correlated = recordings.autocorrelation_time(left.T, counts.T)
+        prediction = Prediction(errors, np.zeros(counts.sum()), *noise, nuisances, (windows,), correlated)
+        return {"V_mV": prediction}, None if few else clusters
 
     return predictions
 

@@ -1,6 +1,7 @@
 """neuron_fitting_of_hh_model.py from end to end: what it finds, what it writes, and how it refuses bad input."""
 
 import csv
+import dataclasses
 import gc
 import importlib
 import json
@@ -15,6 +16,7 @@ import pytest
 import scripts
 from scripts import result_of, write_traces
 
+import comparing
 import fitting
 import neuron_fitting_of_hh_model as hh
 import studies
@@ -90,6 +92,22 @@ def test_spike_target_puts_every_spike_in_its_place(tmp_path):
     assert result["identifiability"]["undetermined"] == ["gK"]
     few = "3 numbers are too few for 4 parameters and their noise"
     assert set(result["identifiability"]["without_error"].values()) == {few}
+
+
+def test_the_papers_numbers_stand_beside_its_own_protocol_alone():
+    paper = ["--target", "simulated", "--mode", "compare"]
+    assert hh.make_plan(hh.parse_args([*paper, "--fit_parameters", *hh.FITTED])).paper
+    for other in ("--bounds gL=0.001:0.1", "--fit_parameters gL gNa", "--scheme staggered", "--noise_std 1"):
+        assert not hh.make_plan(hh.parse_args([*paper, *other.split(" ")])).paper
+
+
+def test_without_potentials_there_is_no_free_running_error():
+    recording = Recording(np.zeros((9, 1)), V=np.zeros((9, 1)), mask=np.zeros((9, 1)), observed=np.ones((9, 1)))
+    study = studies.Study(None, None, {}, {"fit": recording}, free_run=None)
+    assert comparing.free_running_mse(study, {}) is None
+    known = dataclasses.replace(recording, mask=np.ones((9, 1)))
+    study = studies.Study(None, None, {}, {"fit": known}, free_run=lambda *_: (np.full((9, 1), 2.0), None))
+    assert comparing.free_running_mse(study, {}) == 4
 
 
 # ---- What it writes -------------------------------------------------------------------------------------------------
@@ -370,6 +388,7 @@ BAD_ARGUMENTS = {
     "--bounds C=0.1:0.2": "argument --bounds: found 'C', expected one of gL, gNa, gK, V_T",
     "--repeats 0": "argument --repeats: found '0', expected an integer >= 1",
     "--mode compare --methods Adam": "argument --methods: invalid choice: 'Adam'",
+    "--mode compare --objective synchronised": "argument --objective: found synchronised with --mode compare, expected",
     "--mode compare --methods DE PSO": "argument --methods: found no L-BFGS-B, expected it",
     "--resume nowhere": "argument --resume: found no config.json of a run in nowhere",
     "--method CMA --fit_parameters gL": "argument --method: found CMA with one parameter to fit",
