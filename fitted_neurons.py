@@ -75,6 +75,10 @@ def read_neuron(run: Path, argument: str) -> FittedNeuron:
     if not isinstance(result, dict) or result.get("script") != SCRIPT or "parameters" not in result:
         expected = f"the run folder of a fit by {SCRIPT}.py"
         raise BadInput(f"argument --{argument}: found no result.json of one in {run}, expected {expected}")
+    if result.get("interrupted"):
+        raise BadInput(
+            f"argument --{argument}: found a fit in {run} that was interrupted, expected a whole one (--resume)"
+        )
     found = result["constants"] | result["parameters"]
     width = found.get("width", result.get("width_mV"))
     names = ("V_rest", "R", "A_g", *POTENTIALS, *DIFFERENCES, *CURRENTS, *OTHERS)

@@ -334,6 +334,7 @@ def fading(model: Model, evidence: np.ndarray) -> list[dict[str, float]]:
     adaptation the slowest counts. Nothing, where neurons do not adapt.
     """
     taus = [tau for name, tau in model.network.neurons.time_constants.items() if name != "V"]
+    taus = [tau for tau in taus if np.isfinite(tau).any()]
     if not taus:
         return []
     task, tau_a = model.task, functools.reduce(np.fmax, taus)
@@ -731,9 +732,10 @@ def behaviour(
         psychometric: fraction of choices "right" against right minus left cues, with a logistic `fit`; cue_weights: the
         slopes of a logistic fit of the choice on all cues, in order; delays: accuracy with each of DELAYS that is whole
         steps, and that of the task, without training for it; silenced: accuracy and rates with the adaptation currents
-        (beta = 0, or all after spikes), all recurrent excitatory or all inhibitory weights at 0 throughout, and with
-        the currents that earlier spikes have left erased as recall begins, which leaves cues and delay as they are; and
-        with potentials set to rest then, which have followed these currents for a time constant.
+        (beta = 0, or all after spikes; thresholds of fitted neurons still move), all recurrent excitatory or all
+        inhibitory weights at 0 throughout, and with the currents that earlier spikes have left erased as recall begins,
+        which leaves cues and delay as they are; and with potentials set to rest then, which have followed these
+        currents for a time constant.
     """
     task, copied, (_, seed) = model.task, NamedSharding(mesh, COPIED), evaluation_seeds(settings)
 
@@ -966,16 +968,19 @@ def print_limit(result: Mapping[str, Any], args: argparse.Namespace) -> None:
     if reached >= LEVELS[-1] or not result["fading"]:
         return
     sums = " and ".join(f"{row['accuracy']:.3f} ({row['tau_a']:.0f} ms)" for row in result["fading"])
-    below = result["heldout_interval"][1] < result["fading"][0]["accuracy"]
+    (low, high), memories = result["heldout_interval"], [row["accuracy"] for row in result["fading"]]
     training = (
         "its training" if args.method == "bptt" else f"its training, or what {args.method} leaves out of the gradient"
     )
+    below, above = high < memories[0], low > max(memories)
     limit = f"this network is below both, by {training}" if below else "the memory is the limit"
+    limit = "this network has another memory, too, as it is above both" if above else limit
     print(f"cues that fade as adaptation does, the mean and the slowest, add up to a right choice in {sums}: {limit}")
     network, task = network_settings(args), runs.pick(TASK, args)
     same = dict(tau_a=network.tau_a, rec_scale=network.rec_scale, ff_scale=network.ff_scale, beta=network.beta)
     seeds = dict(conn_seed=network.conn_seed, weight_seed=network.weight_seed)
-    if task == TASK() and network == dataclasses.replace(NetworkSettings(), **same | seeds):
+    at_limit = not below and not above
+    if at_limit and task == TASK() and network == dataclasses.replace(NetworkSettings(), **same | seeds):
         print(f"{LEVELS[-1]} of this task, by slower adaptation: python {SCRIPT}.py {LEARNS}")
 
 

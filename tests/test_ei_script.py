@@ -117,11 +117,16 @@ def test_a_run_says_what_limits_it_and_what_gets_further(monkeypatch, tmp_path, 
     assert f"{result['fading'][1]['accuracy']:.3f} ({result['fading'][1]['tau_a']:.0f} ms)" in limit
     args = script.parse_args(["--method", "diag"])
     result["fading"] = [dict(tau_a=1000.0, accuracy=0.95), dict(tau_a=1500.0, accuracy=0.98)]
-    for interval, texts in (([0.1, 0.2], ["below both", "diag leaves out"]), ([0.9, 0.999], ["memory is the limit"])):
+    for interval, texts in (
+        ([0.1, 0.2], ["below both", "diag leaves out"]),
+        ([0.9, 0.999], ["memory is the limit"]),
+        ([0.981, 0.989], ["another memory", "above both"]),
+    ):
         script.print_limit(result | dict(heldout_accuracy=0.9, heldout_interval=interval), args)
-        limit, command = capsys.readouterr().out.splitlines()
+        limit, *command = capsys.readouterr().out.splitlines()
         assert all(text in limit for text in texts)
-        assert command.endswith(f"python {script.SCRIPT}.py {script.LEARNS}")
+        further = f"0.99 of this task, by slower adaptation: python {script.SCRIPT}.py {script.LEARNS}"
+        assert command == ([further] if "memory is the limit" in limit else [])
     script.print_limit(result | dict(heldout_accuracy=0.99), args)
     script.print_limit(result | dict(heldout_accuracy=0.9, best=dict(validation_accuracy=0.99)), args)
     assert capsys.readouterr().out == ""

@@ -231,6 +231,14 @@ def test_training_with_fitted_neurons(folders, tmp_path, monkeypatch, capsys):
     assert runs.load_json(folder / "config.json")["arguments"]["exc_neuron"] == [str(exc), str(folders["all terms"])]
 
 
+def test_nothing_fades_where_thresholds_do_not_move(tmp_path):
+    still = save_run(tmp_path / "still", "linear", a=0.0, b=0.1, A_th=0.0)
+    neurons = ["--exc_neuron", str(still), "--inh_neuron", str(still)]
+    for given, n in ((neurons, 2), ([*neurons, "--no_spike_currents"], 0)):
+        fading = script.fading(script.make_model(script.parse_args(given)), np.eye(7))
+        assert [np.isfinite(row["tau_a"]) for row in fading] == [True] * n
+
+
 @pytest.mark.parametrize(
     ("given", "texts"),
     [
@@ -242,6 +250,7 @@ def test_training_with_fitted_neurons(folders, tmp_path, monkeypatch, capsys):
         (["--exc_neuron", "nowhere"], ["--exc_neuron", "nowhere", "result.json"]),
         (["--inh_neuron", "HH"], ["--inh_neuron", "neuron_fitting_of_gif_model.py"]),
         (["--exc_neuron", "TONIC"], ["--exc_neuron", "V_th_inf", "silent at rest"]),
+        (["--exc_neuron", "PART"], ["--exc_neuron", "that was interrupted, expected a whole one"]),
         (["--exc_neuron", "RIG", "--engine", "brainscale", "--method", "diag"], ["--engine", "native"]),
     ],
 )
@@ -249,6 +258,9 @@ def test_what_is_refused(given, texts, folders, tmp_path, monkeypatch, capsys):
     (tmp_path / "hh").mkdir()
     (tmp_path / "hh/result.json").write_text(json.dumps(dict(script="neuron_fitting_of_hh_model", parameters={})))
     tonic = save_run(tmp_path / "tonic", "rig", V_th_inf=-71.0)
-    names = {"RIG": str(folders["rig"]), "HH": str(tmp_path / "hh"), "TONIC": str(tonic)}
+    part = save_run(tmp_path / "part", "rig")
+    result = json.loads((part / "result.json").read_text())
+    (part / "result.json").write_text(json.dumps(result | dict(interrupted=True)))
+    names = {"RIG": str(folders["rig"]), "HH": str(tmp_path / "hh"), "TONIC": str(tonic), "PART": str(part)}
     errors = scripts.refused(script, monkeypatch, capsys, tmp_path, [names.get(x, x) for x in given])
     assert all(text in errors for text in texts), errors
