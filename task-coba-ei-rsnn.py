@@ -933,9 +933,9 @@ def plot_behaviour(task: EvidenceAccumulation, decisions: Mapping[str, Any]) -> 
     names = list(decisions["silenced"])
     points(part, range(len(names)), list(decisions["silenced"].values()), "ks")
     part.axhline(0.5, color="0.5", lw=0.6, ls=":")
-    labels = [textwrap.fill(name.replace("exc", "E").replace("inh", "I"), 11) for name in names]
+    labels = [textwrap.fill(name.replace("exc", "E").replace("inh", "I"), 10) for name in names]
     part.set(xlabel="silenced", ylabel="accuracy", ylim=(0, 1.02), xlim=(-0.5, len(names) - 0.5))
-    part.set_xticks(range(len(names)), labels)
+    part.set_xticks(range(len(names)), labels, fontsize="x-small")
     return figure
 
 
