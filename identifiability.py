@@ -44,8 +44,8 @@ class Prediction(NamedTuple):
 
     Where their errors are beyond `largest_noise`, the model does not describe the data. `nuisances`, a function of x
     and data too, are the changes (n, m) of y by what is not known besides: a column each, by one standard error of it.
-    Arrays of a recording are in `data`, as XLA takes GB to compile a program that has long ones for constants. Of
-    errors that depend on each other, one in `correlated` is independent of the others.
+    Arrays of a recording are in `data`, as XLA takes GB to compile a program that has long ones for constants. `counts`
+    (T, n_trace) is where among samples the numbers are, in order, if they may depend on each other.
     """
 
     function: Callable[..., jax.Array]
@@ -54,7 +54,7 @@ class Prediction(NamedTuple):
     largest_noise: float = math.inf
     nuisances: Callable[..., jax.Array] | None = None
     data: tuple[Any, ...] = ()
-    correlated: float = 1.0
+    counts: np.ndarray | None = None
 
 
 # How well a fit is determined is asked of these, and of the cluster of each number where they depend on each other.
@@ -74,6 +74,7 @@ class Likelihood(NamedTuple):
 
 
 AT_BOUND = 1e-6  # of the range of a parameter
+LITTLE = 0.05  # of an autocorrelation
 # A fit is not at an optimum where the linearised data would move a parameter by more than so many standard errors and
 # more than this share of its range.
 FAR, FAR_IN_BOX = 3.0, 0.002
@@ -107,7 +108,7 @@ def identifiability(
 
     In the coordinates x of the box, with J = (dy / dx) / s the derivatives of the predictions y in units of their noise
     s, and residuals r = y - target, whose mean square, times n / (n - k) for n numbers and k parameters, and times
-    how many count as one where they are correlated, is taken for s^2:
+    how many count as one where they are correlated (`autocorrelation_time`), is taken for s^2:
 
         F = J^T J  (Gauss-Newton),  H = F + 12,  covariance H^-1,  or with clusters  H^-1 (12 + C / (C - k) G^T G) H^-1
 
@@ -130,14 +131,14 @@ def identifiability(
     n, k = sum(len(prediction.target) for prediction in predictions.values()), len(x)
     few = [f"{n} numbers are too few for {k} parameters and their noise"] if n <= k else []
     J, r, alone, noise, at, misfits, moved = [], [], [], {}, jnp.asarray(x), few, np.zeros(len(x))
-    for name, (predict, target, smallest, largest, nuisances, data, correlated) in predictions.items():
+    for name, (predict, target, smallest, largest, nuisances, data, counts) in predictions.items():
         y, jacobian = jax.jit(lambda x, *data, f=predict: (f(x, *data), jax.jacfwd(f)(x, *data)))(at, *data)
         residual = np.asarray(y, np.float64) - target
         rms = float(np.sqrt(np.mean(residual**2))) if len(target) else 0.0
         if rms > largest:
             misfits.append(misfit(name, rms, largest))
         noise[name] = max(rms * math.sqrt(n / max(n - k, 1)), smallest)
-        size = noise[name] * math.sqrt(correlated if rms > smallest else 1.0)
+        size = noise[name] * math.sqrt(_correlated(residual, counts) if rms > smallest else 1.0)
         J.append(np.asarray(jacobian, np.float64) / size)
         r.append(residual / size)
         alone.append(np.full(len(target), size / noise[name]))
@@ -177,6 +178,30 @@ def of_likelihood(box: Box, x: np.ndarray, likelihood: Likelihood) -> Identifiab
         raise Undetermined("the derivatives of the likelihood are not finite")
     information = Information((F + F.T) / 2, gradient, scores.T, np.zeros(len(x)))
     return _concluded(box, x, information, likelihood.noise, likelihood.misfits, information)
+
+
+def autocorrelation_time(x: np.ndarray, mask: np.ndarray) -> float:
+    """1 + 2 sum of the autocorrelation of x (n_trace, T), which is 0 where the mask is, as far as it exceeds LITTLE."""
+    n = x.shape[1]
+
+    def products(y):
+        return np.fft.irfft(np.sum(np.abs(np.fft.rfft(y, 2 * n, axis=1)) ** 2, axis=0))[:n]
+
+    correlation = products(x) / np.maximum(products(mask.astype(float)), 0.5)
+    if not correlation[0] > 0:
+        return 1.0
+    correlation = correlation / correlation[0]
+    small = np.flatnonzero(correlation < LITTLE)
+    return float(1 + 2 * np.sum(correlation[1 : small[0] if len(small) else n]))
+
+
+def _correlated(residual: np.ndarray, counts: np.ndarray | None) -> float:
+    """How many of the residuals, which are where `counts` is among samples, count as one."""
+    if counts is None:
+        return 1.0
+    samples = np.zeros(counts.shape)
+    samples[counts] = residual
+    return autocorrelation_time(samples.T, counts.T)
 
 
 class Information(NamedTuple):

@@ -409,9 +409,7 @@ def make_predictions(settings: Settings, trajectories: studies.Model) -> Callabl
             distance = output(x, recording)["distance"]
             return ((distance + jnp.concatenate([distance[:1], distance[:-1]])) / 2)[spikes]
 
-        errors = counts * (np.asarray(jax.jit(output)(x, recording)["V"]) - recording.V)
-        noise = dict(largest_noise=studies.largest_error(recording, *MISFIT), data=(recording,))
-        noise |= dict(correlated=recordings.autocorrelation_time(errors.T, counts.T))
+        noise = dict(largest_noise=studies.largest_error(recording, *MISFIT), data=(recording,), counts=counts)
         V = recording.V[counts]
         potentials = Prediction(lambda x, r: output(x, r)["V"][counts], V, studies.V_RESOLUTION, **noise)
         distances = Prediction(at_spikes, np.zeros(spikes.sum()), studies.V_RESOLUTION, data=(recording,))

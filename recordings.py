@@ -26,7 +26,6 @@ from spike_trains import SpikeLevel, away_from_spikes, detect_spikes, find_level
 
 T_START = 256.0  # ms, the most from which the potential at the start is taken
 HOLD_OUT = 1000.0  # ms; of longer recordings a part is held out
-LITTLE = 0.05  # of an autocorrelation
 
 
 @jax.tree_util.register_dataclass
@@ -101,21 +100,6 @@ def noise_of(recording: Recording) -> float:
     """The noise that no model of the recording can predict (mV): of repeats, or where there are none of samples."""
     noise = repeat_noise(recording)
     return sample_noise(np.asarray(recording.V)) if noise is None else noise
-
-
-def autocorrelation_time(x: np.ndarray, mask: np.ndarray) -> float:
-    """1 + 2 sum of the autocorrelation of x (n_trace, T), which is 0 where the mask is, as far as it exceeds LITTLE."""
-    n = x.shape[1]
-
-    def products(y):
-        return np.fft.irfft(np.sum(np.abs(np.fft.rfft(y, 2 * n, axis=1)) ** 2, axis=0))[:n]
-
-    correlation = products(x) / np.maximum(products(mask.astype(float)), 0.5)
-    if not correlation[0] > 0:
-        return 1.0
-    correlation = correlation / correlation[0]
-    small = np.flatnonzero(correlation < LITTLE)
-    return float(1 + 2 * np.sum(correlation[1 : small[0] if len(small) else n]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -541,7 +525,7 @@ def assemble(
     if sweeps.V is None and sweeps.spike_times is None:
         return Recording(current, dt=sweeps.dt)
     if sweeps.V is not None and not mask.any():
-        raise BadInput(f"{sweeps.names[0]}: found no potential in the part to use, expected some")
+        raise BadInput(f"{sweeps.names[pieces[0].sweep]}: found no potential in the part to use, expected some")
     # Before the part that counts, spikes are kept where they are known: they drive a model that is told of them.
     return Recording(current, V, spikes, mask, observed, dt=sweeps.dt)
 

@@ -351,9 +351,7 @@ def predicted_potentials(study: Study, box: Box, x: np.ndarray) -> Predictions:
 
     known = study.finer is None and recording.V_start_error is None
     noise, moved = (V_RESOLUTION, largest_error(recording)), None if known else nuisances
-    errors = jax.jit(lambda x, recording: potential_errors(study.model(box.parameters(x), recording, 0.0), recording))
-    correlated = recordings.autocorrelation_time(np.asarray(errors(x, recording)).T, np.asarray(recording.mask).T)
-    return {"V_mV": Prediction(potentials, recording.V[counts], *noise, moved, (recording,), correlated)}, None
+    return {"V_mV": Prediction(potentials, recording.V[counts], *noise, moved, (recording,), counts)}, None
 
 
 def largest_error(recording: Recording, factor: float = DESCRIBED, floor: float = 0.1) -> float:

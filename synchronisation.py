@@ -559,12 +559,9 @@ def predicted(model: studies.Model, finer: studies.Model | None, release: Releas
                 return columns
             return jnp.append(columns, 4 / 3 * (errors(x, windows, model=finer) - now)[:, None], axis=1)
 
-        noise, correlated, few = (studies.V_RESOLUTION, largest), 1.0, 1 + max(clusters) < 2 * len(x)
-        if few:
-            left = np.zeros(counts.shape)
-            left[counts] = jax.jit(errors)(x, windows)
-            correlated = recordings.autocorrelation_time(left.T, counts.T)
-        prediction = Prediction(errors, np.zeros(counts.sum()), *noise, nuisances, (windows,), correlated)
+        noise, few = (studies.V_RESOLUTION, largest), 1 + max(clusters) < 2 * len(x)
+        at = counts if few else None
+        prediction = Prediction(errors, np.zeros(counts.sum()), *noise, nuisances, (windows,), at)
         return {"V_mV": prediction}, None if few else clusters
 
     return predictions

@@ -44,7 +44,7 @@ from jax.typing import ArrayLike
 import recordings
 import studies
 import utils
-from identifiability import Box, Likelihood, Parameters, misfit
+from identifiability import Box, Likelihood, Parameters, autocorrelation_time, misfit
 from numerics import exponential_filter, exprel, is_zero
 from recordings import Recording
 
@@ -445,7 +445,7 @@ def first_estimates(recording: Recording, t_ref: float | None = None) -> Estimat
     V_spike = float(np.median(before) if len(before) else V[mask].max() + ABOVE)
     values = dict(R=max(R, 1e-3), tau=math.exp(log_tau), V_rest=V_rest, V_reset=V_rest + above, R_s=R_s, t_ref=t_ref)
     values = {name: float(value) for name, value in values.items()} | {"V_th_inf": V_spike, "E_g": float(V_rest)}
-    tau_noise = recordings.autocorrelation_time(residual, mask) * dt
+    tau_noise = autocorrelation_time(residual, mask) * dt
     return Estimates(values, bounds_of(values), min(max(tau_noise, dt), T_CLUSTER))
 
 

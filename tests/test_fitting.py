@@ -14,7 +14,6 @@ import scipy.signal
 import comparing
 import fitting
 import neuron_fitting_of_hh_model as hh
-import recordings
 import solvers
 import studies
 import utils
@@ -261,7 +260,7 @@ def test_clusters_allow_for_residuals_that_depend_on_each_other(x64):
 
 
 def test_correlated_residuals_and_few_numbers_widen_the_standard_errors(x64):
-    """Over many draws the errors are as large as they are said to be, where one in `correlated` is independent."""
+    """Over many draws the errors are as large as they are said to be, by how far residuals depend on each other."""
     rng, n, truth, tau = np.random.default_rng(0), 3000, np.array([0.4, 0.6]), 20.0
     design = np.stack([np.ones(n), np.sin(np.arange(n) / 300)], axis=1)
     box, predict = linear(design)
@@ -270,11 +269,9 @@ def test_correlated_residuals_and_few_numbers_widen_the_standard_errors(x64):
         drive = 0.05 * math.sqrt(1 - math.exp(-2 / tau)) * rng.standard_normal(n)
         target = X @ truth + scipy.signal.lfilter([1], [1, -math.exp(-1 / tau)], drive)
         fitted = np.linalg.lstsq(X, target, rcond=None)[0]
-        residual = X @ fitted - target
-        correlated = recordings.autocorrelation_time(residual[None], np.ones((1, n)))
         errors.append((fitted - truth) * (box.high - box.low))
-        for reports, number in ((said, correlated), (naive, 1.0)):
-            prediction = Prediction(predict, target, 1e-9, correlated=number)
+        for reports, counts in ((said, np.ones((n, 1), bool)), (naive, None)):
+            prediction = Prediction(predict, target, 1e-9, counts=counts)
             reports.append(list(identifiability(box, fitted, {"y": prediction}).standard_errors.values()))
     spread = np.sqrt(np.mean(np.square(errors), axis=0))
     np.testing.assert_allclose(np.mean(said, axis=0), spread, rtol=0.35)

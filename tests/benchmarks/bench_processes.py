@@ -16,6 +16,7 @@ on N hosts of one such core, for one network and one that has more neurons with 
 """
 
 import argparse
+import dataclasses
 import json
 import random
 import shutil
@@ -38,7 +39,7 @@ sys.path.append(str(ROOT / "tests"))
 import many
 
 SCRIPT = "task-coba-ei-rsnn"
-HOSTS = (1, 2, 4, 16, 64, 256, 1024)
+HOSTS = (1, 4, 16, 64, 256, 1024)
 PRODUCTS = 0.4  # of c1 at n_rec 200, which grow with n_rec^2; the rest grows with n_rec
 LATENCY, BITS = 25e-6, (1e10, 1e11)  # s a message by TCP between nodes of a cluster; bits a second
 WHAT = ("equal", "kills", "costs")
@@ -58,15 +59,21 @@ def train(n: int, arguments: Sequence, folder: Path) -> Path:
     return path
 
 
-def equal(folder: Path) -> None:
-    for n in (2, 4):
-        for precision in (64, 32):
-            options = "--n_rec 100 --batch_size 16 --epochs 20 --n_heldout 64 --t_delay 200 --eval_every 20"
-            arguments = (*options.split(" "), "--precision", precision)
+SMALL = ["--n_rec", 100, "--batch_size", 16, "--n_heldout", 64, "--t_delay", 200]
+
+
+def equal(folder: Path, numbers: Sequence[int] = (2, 4), precisions: Sequence[int] = (64, 32), updates: int = 20):
+    """Rows: by how much weights after so many updates differ, relative to the largest of their block."""
+    rows = []
+    for n in numbers:
+        for precision in precisions:
+            arguments = [*SMALL, "--epochs", updates, "--eval_every", updates, "--precision", precision]
             several = weights_of(train(n, arguments, folder))
-            one = weights_of(train(1, (*arguments, "--devices", ",".join(map(str, range(n)))), folder))
+            one = weights_of(train(1, [*arguments, "--devices", ",".join(map(str, range(n)))], folder))
             off = max(np.abs(w - one[name]).max() / np.abs(one[name]).max() for name, w in several.items())
-            print(f"{n} processes against one with {n} devices, {precision} bits, 20 updates: off by {off:.1e}")
+            rows.append(dict(n_processes=n, quantity=f"off, {precision} bits", at=updates, value=float(off)))
+            print(f"{n} processes against one with {n} devices, {precision} bits, {updates} updates: off by {off:.1e}")
+    return rows
 
 
 def kill(folder: Path, rng: random.Random) -> float:
@@ -120,67 +127,101 @@ def measured_sums(n: int, sizes: Sequence[int], folder: Path) -> list[float]:
     return json.loads(next(line for line in reversed(first.output.splitlines()) if line.startswith("[")))
 
 
-def costs(folder: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """The laws of an update: c0 + c1 batch on one core, and of a sum; with their largest relative errors.
+
+    Args:
+        c0, c1: seconds, at n_rec 200, where there are n_weight weights; `off` is the error.
+        latency: seconds a message, and per_byte seconds a byte, on the loopback address; `off_sum` is the error.
+        rows: what was measured: seconds of updates (at a batch), of sums (at a size), and of 64 trials by the law.
+    """
+
+    c0: float
+    c1: float
+    off: float
+    n_weight: int
+    latency: float
+    per_byte: float
+    off_sum: float
+    rows: list[dict]
+
+    def seconds(self, n: int, batch: int) -> float:
+        """An update by n processes of this machine, which share its cores."""
+        sent = 2 * (n - 1) * (self.latency + 4 * self.n_weight / n * self.per_byte)
+        return max(1.0, n / runs.N_CORE) * (self.c0 + self.c1 * batch / n) + sent
+
+
+def costs(folder: Path) -> Costs:
+    """Measure what an update and a sum of gradients take, and fit the laws."""
+
     def update(n, batch, devices=()):
         options = "--epochs 12 --n_heldout 2 --eval_every 12 --threshold 1 --schedule constant"
         path = train(n, (*options.split(" "), "--batch_size", batch, *devices), folder)
         return json.loads((path / "result.json").read_text())["seconds_per_update"]
 
-    batches, one = np.array([8, 32, 128]), ("--devices", "0")
+    batches, one, n_processes = np.array([8, 32, 128]), ("--devices", "0"), (2, 4)
     measured = np.array([update(1, batch, one) for batch in batches])
-    (c0, c1), error = linear_law(np.stack([np.ones(3), batches], axis=1), measured)
-    print(f"an update of n_rec 200, 2200 steps, one core: {c0:.3g} + {c1:.3g} batch s (off by {error:.0%})")
-    sizes, n_processes = [10**4, 10**5, 10**6, 10**7], (2, 4)
+    rows = [
+        dict(n_processes=1, quantity="update, s", at=int(batch), value=value)
+        for batch, value in zip(batches, measured.tolist(), strict=True)
+    ]
+    (c0, c1), off = linear_law(np.stack([np.ones(3), batches], axis=1), measured)
+    sizes = [10**4, 10**5, 10**6, 10**7]
     sums = np.array([measured_sums(n, sizes, folder) for n in n_processes])
+    for n, of_n in zip(n_processes, sums.tolist(), strict=True):
+        for size, value in zip(sizes, of_n, strict=True):
+            rows.append(dict(n_processes=n, quantity="sum, s", at=size, value=value))
     hops = np.array([[2 * (n - 1)] * len(sizes) for n in n_processes]).ravel()
     bytes_sent = np.array([[2 * (n - 1) / n * 4 * size for size in sizes] for n in n_processes]).ravel()
-    (latency, per_byte), error = linear_law(np.stack([hops, bytes_sent], axis=1), sums.ravel())
-    for n, row in zip(n_processes, sums, strict=True):
-        print(f"{n} processes, mean of {sizes} numbers: {', '.join(f'{1e3 * x:.3g}' for x in row)} ms")
-    print(f"loopback: {1e6 * latency:.0f} us a message, {1e-9 / per_byte:.2g} GB/s (off by {error:.0%})")
-
+    (latency, per_byte), off_sum = linear_law(np.stack([hops, bytes_sent], axis=1), sums.ravel())
     model = task_script.make_model(task_script.parse_args([]))
     n_weight = sum(w.size for w in model.weights.values())
-
-    def seconds(n, batch, slower):
-        sent = 2 * (n - 1) * (latency + 4 * n_weight / n * per_byte)
-        return slower * (c0 + c1 * batch / n) + sent
-
+    found = Costs(*map(float, (c0, c1, off)), n_weight, *map(float, (latency, per_byte, off_sum)), rows)
     for n in n_processes:
-        shared = max(1.0, n / runs.N_CORE)  # processes that share a core
-        found, by_law = update(n, 64), seconds(n, 64, shared)
-        print(f"64 trials by {n} processes on {runs.N_CORE} cores: {found:.3g} s, by the law {by_law:.3g} s")
-    print_on_paper(c0, c1, n_weight)
+        rows.append(dict(n_processes=n, quantity="update, s", at=64, value=update(n, 64)))
+        rows.append(dict(n_processes=n, quantity="by the law, s", at=64, value=found.seconds(n, 64)))
+    return found
 
 
-def print_on_paper(c0: float, c1: float, n_weight: int) -> None:
-    """The table of an update on N hosts of one such core, with batch and network fixed or growing.
+def in_words(found: Costs) -> str:
+    """The laws, and what was measured beside them."""
+    lines = [
+        f"An update of n_rec 200, 2200 steps, one core: {found.c0:.3g} + {found.c1:.3g} batch s (off by "
+        f"{found.off:.0%} at 8, 32 and 128 trials). On the loopback address {1e6 * found.latency:.0f} us a message, "
+        f"{1e-9 / found.per_byte:.2g} GB/s (off by up to {found.off_sum:.0%})."
+    ]
+    values = {(row["n_processes"], row["quantity"], row["at"]): row["value"] for row in found.rows}
+    for n in (2, 4):
+        measured, law = values[n, "update, s", 64], values[n, "by the law, s", 64]
+        lines.append(f"64 trials by {n} processes on {runs.N_CORE} cores: {measured:.3g} s, by the law {law:.3g} s.")
+    return "\n".join(lines) + "\n"
 
-    Args:
-        c0, c1: of `costs` (s), at n_rec 200, where there are n_weight weights.
-    """
-    n_other = n_weight / 200 - 200  # weights of a neuron with inputs and outputs
+
+def on_paper(found: Costs) -> tuple[list[str], list[list[str]]]:
+    """Columns and lines: an update on N hosts of one such core, batch and network fixed or growing, by the laws."""
+    n_other = found.n_weight / 200 - 200  # weights of a neuron with inputs and outputs
 
     def cell(n, per_host, n_rec, bits):
         r = n_rec / 200
-        compute = c0 + c1 * ((1 - PRODUCTS) * r + PRODUCTS * r**2) * per_host
+        compute = found.c0 + found.c1 * ((1 - PRODUCTS) * r + PRODUCTS * r**2) * per_host
         sent = 2 * (n - 1) * (LATENCY + 4 * (n_rec + n_other) * n_rec / n * 8 / bits)
         return f"{compute + sent:.3g} ({compute / (compute + sent):.0%})"
 
-    print("\nan update on N hosts, s (share of the time that is computation), gradients of 4 bytes a weight:\n")
-    print("| hosts | " + " | ".join(map(str, HOSTS)) + " |\n|---|" + "---|" * len(HOSTS))
     cases = {
         "n_rec 200; 1024 trials": lambda n: (1024 / n, 200),
         "n_rec 200; 128 trials a host": lambda n: (128, 200),
         "n_rec 4000; 1024 trials": lambda n: (1024 / n, 4000),
         "n_rec 4000; 128 trials a host": lambda n: (128, 4000),
-        "n_rec 200 sqrt(hosts); 1024 trials": lambda n: (1024 / n, 200 * n**0.5),
-        "n_rec 200 sqrt(hosts); 128 trials a host": lambda n: (128, 200 * n**0.5),
+        "n_rec 200 √hosts; 1024 trials": lambda n: (1024 / n, 200 * n**0.5),
+        "n_rec 200 √hosts; 128 trials a host": lambda n: (128, 200 * n**0.5),
     }
-    for name, sizes in cases.items():
-        for bits in BITS:
-            cells = " | ".join(cell(n, *sizes(n), bits) for n in HOSTS)
-            print(f"| {name}; {bits / 1e9:.0f} Gbit/s | {cells} |")
+    lines = [
+        [f"{name}; {bits / 1e9:.0f} Gbit/s", *(cell(n, *sizes(n), bits) for n in HOSTS)]
+        for name, sizes in cases.items()
+        for bits in BITS
+    ]
+    return ["s, and the share that is computation", *(f"{n} hosts" if n > 1 else "1 host" for n in HOSTS)], lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -205,7 +246,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds = [kill(folder, rng) for _ in range(args.kills)]
             print(f"{len(seconds)} kills: all ended within {max(seconds):.1f} s")
         if "costs" in args.what:
-            costs(folder)
+            found = costs(folder)
+            columns, lines = on_paper(found)
+            print(in_words(found), *(" | ".join(line) for line in [columns, *lines]), sep="\n")
 
 
 if __name__ == "__main__":

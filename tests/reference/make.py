@@ -20,7 +20,9 @@ The items, with the figures and tables of Wang et al. (2024) that they answer:
     groups        gradients of expsm_diag by its groups of states and stretches of the trial, beside diag's
     figure3       activity and weights of the network at the paper's setting (Figure 3)
     behaviour     what the trained networks decide, and what they need for it
+    multi_scale   networks of fitted neurons, wired as a table says: rules, controls, and what they need
     memory        memory and time of an update against the length of a trial (Figure S6)
+    processes     several processes: weights beside those of one, what updates cost, and on more hosts by that
 
 For each there are the numbers of every run (CSV), what made them (JSON: commands with seeds, dates, devices, versions),
 a table (Markdown) and figures. README.md shows these between the lines `<!-- ITEM: written by make.py -->` and
@@ -40,6 +42,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +56,7 @@ import runs
 
 import bench_ei_online
 import bench_hh_length
+import bench_processes
 import expsm_cosines
 import jax
 import matplotlib.pyplot as plt
@@ -76,6 +80,7 @@ FIGURE_3 = {
     **{("rate_Hz", "cues", "exc"): 1.31, ("rate_Hz", "delay", "exc"): 0.0, ("rate_Hz", "recall", "exc"): 13.6},
     **{("rate_Hz", "cues", "inh"): 4.40, ("rate_Hz", "delay", "inh"): 0.0, ("rate_Hz", "recall", "inh"): 0.0},
 }
+SAME_ACCURACY = 0.85  # to which both optimisers come
 MOMENTS = ("mean", "median", "sd", "skew", "max")
 FIGURE_3_WEIGHTS = {
     ("before", "exc"): (0.1025, 0.089, 0.071, 0.57, 0.284),
@@ -95,7 +100,7 @@ FIGURES = {
     "equal_budget_hh.png": "HH: best loss so far, median and quartiles of ten repeats.",
     "as_typed.png": "Accuracy in validation against updates, by the commands of the paper; a line a seed.",
     "training.png": "Accuracy in validation against updates; a line a seed.",
-    "figure3_activity.png": "Adam, lr 0.005: inputs, spikes, potentials and readout in a trial, after training.",
+    "figure3_activity.png": "Adam, seed 0: inputs, spikes, potentials and readout in a trial, after training.",
     "figure3_weights.png": "The same network: weights before and after, with three laws fitted to them.",
     "behaviour.png": "bptt, seed 0: choices, weights of the cues (± standard error), and accuracies (95 % intervals).",
     "behaviour_activity.png": "A trial of that network: inputs, spikes, potentials and readout.",
@@ -257,13 +262,16 @@ def fits(item: Item) -> None:
     item.write(rows, markdown(columns, lines), figures)
 
 
+SMALL_SWEEPS = ["--recording", "data/recording.nwb", "--sweeps", "0:2", "--t_stop", 2500, "--n_sample", 2]
+LINEAR = ["--model_terms", "none"]
+
+
 def recording(item: Item) -> None:
     """Both neurons fitted to a recording of a cell with more in it than either, and scored on its last third."""
     parameters = "gL gNa gK V_T EL C gM tau_max phi R_s".split()  # noqa: SIM905 (as the README has it)
-    sweeps = ["--recording", "data/recording.nwb", "--sweeps"]
-    sweeps += ["0:2", "--t_stop", 2500, "--n_sample", 2] if item.laptop else ["0:5", "--n_sample", 8]
+    sweeps = SMALL_SWEEPS if item.laptop else ["--recording", "data/recording.nwb", "--sweeps", "0:5", "--n_sample", 8]
     cases = {
-        "GIF": (GIF, ["--model_terms", "none"] if item.laptop else []),
+        "GIF": (GIF, LINEAR if item.laptop else []),
         "HH": (HH, ["--fit_parameters", *parameters, *(["--n_iter", 1] if item.laptop else [])]),
     }
     rows, figures = [], {}
@@ -506,45 +514,48 @@ def simulate(item: Item, folder: Path) -> tuple[Row, Path]:
 
 
 def figure3(item: Item) -> None:
-    """Networks trained at the paper's setting (rand, 400 neurons, rec_scale 0.5, w_ei_ratio 4), by Adam and by SGD."""
+    """Networks trained at the paper's setting (rand, 400 neurons, rec_scale 0.5, w_ei_ratio 4), by Adam and by SGD.
+
+    Of both those, too, that have come as far as the other: to SAME_ACCURACY in validation.
+    """
     arguments = ["--method", "bptt", "--conn_method", "rand", "--n_rec", 100 if item.laptop else 400]
     arguments += SMALL if item.laptop else ["--batch_size", 64]
+    adam, same = ["--lr", "5e-3", "--schedule", "cosine"], ["--threshold", SAME_ACCURACY]
+    sgd = ["--opt", "sgd", "--lr", 10, "--grad_clip", 0.1, "--schedule", "constant"]
+    updates, more = ([], []) if item.laptop else (["--epochs", 200], ["--epochs", 400])
     trainings = {
-        "Adam, lr 0.005": ("adam5", ["--epochs", 200, "--schedule", "cosine"], ["--lr", "5e-3"]),
-        "Adam, lr 0.001": ("adam", ["--epochs", 300, "--schedule", "constant"], ["--lr", "1e-3"]),
-        "SGD, lr 10": (
-            "sgd",
-            ["--epochs", 100, "--schedule", "constant"],
-            ["--opt", "sgd", "--lr", 10, "--grad_clip", 0.1],
-        ),
+        "Adam": ("adam", [*updates, *adam]),
+        f"Adam, to {SAME_ACCURACY}": ("adam_same", [*updates, *adam, *same]),
+        f"SGD, to {SAME_ACCURACY}": ("sgd_same", [*more, *sgd, *same]),
     }
-    if item.laptop:
-        trainings = {
-            name: (label, [], optimiser)
-            for name, (label, _, optimiser) in trainings.items()
-            if name != "Adam, lr 0.001"
-        }
     rows, figures = [], {}
-    for name, (label, length, optimiser) in trainings.items():
-        folder = item.run(f"figure3/{label}_seed0", TASK, *arguments, *length, "--seed", 0, *optimiser)
-        trained = read_json(folder / "result.json")
-        result = trained["simulation"]
-        values = {("accuracy", "", ""): trained["heldout_accuracy"], ("updates", "", ""): trained["updates"]}
-        for period, rates in result["rates_Hz"].items():
-            values |= {("rate_Hz", period, population): rate for population, rate in rates.items()}
-        for population, fraction in result["within_reversal_potentials"].items():
-            values["within", "", population] = fraction
-        for stage, blocks in result["weights"].items():
-            for population in ("exc", "inh"):
-                w = blocks[population]
-                values |= {(moment, stage, population): w[moment] for moment in MOMENTS}
-                best = min(law["AIC"] for law in w["laws"].values())
-                values |= {(f"AIC {law}", stage, population): v["AIC"] - best for law, v in w["laws"].items()}
-        for (quantity, when, population), value in values.items():
-            rows.append(dict(run=name, seed=0, quantity=quantity, when=when, population=population, value=value))
-        if label == "adam5":
-            figures = {f"figure3_{panel}.png": folder / f"{panel}.png" for panel in ("activity", "weights")}
+    for name, (label, optimiser) in trainings.items():
+        for seed in SEEDS[:1] if item.laptop else SEEDS:
+            folder = item.run(f"figure3/{label}_seed{seed}", TASK, *arguments, *optimiser, "--seed", seed)
+            result = read_json(folder / "result.json")
+            values = {("accuracy", "", ""): result["heldout_accuracy"], ("updates", "", ""): result["updates"]}
+            values |= activity_and_weights(result["simulation"])
+            for (quantity, when, population), value in values.items():
+                rows.append(dict(run=name, seed=seed, quantity=quantity, when=when, population=population, value=value))
+            if (label, seed) == ("adam", 0):
+                figures = {f"figure3_{panel}.png": folder / f"{panel}.png" for panel in ("activity", "weights")}
     item.write(rows, figure3_table(rows), figures)
+
+
+def activity_and_weights(simulated: Row) -> dict[tuple[str, str, str], float]:
+    """{(quantity, when, population): value} of a network, as in Figure 3."""
+    values = {}
+    for period, rates in simulated["rates_Hz"].items():
+        values |= {("rate_Hz", period, population): rate for population, rate in rates.items()}
+    for population, fraction in simulated["within_reversal_potentials"].items():
+        values["within", "", population] = fraction
+    for stage, blocks in simulated["weights"].items():
+        for population in ("exc", "inh"):
+            w = blocks[population]
+            values |= {(moment, stage, population): w[moment] for moment in MOMENTS}
+            best = min(law["AIC"] for law in w["laws"].values())
+            values |= {(f"AIC {law}", stage, population): v["AIC"] - best for law, v in w["laws"].items()}
+    return values
 
 
 def figure3_table(rows: Sequence[Row]) -> str:
@@ -608,6 +619,73 @@ def behaviour(item: Item) -> None:
     item.write(rows, markdown(["", *(method for (method,) in of_method)], lines), figures)
 
 
+# ---- Fitted neurons, wired as a table says --------------------------------------------------------------------------
+
+WIRED = ["--conn_method", "data/connectome.csv", "--t_delay", 250, "--tau_syn", 200, "--ff_scale", 0.005]
+WIRED += ["--rec_scale", 0.0005, "--lr", "1e-3", "--grad_clip", 1]
+NEEDED = ("adaptation", "recurrent exc", "recurrent inh")
+
+
+def fitted_cells(item: Item) -> list[str]:
+    """Arguments that take a regular-spiking and a fast-spiking cell, each fitted to its recording."""
+    if item.laptop:  # one cell, that of `recording`, for both
+        regular = fast = item.run("recording/gif", GIF, *SMALL_SWEEPS, *LINEAR)
+    else:
+        sweeps = {"regular": ["data/recording.nwb", "--sweeps", "0:5"], "fast": ["data/recording_fast_spiking.nwb"]}
+        regular, fast = (
+            item.run(f"multi_scale/{cell}", GIF, "--recording", *sweeps[cell], *LINEAR, "--n_sample", 2)
+            for cell in ("regular", "fast")
+        )
+    return ["--exc_neuron", os.path.relpath(regular, ROOT), "--inh_neuron", os.path.relpath(fast, ROOT)]
+
+
+def multi_scale(item: Item) -> None:
+    """Networks of fitted neurons by every rule, and by bptt without their currents, on other wiring, or of others."""
+    cells, no_currents, rewired = fitted_cells(item), ["--no_spike_currents"], ["--shuffle_connections"]
+    length = SMALL[:-2] if item.laptop else ["--batch_size", 64, "--epochs", 200]
+    cases = {("fitted neurons", method): (cells, SEEDS) for method in RULES}
+    cases |= {
+        ("without currents after spikes", "bptt"): ([*cells, *no_currents], SEEDS),
+        ("rewired", "bptt"): ([*cells, *rewired], SEEDS),
+        ("without these currents, rewired", "bptt"): ([*cells, *no_currents, *rewired], SEEDS),
+        ("the paper's neurons", "bptt"): ([], SEEDS),
+    }
+    rows = []
+    for (variant, method), (given, seeds) in list(cases.items())[: 1 if item.laptop else None]:
+        for seed in seeds[:1] if item.laptop else seeds:
+            name = f"multi_scale/{method}_{variant.replace(' ', '_')}_seed{seed}"
+            arguments = [*WIRED, *length, *given, "--method", method, "--seed", seed]
+            folder = item.run(name, TASK, *arguments)
+            result = read_json(folder / "result.json")
+            row = dict(variant=variant, method=method, seed=seed) | learned(result)
+            row["fading"] = result["fading"][0]["accuracy"] if result["fading"] else None
+            if (variant, method) == ("fitted neurons", "bptt"):
+                decisions = simulate(item, folder)[0]["behaviour"]
+                row |= {f"delay_of_{of['t_delay']:g}_ms": of["accuracy"] for of in decisions["delays"]}
+                row |= {f"without_{part}": decisions["silenced"][part]["accuracy"] for part in NEEDED}
+            rows.append(row)
+    item.write(rows, multi_scale_table(rows))
+
+
+def multi_scale_table(rows: Sequence[Row]) -> str:
+    """What they have learned, and what those by bptt need, seeds in order."""
+    lines = []
+    for (variant, method), of_case in grouped_by(rows, "variant", "method").items():
+        line = [f"{variant}, {method}"]
+        line.append("; ".join(f"{r['heldout_accuracy']:.3f} ({r['low']:.3f} to {r['high']:.3f})" for r in of_case))
+        line.append(listed([row["updates"] for row in of_case]))
+        for population in ("exc", "inh"):
+            line.append(listed([row[f"delay_{population}_Hz"] for row in of_case], "{:.1f}"))
+        lines.append([*line, listed([row["fading"] for row in of_case], "{:.3f}")])
+    columns = ["network", "held-out accuracy (95 %), seeds in order", "updates", "E in the delay, Hz", "I"]
+    learned_table = markdown([*columns, "cues that fade as adaptation does"], lines)
+    tested = [row for row in rows if "without_adaptation" in row]
+    needs = [name for name in tested[0] if name.startswith(("delay_of_", "without_"))]
+    cells = [listed([row[name] for row in tested], "{:.3f}") for name in needs]
+    tests = markdown(["", *(name.replace("_", " ") for name in needs)], [["fitted neurons, bptt", *cells]])
+    return f"{learned_table}\n{tests}"
+
+
 # ---- Memory and time ------------------------------------------------------------------------------------------------
 
 
@@ -651,10 +729,25 @@ def plot_memory(rows: Sequence[Row]) -> plt.Figure:
     return figure
 
 
+def processes(item: Item) -> None:
+    """Several processes: weights beside those of one, what an update and a sum cost, and on more hosts by that."""
+    with tempfile.TemporaryDirectory() as name:
+        if item.laptop:
+            equal, costs = bench_processes.equal(Path(name), (2,), (64,), 4), None
+        else:
+            equal, costs = bench_processes.equal(Path(name)), bench_processes.costs(Path(name))
+    weights = {key: [f"{row['value']:.1e}" for row in of] for (key,), of in grouped_by(equal, "n_processes").items()}
+    columns = ["processes", *dict.fromkeys(row["quantity"] for row in equal)]
+    table = markdown(columns, [[n, *off] for n, off in weights.items()])
+    if costs:
+        table += f"\n{bench_processes.in_words(costs)}\n{markdown(*bench_processes.on_paper(costs))}"
+    item.write([*equal, *(costs.rows if costs else [])], table)
+
+
 # ---- Main -----------------------------------------------------------------------------------------------------------
 
 MAKERS = (fits, recording, hh_length, hh_methods, gif_methods, equal_budget)
-MAKERS += (as_typed, training, groups, figure3, behaviour, memory)
+MAKERS += (as_typed, training, groups, figure3, behaviour, multi_scale, memory, processes)
 ITEMS: dict[str, Callable[[Item], None]] = {make.__name__: make for make in MAKERS}
 
 
@@ -698,7 +791,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_folder = (args.runs or ROOT / "results" / "reference" / variant).absolute()
     runs.use_plot_style()
     for name in ITEMS if args.item == "all" else {args.item} - {"readme"}:
-        if name in ("hh_length", "groups", "memory") and place.process_id:
+        if name in ("hh_length", "groups", "memory", "processes") and place.process_id:
             continue  # which have no runs, in the first process
         ITEMS[name](Item(name, args.laptop, folder, run_folder, place))
         if not args.laptop and not place.process_id and (folder / "README.md").exists():
