@@ -1,5 +1,6 @@
 """Statistics of decisions: accuracies with their intervals, and a logistic fit of choices."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ def logistic_fit(x: np.ndarray, chosen: np.ndarray) -> dict[str, Any] | None:
     """P(chosen) = 1 / (1 + exp(-(bias + slopes . x))), fitted to choices (n,) at x (n, k).
 
     The likelihood is multiplied by the root of the determinant of the Fisher information (Firth 1993), so that the
-    estimate is finite also where x separates the choices, as a perfect network does.
+    estimate is finite also where x separates the choices, as a perfect network does. Its size is then that of this
+    factor and of n, not of what chose, and has no standard error.
 
     Returns:
-        bias, slopes (k,), and the standard errors bias_se, slopes_se; None where x does not determine them.
+        bias, slopes (k,), the standard errors bias_se, slopes_se, NaN where choices are `separated`, as a linear
+        program finds (Konis 2007); None where x does not determine them.
     """
     design = np.column_stack([np.ones(len(x)), x])
     if np.linalg.matrix_rank(design) < design.shape[1]:
@@ -40,5 +43,8 @@ def logistic_fit(x: np.ndarray, chosen: np.ndarray) -> dict[str, Any] | None:
         return -log_likelihood - 0.5 * np.linalg.slogdet(information(b))[1]
 
     b = scipy.optimize.minimize(objective, np.zeros(design.shape[1]), method="BFGS").x
-    se = np.sqrt(np.diag(np.linalg.pinv(information(b))))
-    return dict(bias=b[0], slopes=b[1:].tolist(), bias_se=se[0], slopes_se=se[1:].tolist())
+    rows = np.where(chosen, 1, -1)[:, None] * design
+    separation = scipy.optimize.linprog(-rows.sum(axis=0), -rows, np.zeros(len(rows)), bounds=(-1, 1))
+    separated = bool(separation.fun < -1e-6)
+    se = np.full(len(b), math.nan) if separated else np.sqrt(np.diag(np.linalg.pinv(information(b))))
+    return dict(bias=b[0], slopes=b[1:].tolist(), bias_se=se[0], slopes_se=se[1:].tolist(), separated=separated)

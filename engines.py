@@ -5,8 +5,10 @@ An engine is this project, "native", or a package, as far as it can be imported.
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
+
+from runs import BadInput
 
 import brainstate
 import jax
@@ -147,8 +149,30 @@ def choose_rule(
     method: str, engine: str = "native", arguments: Mapping[str, Any] | None = None
 ) -> Callable[[Model, jax.Array], BatchGradient]:
     """The rule (model, keys) -> `BatchGradient` of that name and engine; `arguments` may be those of all rules."""
-    own = {name: x for name, x in (arguments or {}).items() if name in RULES[method].arguments}
+    own = {name: x for name, x in (arguments or {}).items() if name in arguments_of(method, engine)}
     if engine == "native":
         return functools.partial(RULES[method].gradient, **own)
-    own = {name: x for name, x in own.items() if name == "etrace_decay"}
     return functools.partial(by_package, package=engine, method=method, **own)
+
+
+def arguments_of(method: str, engine: str, etrace_groups: int = 2) -> set[str]:
+    """Names of the arguments of a rule that have an effect."""
+    names = set(RULES[method].arguments)
+    if engine != "native":
+        return names & {"etrace_decay"}
+    return names & {"etrace_decay", "etrace_groups"} if etrace_groups == 1 and method == "expsm_diag" else names
+
+
+def refuse_unused(method: str, engine: str, etrace_groups: int, given: Collection[str]) -> None:
+    """Refuse, of the arguments that are given, one of a rule that this one does not have.
+
+    Raises:
+        BadInput: it is.
+    """
+    own, here = arguments_of(method, engine, etrace_groups), f"--method {method}"
+    here += f" --engine {engine}" if engine != "native" else f" --etrace_groups {etrace_groups}" * (etrace_groups == 1)
+    for name in sorted(set(given) - own):
+        owners = [f"--method {other}" for other, rule in RULES.items() if name in rule.arguments]
+        if owners:
+            expected = " or ".join(owners) + (", of two groups" if name.startswith("etrace") else "")
+            raise BadInput(f"argument --{name}: found it with {here}, where it has no effect, expected {expected}")

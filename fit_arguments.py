@@ -1,6 +1,7 @@
 """The arguments that the neuron scripts share: what is fitted, by which method, and how it is scored."""
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from fitting import METHODS, Search
 from solvers import GAUSS_NEWTON
-from studies import unit_name
+from studies import FitSettings, unit_name
 
 
 def constant(text: str) -> tuple[str, float]:
@@ -116,3 +117,20 @@ def add_fit_arguments(
     add("--n_point", type=number(int, low=1), metavar="N", help=n_point)
     add("--tau_rossum", type=number(float, above=0), default=5.0, help="time constant of the spike loss (ms)")
     add("--delta", type=number(float, above=0), default=4.0, help="half-width of the coincidence window of Gamma (ms)")
+
+
+def refuse_idle(settings: FitSettings, where: str, names: Sequence[str], expected: str) -> None:
+    """Refuse settings that have no effect, unless they are the defaults.
+
+    Args:
+        where: the arguments with which they have none, and `expected` those with which they have.
+
+    Raises:
+        BadInput: one of the names is set.
+    """
+    for field in dataclasses.fields(settings):
+        given = getattr(settings, field.name)
+        if field.name in names and given != field.default:
+            found = given if isinstance(given, str | float) else " ".join(given)
+            found = f"found {found} with {where}, where it has no effect"
+            raise runs.BadInput(f"argument --{field.name}: {found}, expected {expected}")

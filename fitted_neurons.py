@@ -27,11 +27,13 @@ class FittedNeuron:
         run: its folder.
         constants: {name: value} of `utils.GIF`, in mV, ms, 1/ms, nA and Mohm.
         width: of its escape noise (mV), which the neuron of a network does not have; None without.
+        at_bounds: parameters that the fit has left at their bounds, which are those of the search, not of the cell.
     """
 
     run: Path
     constants: dict[str, float]
     width: float | None
+    at_bounds: tuple[str, ...] = ()
 
     @property
     def scale(self) -> float:
@@ -62,7 +64,8 @@ class FittedNeuron:
         own = self.constants
         t_ref = f"t_ref {own['t_ref']:.3g} ms" + (f" ({round(own['t_ref'] / dt) * dt:g} here)" if own["t_ref"] else "")
         noise = "" if self.width is None else f"; without its escape noise ({self.width:.2g} mV)"
-        return f"{self.run}: tau {own['tau']:.3g} ms, threshold {self.scale:.3g} mV above rest, {t_ref}{noise}"
+        bounds = f"; at the bounds of the fit: {', '.join(self.at_bounds)}" if self.at_bounds else ""
+        return f"{self.run}: tau {own['tau']:.3g} ms, threshold {self.scale:.3g} mV above rest, {t_ref}{noise}{bounds}"
 
 
 def read_neuron(run: Path, argument: str) -> FittedNeuron:
@@ -86,7 +89,9 @@ def read_neuron(run: Path, argument: str) -> FittedNeuron:
     known = ABSENT | ({"V_th_reset": -np.inf} if result.get("escape") == "exponential" else {}) | found
     if missing := [name for name in names if name not in known]:
         raise BadInput(f"{run / 'result.json'}: found no {', '.join(missing)}, expected all parameters of the neuron")
-    neuron = FittedNeuron(run, {name: float(known[name]) for name in names}, width)
+    reasons = result.get("identifiability", {}).get("without_error", {})
+    at_bounds = tuple(name for name in names if reasons.get(name, "").startswith("at its bound"))
+    neuron = FittedNeuron(run, {name: float(known[name]) for name in names}, width, at_bounds)
     if neuron.scale <= 0:
         values = f"V_rest {known['V_rest']:.4g} mV at or above V_th_inf {known['V_th_inf']:.4g} mV"
         raise BadInput(f"argument --{argument}: found {values} in {run}, expected a neuron that is silent at rest")

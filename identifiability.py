@@ -45,7 +45,8 @@ class Prediction(NamedTuple):
     Where their errors are beyond `largest_noise`, the model does not describe the data. `nuisances`, a function of x
     and data too, are the changes (n, m) of y by what is not known besides: a column each, by one standard error of it.
     Arrays of a recording are in `data`, as XLA takes GB to compile a program that has long ones for constants. `counts`
-    (T, n_trace) is where among samples the numbers are, in order, if they may depend on each other.
+    (T, n_trace) is where among samples the numbers are, in order, if they may depend on each other. `held`, a function
+    of x and data, has the change (n,) of y by a step of each constant that is not fitted, {name: change}.
     """
 
     function: Callable[..., jax.Array]
@@ -55,6 +56,7 @@ class Prediction(NamedTuple):
     nuisances: Callable[..., jax.Array] | None = None
     data: tuple[Any, ...] = ()
     counts: np.ndarray | None = None
+    held: Callable[..., dict[str, jax.Array]] | None = None
 
 
 # How well a fit is determined is asked of these, and of the cluster of each number where they depend on each other.
@@ -89,7 +91,8 @@ class Identifiability:
     """What `identifiability` says; standard errors in units of the parameters, direction_errors in those of the box.
 
     An eigenvector is a row of eigenvectors. `undetermined` names the directions of which the bounds say more. A
-    standard error that would be false is NaN, and `without_error` says why: {parameter: reason}.
+    standard error that would be false is NaN, and `without_error` says why: {parameter: reason}. By how much each
+    parameter would be another if a constant that is held were higher by a step is {constant: {parameter: change}}.
     """
 
     noise: dict[str, float]
@@ -99,6 +102,7 @@ class Identifiability:
     eigenvectors: np.ndarray
     direction_errors: np.ndarray
     undetermined: list[str]
+    by_held: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
 
 def identifiability(
@@ -118,9 +122,12 @@ def identifiability(
 
     Added in quadrature are what each of the nuisances N moves the parameters by, H^-1 J^T N / s, such as the step of
     the simulation, of which data know nothing, and the Gauss-Newton step H^-1 J^T r that is left, by which a fit that
-    ended early is off. There is no standard error of any parameter where that step is too long to be true (FAR),
-    where the model does not describe the data, or where these are no more numbers than parameters; nor of one that is
-    at its bound.
+    ended early is off. What is held is taken to be true: no error contains it, and residuals need not tell. A step of
+    it, which changes y by N, moves the parameters by -H^-1 J^T N / s.
+
+    There is no standard error of any parameter where the step that is left is too long to be true (FAR), where the
+    model does not describe the data, or where these are no more numbers than parameters; nor of one that is at its
+    bound.
 
     Args:
         clusters: cluster of every prediction, from 0, in the order of `predictions`.
@@ -130,8 +137,8 @@ def identifiability(
     """
     n, k = sum(len(prediction.target) for prediction in predictions.values()), len(x)
     few = [f"{n} numbers are too few for {k} parameters and their noise"] if n <= k else []
-    J, r, alone, noise, at, misfits, moved = [], [], [], {}, jnp.asarray(x), few, np.zeros(len(x))
-    for name, (predict, target, smallest, largest, nuisances, data, counts) in predictions.items():
+    J, r, alone, noise, at, misfits, moved, by_held = [], [], [], {}, jnp.asarray(x), few, np.zeros(len(x)), {}
+    for name, (predict, target, smallest, largest, nuisances, data, counts, held) in predictions.items():
         y, jacobian = jax.jit(lambda x, *data, f=predict: (f(x, *data), jax.jacfwd(f)(x, *data)))(at, *data)
         residual = np.asarray(y, np.float64) - target
         rms = float(np.sqrt(np.mean(residual**2))) if len(target) else 0.0
@@ -144,6 +151,9 @@ def identifiability(
         alone.append(np.full(len(target), size / noise[name]))
         if nuisances:
             moved = moved + np.square(_solve(J[-1], np.asarray(jax.jit(nuisances)(at, *data)) / size)).sum(1)
+        for constant, change in (jax.jit(held)(at, *data) if held else {}).items():
+            steps = -_solve(J[-1], np.asarray(change) / size) * (box.high - box.low)
+            by_held[constant] = dict(zip(box.units, steps.tolist(), strict=True))
     J, r, alone = np.concatenate(J), np.concatenate(r), np.concatenate(alone)
     if not (np.isfinite(J).all() and np.isfinite(r).all() and np.isfinite(moved).all()):
         raise Undetermined("the derivatives of the predictions are not finite")
@@ -155,7 +165,7 @@ def identifiability(
     # What is left to the optimum would pass for errors that depend on each other.
     J, r = J * alone[:, None], r * alone
     independent = information if scores is not None else Information(J.T @ J, J.T @ r, None, moved)
-    return _concluded(box, x, information, noise, misfits, independent)
+    return dataclasses.replace(_concluded(box, x, information, noise, misfits, independent), by_held=by_held)
 
 
 def of_likelihood(box: Box, x: np.ndarray, likelihood: Likelihood) -> Identifiability:

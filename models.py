@@ -288,6 +288,25 @@ def lines_of(settings: NetworkSettings, wiring: Wiring, dt: float) -> list[str]:
     return [*wiring.report, *neurons]
 
 
+def require_same_neurons(network: EINetwork, run: Path) -> None:
+    """Refuse a run whose fitted neurons, as its weights.npz has them, are others than those of the network.
+
+    Raises:
+        BadInput: they are, as the fits in their folders are others now.
+    """
+    path, here = run / "weights.npz", neuron_arrays(network)
+    if not path.is_file() or "neuron_soft_reset" not in here:
+        return
+    with np.load(path) as saved:
+        for name in (f"neuron_{constant}" for constant in CONSTANTS if f"neuron_{constant}" in saved):
+            ours, theirs = here[name], saved[name]
+            other = np.flatnonzero(~(here["neuron_soft_reset"] | np.isclose(ours, theirs, rtol=1e-4, atol=1e-6)))
+            if len(other):
+                i, constant = other[0], name.removeprefix("neuron_")
+                found = f"{constant} {theirs[i]:.4g} of neuron {i}, and in the folders of the fits {ours[i]:.4g}"
+                raise BadInput(f"{path}: found {found}, expected the same: the fits there are others now")
+
+
 def neuron_arrays(network: EINetwork) -> dict[str, np.ndarray]:
     """What weights.npz has of the neurons: tau_a (ms), and of a network with fitted ones all constants.
 

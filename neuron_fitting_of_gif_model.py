@@ -96,20 +96,8 @@ NOT_OF_SPIKES = {"R", "V_rest", "R_s", "tau_s"}  # without potentials there is n
 OF_SILENCE = {"R", "tau", "V_rest", "R_s", "tau_s"}  # of recordings without spikes
 # Of what is not fitted, where regression says nothing.
 WITHOUT = {"a": 0.0, "b": 0.1, "k1": 0.2, "k2": 0.02, "A1": 0.0, "A2": 0.0, "R1": 1.0, "R2": 1.0, "A_th": 0.0}
-WITHOUT |= {
-    "A_th2": 0.0,
-    "b2": 0.01,
-    "V_i": -50.0,
-    "k_i": 0.0,
-    "width": 1.0,
-    "tau_s": 0.0,
-    "A3": 0.0,
-    "k3": 0.005,
-    "A_g": 0.0,
-    "k_g": 0.05,
-    "E_g": -80.0,
-    "lapse": 0.0,
-}
+WITHOUT |= {"A_th2": 0.0, "b2": 0.01, "V_i": -50.0, "k_i": 0.0, "width": 1.0, "tau_s": 0.0, "A3": 0.0, "k3": 0.005}
+WITHOUT |= {"A_g": 0.0, "k_g": 0.05, "E_g": -80.0, "lapse": 0.0}
 TARGETS = {
     "potential": "spikes and potentials by their likelihood, or mean squared error of the latter in a simulation",
     "spike": "the likelihood of the spikes, or their van Rossum distance in a simulation",
@@ -118,6 +106,9 @@ TARGETS = {
 PAPER_PARAMETERS = {"a": 0.005, "b": 0.01, "k1": 0.2, "k2": 0.02, "A1": 0.0, "A2": 0.0, "R1": 0.0, "R2": 1.0, "R": 20.0}
 PAPER_PARAMETERS |= {"tau": 20.0, "V_rest": -70.0, "V_reset": -70.0, "V_th_inf": -50.0, "V_th_reset": -60.0, "R_s": 0.0}
 ESCAPES = ("exponential", "threshold")
+# {how spikes count: (what has no effect there, where it has one)}.
+IDLE = {"exponential": (["width_floor"], "--escape threshold"), "threshold": (["tau_noise"], "--escape exponential")}
+IDLE["simulation"] = ["escape", "model_terms", "tau_noise", "t_blank", "width_floor"], "--objective likelihood"
 PROTOCOLS = {"paper": PAPER_PARAMETERS, "identifiable": PAPER_PARAMETERS | {"A1": 1.0, "A2": -0.1}}
 # Table S2 (loss in mV^2); 100 starts of L-BFGS-B.
 PAPER_STARTS = 100
@@ -444,7 +435,7 @@ def study_of(
         recordings.require_potentials(target)
     targets = {**targets, "fit": target}
     objective = settings.objective or ("likelihood" if target.spikes.any() or source.own else "simulation")
-    if escape_of(settings, target, source) == "exponential":
+    if escape_of(settings, objective, target, source) == "exponential":
         return escaping_study(settings, targets)
     settings = dataclasses.replace(settings, fit_parameters=settings.fit_parameters or FITTED)
     if idle := [name for name in settings.fit_parameters if name in ("width", "lapse")]:
@@ -483,17 +474,14 @@ def study_of(
     )
 
 
-def escape_of(settings: Settings, target: Recording, source: recordings.Source) -> str | None:
+def escape_of(settings: Settings, objective: str, target: Recording, source: recordings.Source) -> str | None:
     """One of ESCAPES, or None where the model runs freely.
 
     Raises:
         BadInput: what is asked for has no such neuron.
     """
-    if settings.objective == "simulation":
-        for name in ("escape", "model_terms"):
-            if given := getattr(settings, name):
-                found = f"found {given if name == 'escape' else ' '.join(given)} with --objective simulation"
-                raise BadInput(f"argument --{name}: {found}, expected --objective likelihood")
+    if objective == "simulation":
+        fit_arguments.refuse_idle(settings, "--objective simulation", *IDLE["simulation"])
         return None
     has_V = np.any(target.mask)
     if settings.escape == "exponential" and not has_V:
@@ -509,6 +497,7 @@ def escape_of(settings: Settings, target: Recording, source: recordings.Source) 
     if escape == "exponential" and settings.n_point:
         expected = "expected none: its likelihood takes all potentials, by --tau_noise"
         raise BadInput(f"argument --n_point: found {settings.n_point} with --escape exponential, {expected}")
+    fit_arguments.refuse_idle(settings, f"--escape {escape}", *IDLE[escape])
     return escape
 
 
@@ -745,7 +734,7 @@ def main(argv: Sequence[str]) -> int:
     args.method = args.method or (solvers.GAUSS_NEWTON if study.gram else "L-BFGS-B")
     budget = args.protocol_budget if args.mode == "compare" else args.method
     name = f"{args.mode}_{args.protocol}_{objective}_{args.fit_target}_{budget}_seed{args.seed}"
-    run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats", "gradient_cost"})
+    run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats"})
     print(*data.report, sep="\n", end="\n" * bool(data.report))
     search, interrupted, choice = runs.pick(fitting.Search, args, seed=fit_seed), False, None
     if args.mode == "compare":

@@ -176,7 +176,8 @@ def spike_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studie
 
     A spike's time is that at which V, linear within the step of the crossing, is at the level: its derivative is
     -dV / (dV/dt). Its noise is at least that of rounding to a step, and the lag behind the recorded spikes. Where there
-    are not as many of them, nothing is said of the parameters.
+    are not as many of them, or they are further off than spikes that count as one in scores (--delta), nothing is said
+    of the parameters.
     """
     level, tau = spike_level.level, settings.tau_rossum * u.ms
 
@@ -199,8 +200,8 @@ def spike_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studie
             before, after = V[step, trace], V[step + 1, trace]
             return recording.dt * (step + (level - before) / jax.lax.stop_gradient(after - before))
 
-        target = recording.dt * (step_data + 0.5)
-        return {"spike_times_ms": Prediction(times, target, recording.dt / 12**0.5, data=(recording,))}, None
+        target, noise = recording.dt * (step_data + 0.5), (recording.dt / 12**0.5, settings.delta)
+        return {"spike_times_ms": Prediction(times, target, *noise, data=(recording,))}, None
 
     return studies.Loss(distance, "van Rossum distance of the spikes", spike_times)
 
@@ -275,6 +276,7 @@ def make_study(
         recordings=targets,
         free_run=make_free_run(cell, values, source.dt_sim, data.spike_level),
         constants={name: value for name, value in values.items() if name not in settings.fit_parameters},
+        held=with_units({name: x for name, x in values.items() if x and name not in settings.fit_parameters}),
         known=known,
         delta=settings.delta,
         finer=studies.simulation(cell, with_units(values), half) if source.own and scheme == "staggered" else None,
@@ -537,7 +539,7 @@ def main(argv: Sequence[str]) -> int:
     method = args.method or (METHODS[fit_target][0] if objective == "synchronised" else "L-BFGS-B")
     budget = args.protocol_budget if args.mode == "compare" else method
     name = f"{args.mode}_{args.target}_{fit_target}_{budget}_seed{args.seed}"
-    run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats", "gradient_cost"})
+    run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats"})
 
     def make(fit_target, method, objective):
         settings = runs.pick(studies.FitSettings, args, fit_target=fit_target, method=method)

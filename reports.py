@@ -11,6 +11,7 @@ from typing import Any
 import runs
 from runs import BadInput
 
+import brainunit as u
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,10 +19,10 @@ import numpy as np
 import recordings
 import scoring
 from fitting import Fit, FitProblem, Minimum, Round, Search, random_starts
-from identifiability import Box, plot_identifiability
+from identifiability import Box, Identifiability, plot_identifiability
 from recordings import Data, Recording
 from spike_trains import SpikeLevel
-from studies import SQUARED_ERROR, Study, n_traces, unit_name
+from studies import SQUARED_ERROR, Study, n_traces, step_of, unit_name
 
 T_LOOK = 1000.0  # ms of a recording that a look at it shows beside models
 T_SETTLE = 1000.0  # ms for which a model is held at the first current before one that it has not been fitted to
@@ -115,6 +116,8 @@ def print_fit(study: Study, fit: Fit, extra: Mapping[str, Any]) -> None:
     for line in reasons_of(fit):
         print(line)
     print(constants_line(study))
+    for line in lines_of_held(study, information):
+        print(line)
     for direction in information.undetermined:
         print(f"not determined by these data: {direction}")
     # A likelihood is compared by differences: one unit is little, whatever it is counted from.
@@ -182,6 +185,22 @@ def constants_line(study: Study) -> str:
     """The parameters that are not fitted, with their values."""
     held = ", ".join(f"{name} = {value:.6g}" for name, value in study.constants.items())
     return f"held at (--constants), on which all of these depend: {held}" if held else "nothing is held"
+
+
+def lines_of_held(study: Study, information: Identifiability) -> list[str]:
+    """By how much parameters would be others by a step of each constant that is held, if by more than their errors."""
+    lines = []
+    for constant, moved in information.by_held.items():
+        changes = [
+            f"{name} {change:+.2g} {unit_name(study.bounds[name].unit)}"
+            for name, change in moved.items()
+            if abs(change) > information.standard_errors[name]
+        ]
+        step = step_of(study.held[constant])
+        higher = "1 mV" if u.get_unit(step) == u.mV else "1 %"
+        if changes:
+            lines.append(f"  {constant} higher by {higher}, of which no error above knows: {', '.join(changes)}")
+    return lines
 
 
 # ---- A look before a fit --------------------------------------------------------------------------------------------

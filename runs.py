@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import shlex
+import signal
 import sys
 import tempfile
 import threading
@@ -69,6 +70,20 @@ _run: contextvars.ContextVar["RunFolder | None"] = contextvars.ContextVar("run",
 
 
 # ---- Command line ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def deferred_ctrl_c() -> Iterator[list[bool]]:
+    """A list that is empty until Ctrl-C is pressed, which then lets the update or save in progress come to its end."""
+    pressed: list[bool] = []
+    if processes.is_several():  # where it waits for all of them
+        yield pressed
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def command_line(main: Callable[[list[str]], int]) -> Callable[..., int]:

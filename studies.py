@@ -157,6 +157,7 @@ class Study:
         objective: what result.json says of it besides.
         starts: (n, seed) -> random starts (n, k) in the box; without it they are uniform there.
         absent: {name: value} of parameters at which their term is absent, or as little there as the box has it.
+        held: those of the constants that could be others, {name: value with unit}.
         gram: that of a likelihood. The model is then given one set of parameters at a time, scalars, and gradients
             are in reverse mode.
     """
@@ -180,6 +181,7 @@ class Study:
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     starts: Callable[[int, int], np.ndarray] | None = None
     absent: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    held: Mapping[str, u.Quantity] = dataclasses.field(default_factory=dict)
     gram: Gram | None = None
 
     @property
@@ -330,13 +332,31 @@ def potential_errors(output: Mapping[str, jax.Array], recording: Recording) -> j
     return recording.mask * (output["V"] - recording.V)
 
 
+def step_of(value: u.Quantity) -> u.Quantity:
+    """How far off a constant that is held may well be: 1 mV of a potential, and 1 % of others."""
+    return 1 * u.mV if u.get_unit(value) == u.mV else 0.01 * value
+
+
+def by_held(study: Study, predict: Callable[..., jax.Array]) -> Callable[..., dict[str, jax.Array]] | None:
+    """`Prediction.held` of a study, if there is any: predict(x, *data, held={name: value with unit}) -> y (n,)."""
+
+    def changes(x: ArrayLike, *data: Any) -> dict[str, jax.Array]:
+        def moved(steps):
+            higher = {name: value + steps[name] * step_of(value) for name, value in study.held.items()}
+            return predict(x, *data, held=higher)
+
+        return jax.jacfwd(moved)(dict.fromkeys(study.held, 0.0))
+
+    return changes if study.held else None
+
+
 def predicted_potentials(study: Study, box: Box, x: np.ndarray) -> Predictions:
     """The potentials that count, for SQUARED_ERROR."""
     recording = study.recordings["fit"]
     counts = np.asarray(recording.mask) > 0
 
-    def potentials(x, recording, model=study.model):
-        return model(box.parameters(x), recording, 0.0)["V"][counts]
+    def potentials(x, recording, model=study.model, held=None):
+        return model(box.parameters(x) | (held or {}), recording, 0.0)["V"][counts]
 
     def nuisances(x, recording):
         """The error of the integration, and what V would be if each trace had started a standard error higher."""
@@ -351,7 +371,8 @@ def predicted_potentials(study: Study, box: Box, x: np.ndarray) -> Predictions:
 
     known = study.finer is None and recording.V_start_error is None
     noise, moved = (V_RESOLUTION, largest_error(recording)), None if known else nuisances
-    return {"V_mV": Prediction(potentials, recording.V[counts], *noise, moved, (recording,), counts)}, None
+    held = by_held(study, potentials)
+    return {"V_mV": Prediction(potentials, recording.V[counts], *noise, moved, (recording,), counts, held)}, None
 
 
 def largest_error(recording: Recording, factor: float = DESCRIBED, floor: float = 0.1) -> float:

@@ -538,8 +538,8 @@ def predicted(model: studies.Model, finer: studies.Model | None, release: Releas
         if coupling and 1 + max(clusters) < 2 * len(x):
             raise Undetermined(f"{1 + max(clusters)} windows are too few for errors that depend on each other")
 
-        def errors(x, windows, drawn_by=None, model=model):
-            output = model(box.parameters(x), drawn_by or windows, coupling)
+        def errors(x, windows, drawn_by=None, model=model, held=None):
+            output = model(box.parameters(x) | (held or {}), drawn_by or windows, coupling)
             return weighted_errors(output, windows)[counts]
 
         def nuisances(x, windows):
@@ -561,8 +561,8 @@ def predicted(model: studies.Model, finer: studies.Model | None, release: Releas
 
         noise, few = (studies.V_RESOLUTION, largest), 1 + max(clusters) < 2 * len(x)
         at = counts if few else None
-        prediction = Prediction(errors, np.zeros(counts.sum()), *noise, nuisances, (windows,), at)
-        return {"V_mV": prediction}, None if few else clusters
+        held, target = studies.by_held(study, errors), np.zeros(counts.sum())
+        return {"V_mV": Prediction(errors, target, *noise, nuisances, (windows,), at, held)}, None if few else clusters
 
     return predictions
 

@@ -21,11 +21,10 @@ import dataclasses
 import functools
 import logging
 import math
-import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,7 +199,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"argument --engine: found {args.engine} with fitted neurons, expected native")
         if reason := engines.why_not(args.engine):
             parser.error(f"argument --engine: {args.engine}: {reason}")
-    models.refuse_unused(network_settings(args), parser.given(argv))
+        args.etrace_groups = 1
+    given = parser.given(argv)
+    models.refuse_unused(network_settings(args), given)
+    engines.refuse_unused(args.method, args.engine, args.etrace_groups, given)
     return complete(parser, args)
 
 
@@ -368,6 +370,7 @@ def load_network(folder: Path, model: Model) -> tuple[Model, Weights]:
     shapes = [[np.shape(x) for x in jax.tree.leaves(tree)] for tree in ((state["weights"], state["connections"]), ours)]
     if shapes[0] != shapes[1]:
         raise BadInput(f"{folder}: found weights and connections of shapes {shapes[0]}, expected {shapes[1]}")
+    models.require_same_neurons(model.network, folder)
     connections = {name: jax.tree.map(jnp.asarray, state["connections"].get(name)) for name in model.connections}
     weights, initial = (
         {name: jnp.asarray(w, model.weights[name].dtype) for name, w in state[key].items()}
@@ -421,20 +424,6 @@ def diagnose(model: Model, rate_exc: float, rate_inh: float) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def deferred_ctrl_c() -> Iterator[list[bool]]:
-    """A list that is empty until Ctrl-C is pressed, which then lets the update or save in progress come to its end."""
-    pressed: list[bool] = []
-    if processes.is_several():  # where it waits for all of them
-        yield pressed
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A row of metrics.csv: an update, of the training batch but for the accuracy in validation, and seconds so far."""
@@ -467,7 +456,7 @@ class Training:
         self.settings, self.run = settings, run
         copied, optimiser = NamedSharding(mesh, COPIED), make_optimiser(settings)
         key = jax.random.key_data(jax.random.key(seed))
-        start = model, optimiser.init(model.weights), key, model.weights
+        loaded, start = run.args.load, (model, optimiser.init(model.weights), key, model.weights)
         self.model, self.optimiser_state, self.key, self.initial = jax.device_put(start, copied)
         self.history: list[Row] = []
         self.best: tuple[Row, Weights] | None = None  # in validation, of equal ones the latest
@@ -482,6 +471,14 @@ class Training:
         self.evaluate = evaluate.lower(self.model, self.seed_validation).compile()
         spent = self.history[-1].seconds if self.history else 0.0
         self.seconds = dict(compile=time.perf_counter() - start, run=spent)
+        # A network that was trained before may be better than what it comes to.
+        self.loaded = self.in_validation(dataclasses.replace(self.model, weights=self.initial)) if loaded else None
+
+    def in_validation(self, model: Model, update: int = 0) -> float:
+        """The accuracy of a model in validation, which it tells."""
+        accuracy, (low, high) = accuracy_of(jax.device_get(self.evaluate(model, self.seed_validation).correct)).values()
+        runs.tell(f"update {update}: accuracy in validation {accuracy:.4f} (95 %: {low:.4f} to {high:.4f})")
+        return accuracy
 
     @property
     def trained(self) -> Model:
@@ -495,6 +492,7 @@ class Training:
         return state | dict(initial=self.initial, connections=listed(self.model.connections))
 
     def _restored(self, mesh: Mesh) -> Checkpoints:
+        models.require_same_neurons(self.model.network, self.run.path)
         checkpoints = Checkpoints.of(self.run.path, "resume")
         like, copied = jax.device_get(self.state), NamedSharding(mesh, COPIED)
         state, history = checkpoints.restore(checkpoints.last, like)
@@ -552,9 +550,7 @@ class Training:
             self.stopped = f"update {n}: {where}; lower --lr, or set --grad_clip"
             return False
         if n % self.settings.eval_every == 0 or n == self.settings.epochs:
-            correct = jax.device_get(self.evaluate(model, self.seed_validation).correct)
-            in_validation, (low, high) = accuracy_of(correct).values()
-            runs.tell(f"update {n}: accuracy in validation {in_validation:.4f} (95 %: {low:.4f} to {high:.4f})")
+            in_validation = self.in_validation(model, n)
         self.seconds["run"] += time.perf_counter() - start
         self.model, self.optimiser_state = model, optimiser_state
         loss, accuracy = float(metrics["loss"]), float(metrics["accuracy"])
@@ -570,7 +566,7 @@ class Training:
         epochs, save_every = self.settings.epochs, self.settings.save_every
         self.checkpoints = self.checkpoints or Checkpoints(self.run.path)
         bar = runs.progress(total=epochs, initial=len(self.history), unit=" updates")
-        with deferred_ctrl_c() as pressed, contextlib.closing(self.checkpoints), contextlib.closing(bar):
+        with runs.deferred_ctrl_c() as pressed, contextlib.closing(self.checkpoints), contextlib.closing(bar):
             while len(self.history) < epochs and not self.reached():
                 if pressed or processes.interrupted():
                     self.stopped = "interrupted"
@@ -596,6 +592,9 @@ class Training:
         evaluated, best = [row for row in self.history if row.validation_accuracy is not None], self.best
         first_at = {f"{x:g}": next((row for row in evaluated if row.validation_accuracy >= x), None) for x in LEVELS}
         seconds = np.diff([0.0] + [row.seconds for row in self.history])
+        if best and self.loaded is not None and best[0].validation_accuracy < self.loaded:
+            values = f"{best[0].validation_accuracy:.4f} here, {self.loaded:.4f} there"
+            self._warn(f"in validation the network of --load is better than the best of this training: {values}")
         return dict(
             mode="train",
             method=self.run.args.method,
@@ -605,6 +604,7 @@ class Training:
             heldout_interval=heldout_interval,
             n_heldout=len(correct),
             best=best and dict(update=best[0].update, validation_accuracy=best[0].validation_accuracy),
+            loaded_validation_accuracy=self.loaded,
             first_at=first_at,
             fading=fading(self.model, evidence),
             heldout_rates_Hz=period_rates(self.model.task, rates),
@@ -927,7 +927,9 @@ def plot_behaviour(task: EvidenceAccumulation, decisions: Mapping[str, Any]) -> 
     delay.axvline(task.t_delay, color="C1", lw=1, zorder=0)
     delay.axhline(0.5, color="0.5", lw=0.6, ls=":")
     ticks = [row["t_delay"] for row in decisions["delays"]]
-    delay.set(xscale="log", xlabel="delay (ms; line: --t_delay)", ylabel="accuracy", ylim=(0, 1.02))
+    scale = dict(value="log") if min(ticks) else dict(value="symlog", linthresh=DELAYS[0])
+    delay.set_xscale(**scale)
+    delay.set(xlabel="delay (ms; line: --t_delay)", ylabel="accuracy", ylim=(0, 1.02))
     delay.set_xticks(ticks, [f"{t:g}" for t in ticks])
     delay.minorticks_off()
     names = list(decisions["silenced"])
@@ -998,9 +1000,12 @@ def print_behaviour(decisions: Mapping[str, Any]) -> None:
     print(f"in {decisions['n_trials']} held-out trials:")
     if fit := decisions["fit"]:
         slope, se = fit["slopes"][0], fit["slopes_se"][0]
-        print(f"  log odds of the choice: {slope:.2f} ± {se:.2f} a cue, bias {fit['bias']:.2f} ± {fit['bias_se']:.2f}")
+        odds = f"{slope:.2f} ± {se:.2f} a cue, bias {fit['bias']:.2f} ± {fit['bias_se']:.2f}"
+        odds = f"{slope:.2f} a cue, as far as these trials tell: no choice is wrong" if fit["separated"] else odds
+        print(f"  log odds of the choice: {odds}")
     if weights := decisions["cue_weights"]:
-        print(f"  weights of the cues, in order: {' '.join(f'{w:.2f}' for w in weights['slopes'])}")
+        size = " (a weighted sum has all choices: these trials do not tell its size)" if weights["separated"] else ""
+        print(f"  weights of the cues, in order: {' '.join(f'{w:.2f}' for w in weights['slopes'])}{size}")
     delays = ", ".join(f"{row['accuracy']:.3f} ({row['t_delay']:g} ms)" for row in decisions["delays"])
     print(f"  accuracy with a delay: {delays}")
     silenced = ", ".join(f"{row['accuracy']:.3f} ({name})" for name, row in decisions["silenced"].items())

@@ -238,8 +238,9 @@ class GIF(brainpy.state.Neuron):
         driven["V_th"] = self.b, self.a, self.A_th
 
         def of(rate, *by):
-            changes = np.any([np.asarray(u.get_magnitude(x)) != 0 for x in by], axis=0)
-            return np.where(changes, np.asarray((1 / rate).to_decimal(u.ms)), np.nan)
+            changes = np.any(np.broadcast_arrays(*(np.asarray(u.get_magnitude(x)) != 0 for x in by)), axis=0)
+            with np.errstate(divide="ignore"):  # of what never relaxes
+                return 1 / np.where(changes, u.maybe_decimal(rate * u.ms), np.nan)
 
         taus = {"V": np.asarray(self.tau.to_decimal(u.ms))}
         return taus | {name: of(*by) for name, by in driven.items() if self.changes[name]}

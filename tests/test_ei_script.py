@@ -484,6 +484,18 @@ def test_training_goes_on_from_a_loaded_network_and_resumes(trained, tmp_path, m
     assert scripts.exit_status(script, monkeypatch, tmp_path, [*arguments, "--epochs", 4, "--output", "whole"]) == 0
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]["tau_a"] == 500
+    loaded = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("run", "whole")]
+    assert loaded[0]["loaded_validation_accuracy"] == loaded[1]["loaded_validation_accuracy"] > 0
+    assert "update 0: accuracy in validation" in capsys.readouterr().out
+
+
+def test_a_network_that_is_better_before_its_training_is_said_to_be(trained, tmp_path, monkeypatch, capsys):
+    arguments = ["--load", trained[1], "--n_heldout", 256, "--epochs", 1, "--lr", 10, "--opt", "sgd", "--output", "run"]
+    assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    before, after = result["loaded_validation_accuracy"], result["best"]["validation_accuracy"]
+    assert before > after
+    assert f"better than the best of this training: {after:.4f} here, {before:.4f} there" in result["warnings"][-1]
 
 
 def test_other_number_of_devices(trained, tmp_path):
@@ -553,7 +565,8 @@ def test_training_by_another_package(engine, method, monkeypatch, tmp_path, caps
     """It is ours, update by update, where the rule of the package is."""
     monkeypatch.chdir(tmp_path)
     for chosen in ("native", engine):
-        arguments = [*TINY, "--method", method, "--epochs", 3, "--engine", chosen, "--etrace_groups", 1]
+        arguments = [*TINY, "--method", method, "--epochs", 3, "--engine", chosen]
+        arguments += ["--etrace_groups", 1] if (chosen, method) == ("native", "expsm_diag") else []
         assert scripts.exit_status(script, monkeypatch, tmp_path, arguments) == 0
     folders = sorted(path.name for path in (tmp_path / "results" / script.SCRIPT).iterdir())
     assert folders == sorted([f"train_{method}_{engine}_dense_20_seed0", f"train_{method}_dense_20_seed0"])
@@ -591,6 +604,13 @@ def test_training_by_another_package(engine, method, monkeypatch, tmp_path, caps
         (["--etrace_groups", 3], ["--etrace_groups", "3", "<= 2"]),
         (["--trace_chunk", 0], ["--trace_chunk", "0", ">= 1"]),
         (["--engine", "brainscale"], ["--engine", "--method bptt", "diag"]),
+        (["--etrace_decay", 0.9], ["--etrace_decay", "--method bptt", "no effect", "--method expsm_diag"]),
+        (["--method", "diag", "--etrace_groups", 1], ["--etrace_groups", "--method diag", "--method expsm_diag"]),
+        (["--method", "expsm_diag", "--trace_batch", 1], ["--trace_batch", "--method expsm_diag", "--method diag"]),
+        (
+            ["--method", "expsm_diag", "--etrace_groups", 1, "--etrace_stretches", 2],
+            ["--etrace_stretches", "--etrace_groups 1", "of two groups"],
+        ),
     ],
 )
 def test_bad_arguments_get_one_line(arguments, texts, monkeypatch, tmp_path, capsys):
@@ -760,4 +780,36 @@ def test_logistic_fit_finds_the_weights_behind_choices():
     z = (np.array([fit["bias"], *fit["slopes"]]) - true) / [fit["bias_se"], *fit["slopes_se"]]
     assert np.abs(z).max() < 3
     assert 0.02 < max(fit["slopes_se"]) < 0.1
+    assert not fit["separated"]
     assert logistic_fit(np.ones((10, 1)), np.arange(10) > 3) is None
+
+
+@pytest.mark.parametrize(
+    ("x", "chosen", "separated"),
+    [
+        ([-2, -1, 1, 2], [0, 0, 1, 1], True),
+        ([-2, 0, 0, 2], [0, 0, 1, 1], True),  # but for a tie
+        ([-2, 1, -1, 2], [0, 0, 1, 1], False),
+        ([-2, -1, 1, 2], [1, 1, 1, 1], True),
+    ],
+)
+def test_choices_without_an_error_have_no_standard_error(x, chosen, separated):
+    """With ten times as many of them its size goes on growing, if they are separated, and hardly if not."""
+    x, chosen = np.array(x, float)[:, None], np.array(chosen, bool)
+    fit, more = (logistic_fit(np.tile(x, (n, 1)), np.tile(chosen, n)) for n in (10, 100))
+    assert fit["separated"] is more["separated"] is separated
+    assert np.isnan(fit["slopes_se"] + [fit["bias_se"]]).all() == separated
+    growth = np.hypot(more["bias"], more["slopes"][0]) / np.hypot(fit["bias"], fit["slopes"][0])
+    assert (growth > 1.3) == separated
+
+
+def test_behaviour_without_a_delay_is_drawn(trained, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(script, "DELAYS", (250.0,))
+    arguments = ["--mode", "sim", "--load", trained[1], "--n_heldout", 8, "--batch_size", 4, "--t_delay", 0]
+    result, _ = scripts.run_here(script, monkeypatch, capsys, tmp_path, *arguments)
+    assert [row["t_delay"] for row in result["behaviour"]["delays"]] == [0, 250]
+    task = script.make_model(script.parse_args(list(map(str, arguments)))).task
+    figure = script.plot_behaviour(task, result["behaviour"])
+    low, high = figure.axes[2].get_xlim()
+    assert low <= 0 < 250 < high
+    assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == ["0", "250"]

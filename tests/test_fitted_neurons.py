@@ -51,7 +51,7 @@ def save_run(folder, name, **changes):
     fitted, escape = {"constants": {"R1": 1.0, "R2": 1.0}, "parameters": CELLS[name] | changes}, "exponential"
     if name == "paper":
         fitted, escape = {"constants": CELLS[name], "parameters": {"a": 0.006} | changes}, "threshold"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     result = fitted | dict(script="neuron_fitting_of_gif_model", escape=escape, tau_noise_ms=5.0, width_mV=0.01)
     (folder / "result.json").write_text(json.dumps(result))
     return folder
@@ -231,12 +231,42 @@ def test_training_with_fitted_neurons(folders, tmp_path, monkeypatch, capsys):
     assert runs.load_json(folder / "config.json")["arguments"]["exc_neuron"] == [str(exc), str(folders["all terms"])]
 
 
+def test_parameters_at_the_bounds_of_a_fit_are_said(tmp_path):
+    neuron = save_run(tmp_path / "neuron", "rig")
+    result = json.loads((neuron / "result.json").read_text())
+    reasons = {"a": "at its bound, 0 (--bounds)", "b": "not at an optimum", "R_s": "at its bound, 40 (--bounds)"}
+    assert "at the bounds of the fit" not in fitted_neurons.read_neuron(neuron, "exc_neuron").told(1.0)
+    (neuron / "result.json").write_text(json.dumps(result | dict(identifiability=dict(without_error=reasons))))
+    assert fitted_neurons.read_neuron(neuron, "exc_neuron").told(1.0).endswith("; at the bounds of the fit: a")
+
+
+def test_a_network_whose_fits_have_changed_is_refused(tmp_path, monkeypatch, capsys):
+    neuron = save_run(tmp_path / "neuron", "rig")
+    arguments = [*scripts.SMALL_NETWORK, *FITTED, "--batch_size", 4, "--n_heldout", 8, "--epochs", 1]
+    _, folder = scripts.run_here(script, monkeypatch, capsys, tmp_path, *arguments, "--exc_neuron", neuron)
+    again = ["--mode", "sim", "--load", folder, "--batch_size", 4, "--n_heldout", 8, "--E_exc_mV", 10]
+    monkeypatch.setattr(script, "DELAYS", ())
+    scripts.run_here(script, monkeypatch, capsys, tmp_path, *again)
+    save_run(neuron, "rig", tau=20.0)
+    for given in (again, ["--resume", folder]):
+        before = scripts.contents(tmp_path)
+        capsys.readouterr()
+        assert scripts.exit_status(script, monkeypatch, tmp_path, list(map(str, given))) == 2
+        errors = capsys.readouterr().err
+        assert len(errors.splitlines()) == 1
+        assert scripts.contents(tmp_path) == before
+        assert "weights.npz: found tau 17.07 of neuron 0, and in the folders of the fits 20" in errors
+
+
 def test_nothing_fades_where_thresholds_do_not_move(tmp_path):
     still = save_run(tmp_path / "still", "linear", a=0.0, b=0.1, A_th=0.0)
     neurons = ["--exc_neuron", str(still), "--inh_neuron", str(still)]
     for given, n in ((neurons, 2), ([*neurons, "--no_spike_currents"], 0)):
         fading = script.fading(script.make_model(script.parse_args(given)), np.eye(7))
         assert [np.isfinite(row["tau_a"]) for row in fading] == [True] * n
+    model = script.make_model(script.parse_args(["--exc_neuron", str(still), "--beta", "0"]))  # others are the paper's
+    tau = model.network.neurons.time_constants
+    assert np.isfinite(tau["I2"]).sum() == model.network.n_exc
 
 
 @pytest.mark.parametrize(

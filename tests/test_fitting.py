@@ -259,6 +259,21 @@ def test_clusters_allow_for_residuals_that_depend_on_each_other(x64):
     assert (np.mean(naive, axis=0) < 0.5 * spread).all()
 
 
+def test_what_a_constant_that_is_held_moves(x64):
+    """y = a + b t + c t^2, with c held: as least squares with another c have it; errors are the same whatever c is."""
+    t, truth = np.linspace(0, 1, 200), np.array([0.4, 0.6])
+    box, predict = linear(np.stack([np.ones(200), t], axis=1))
+    X = np.asarray(jax.jacfwd(predict)(truth))
+    target = X @ truth + 1e-3 * np.random.default_rng(0).standard_normal(200)
+    fitted, moved = (np.linalg.lstsq(X, target - c * t**2, rcond=None)[0] for c in (0, 0.01))
+    prediction = Prediction(predict, target, 1e-9, held=lambda x: {"c": 0.01 * t**2})
+    report = identifiability(box, fitted, {"y": prediction})
+    expected = (moved - fitted) * (box.high - box.low)
+    np.testing.assert_allclose(list(report.by_held["c"].values()), expected, rtol=1e-4)
+    assert report.standard_errors == identifiability(box, fitted, {"y": prediction._replace(held=None)}).standard_errors
+    assert (np.abs(expected) > 3 * np.array(list(report.standard_errors.values()))).all()
+
+
 def test_correlated_residuals_and_few_numbers_widen_the_standard_errors(x64):
     """Over many draws the errors are as large as they are said to be, by how far residuals depend on each other."""
     rng, n, truth, tau = np.random.default_rng(0), 3000, np.array([0.4, 0.6]), 20.0

@@ -339,6 +339,9 @@ BAD_ARGUMENTS = {
     "--n_point 10001": "argument --n_point: found 10001, expected at most the 10000 samples",
     "--fit_parameters a width lapse": "argument --fit_parameters: found width lapse without --escape exponential",
     "--validation_t_stop 5": "--validation_t_stop: found a part without files, expected --validation_current",
+    "--objective simulation --t_blank 1": "argument --t_blank: found 1.0 with --objective simulation, where it has no",
+    "--objective simulation --width_floor 1": "argument --width_floor: found 1.0 with --objective simulation",
+    "--tau_noise 5": "argument --tau_noise: found 5.0 with --escape threshold, where it has no effect, expected",
     "--t_blank 2000 --protocol identifiable": "argument --t_blank: found 2000, expected less: no potential is left",
 }
 

@@ -94,6 +94,35 @@ def test_spike_target_puts_every_spike_in_its_place(tmp_path):
     assert set(result["identifiability"]["without_error"].values()) == {few}
 
 
+def test_what_held_constants_move_is_what_other_fits_find(tmp_path):
+    """Those with ENa higher by 0.1 mV, or C by 0.1 %, a tenth of the steps; the fit is by the plain loss."""
+    results = {}
+    for name, more in (("as it is", []), ("ENa", ["--constants", "ENa=50.1"]), ("C", ["--constants", "C=0.2002"])):
+        arguments = ["--n_sample", 4, "--initial", "recorded", *more, "--output", name]
+        done = run(*arguments, cwd=tmp_path)
+        results[name], _ = result_of(done, tmp_path)
+        if not more:
+            lines = [line for line in done.stdout.splitlines() if "of which no error above knows" in line]
+    by_held = results["as it is"]["identifiability"]["by_held"]
+    assert set(by_held) == {"EL", "ENa", "EK", "C", "tau_max", "phi"}
+    assert not any(by_held["tau_max"].values()), "of a current that is not there"
+    for constant in ("ENa", "C"):
+        for name, change in by_held[constant].items():
+            found = results[constant]["parameters"][name] - results["as it is"]["parameters"][name]
+            assert found == pytest.approx(change / 10, rel=0.1, abs=1e-6), (constant, name)
+    assert [line.split()[0] for line in lines] == ["C", "EK", "EL", "ENa", "phi"]
+    assert f"gNa {by_held['ENa']['gNa']:+.2g} uS" in lines[3]
+
+
+@pytest.mark.parametrize("delta", [4, 1e-4])
+def test_spikes_that_are_further_off_than_those_that_count_as_one_tell_nothing(delta, tmp_path):
+    arguments = ["--fit_target", "spike", "--fit_parameters", "gNa", "--n_sample", 4, "--delta", delta]
+    result, _ = result_of(run(*arguments, cwd=tmp_path), tmp_path)
+    reason = result["identifiability"]["without_error"].get("gNa", "")
+    off = reason.startswith("this model does not describe these data: spike_times_ms off by ")
+    assert off == (result["identifiability"]["standard_errors"]["gNa"] is None) == (delta < 1)
+
+
 def test_the_papers_numbers_stand_beside_its_own_protocol_alone():
     paper = ["--target", "simulated", "--mode", "compare"]
     assert hh.make_plan(hh.parse_args([*paper, "--fit_parameters", *hh.FITTED])).paper
@@ -225,13 +254,15 @@ def test_an_interrupted_comparison_resumes_to_the_same_numbers(n_round, tiny, tm
     assert done or n_round == 1
     undo()
 
-    other = [*tiny, *COMPARE, "--resume", "part", "--seed", 1, "--gradient_cost", 9]
     capsys.readouterr()
-    assert in_process(monkeypatch, tmp_path, other) == 2
-    assert "argument --seed: found 1 here and 0 in part, expected the same to resume" in capsys.readouterr().err
+    for name, ours, theirs in (("seed", 1, 0), ("gradient_cost", 9.0, 3.0)):
+        other = [*tiny, *COMPARE, "--resume", "part", f"--{name}", f"{ours:g}"]
+        assert in_process(monkeypatch, tmp_path, other) == 2
+        found = f"argument --{name}: found {ours} here and {theirs} in part, expected the same to resume"
+        assert found in capsys.readouterr().err
     assert in_process(monkeypatch, tmp_path, ["--resume", "part", "--mode", "fit"]) == 2
     assert "argument --mode: found fit here and compare in part, expected the same to resume" in capsys.readouterr().err
-    same = [*tiny, *COMPARE, "--methods", "random", "L-BFGS-B", "DE", "--gradient_cost", 9]
+    same = [*tiny, *COMPARE, "--methods", "random", "L-BFGS-B", "DE"]
     again = ["--resume", "part", *(same if n_round == 1 else [])]  # the arguments need not be repeated
     assert in_process(monkeypatch, tmp_path, again) == 0
     assert repeats_of(tmp_path / "part") == whole

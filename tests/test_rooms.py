@@ -30,7 +30,7 @@ ARROWS = {
     "scoring": {"runs", "recordings", "spike_trains"},
     "identifiability": {"runs"},
     "learning_rules": {"runs", "utils", "models", "numerics", "sparse_products"},
-    "engines": {"utils", "models", "learning_rules"},
+    "engines": {"runs", "utils", "models", "learning_rules"},
     "studies": {"runs", "numerics", "recordings", "scoring", "spike_trains", "identifiability"},
     "teacher_forcing": {"runs", "utils", "numerics", "recordings", "identifiability", "studies"},
     "synchronisation": {"processes", "utils", "recordings", "scoring", "spike_trains", "identifiability", "studies"},

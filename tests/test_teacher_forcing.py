@@ -380,8 +380,9 @@ BAD = {
     "--model_terms auto lapse": "argument --model_terms: found auto lapse, expected auto or none alone",
     "--model_terms auto --mode compare": "argument --model_terms: found auto with --mode compare, expected --mode fit",
     "--model_terms lapse --escape threshold": "argument --model_terms: found it with --escape threshold, expected one",
-    "--model_terms I3 --objective simulation": "argument --model_terms: found I3 with --objective simulation, expected",
+    "--model_terms I3 --objective simulation": "argument --model_terms: found I3 with --objective simulation, where it",
     "--n_point 100": "argument --n_point: found 100 with --escape exponential, expected none",
+    "--width_floor 1": "argument --width_floor: found 1.0 with --escape exponential, where it has no effect",
     "--tau_noise 0": "argument --tau_noise: found '0', expected a number > 0",
 }
 

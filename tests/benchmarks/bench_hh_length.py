@@ -50,10 +50,9 @@ def noisy_current(T: float, seed: int) -> np.ndarray:
     return MEAN + STD * scipy.signal.lfilter([np.sqrt(1 - decay**2)], [1, -decay], z, axis=0)
 
 
-def study_of(current: np.ndarray, objective: str, seed: int) -> studies.Study:
-    """The study of the cell of data/ under this current."""
-    arguments = ["--target", "simulated", "--noise_std", str(NOISE), "--dt_sim", str(DT)]
-    args = hh.parse_args(arguments)
+def study_of(current: np.ndarray, objective: str, seed: int, *more: str) -> studies.Study:
+    """The study of the cell of data/ under this current, with more arguments."""
+    args = hh.parse_args(["--target", "simulated", "--noise_std", str(NOISE), "--dt_sim", str(DT), *more])
     data = recordings.Data({"fit": recordings.Recording(current, dt=DT)})
     settings = runs.pick(studies.FitSettings, args, fit_target="potential")
     known = hh_parameters() | hh.CONSTANTS
