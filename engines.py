@@ -169,10 +169,16 @@ def refuse_unused(method: str, engine: str, etrace_groups: int, given: Collectio
     Raises:
         BadInput: it is.
     """
-    own, here = arguments_of(method, engine, etrace_groups), f"--method {method}"
-    here += f" --engine {engine}" if engine != "native" else f" --etrace_groups {etrace_groups}" * (etrace_groups == 1)
+    own = arguments_of(method, engine, etrace_groups)
+    if engine != "native" and method == "expsm_diag" and etrace_groups == 1:
+        own |= {"etrace_groups"}
     for name in sorted(set(given) - own):
-        owners = [f"--method {other}" for other, rule in RULES.items() if name in rule.arguments]
-        if owners:
-            expected = " or ".join(owners) + (", of two groups" if name.startswith("etrace") else "")
-            raise BadInput(f"argument --{name}: found it with {here}, where it has no effect, expected {expected}")
+        owners = [other for other, rule in RULES.items() if name in rule.arguments]
+        if not owners:
+            continue
+        here, expected = f"--method {method}", " or ".join(f"--method {other}" for other in owners)
+        if method in owners:
+            here, expected = (
+                (f"--engine {engine}", "--engine native") if engine != "native" else ("--etrace_groups 1", "2 of them")
+            )
+        raise BadInput(f"argument --{name}: found it with {here}, where it has no effect, expected {expected}")

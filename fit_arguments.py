@@ -99,7 +99,10 @@ def add_fit_arguments(
     bounds = "other bounds of fitted parameters, in the units above; without this argument, those above, or, of the "
     bounds += "likelihood of a recording (--escape exponential), what the recording asks for"
     add("--bounds", nargs="+", type=bound, metavar="NAME=LOW:HIGH", default=[], help=bounds)
-    constants = "values of parameters that are not fitted, in the units above; without this argument, those printed"
+    constants = (
+        "values of parameters that are not fitted, in the units above; without this argument, those printed. Standard "
+        "errors take them for true"
+    )
     add("--constants", nargs="+", type=constant, metavar="NAME=VALUE", default=[], help=constants)
     step = "longest step of the simulation (ms), whatever the sampling; the likelihood of a recording has its samples"
     add("--dt_sim", type=number(float, above=0), help=step)

@@ -123,7 +123,7 @@ def identifiability(
     Added in quadrature are what each of the nuisances N moves the parameters by, H^-1 J^T N / s, such as the step of
     the simulation, of which data know nothing, and the Gauss-Newton step H^-1 J^T r that is left, by which a fit that
     ended early is off. What is held is taken to be true: no error contains it, and residuals need not tell. A step of
-    it, which changes y by N, moves the parameters by -H^-1 J^T N / s.
+    it, which changes y by N, moves those parameters that are not at bounds by -H^-1 J^T N / s, to first order.
 
     There is no standard error of any parameter where the step that is left is too long to be true (FAR), where the
     model does not describe the data, or where these are no more numbers than parameters; nor of one that is at its
@@ -152,8 +152,9 @@ def identifiability(
         if nuisances:
             moved = moved + np.square(_solve(J[-1], np.asarray(jax.jit(nuisances)(at, *data)) / size)).sum(1)
         for constant, change in (jax.jit(held)(at, *data) if held else {}).items():
-            steps = -_solve(J[-1], np.asarray(change) / size) * (box.high - box.low)
-            by_held[constant] = dict(zip(box.units, steps.tolist(), strict=True))
+            steps, free = np.zeros(len(x)), _free(x)
+            steps[free] = -_solve(J[-1][:, free], np.asarray(change) / size)
+            by_held[constant] = dict(zip(box.units, (steps * (box.high - box.low)).tolist(), strict=True))
     J, r, alone = np.concatenate(J), np.concatenate(r), np.concatenate(alone)
     if not (np.isfinite(J).all() and np.isfinite(r).all() and np.isfinite(moved).all()):
         raise Undetermined("the derivatives of the predictions are not finite")
@@ -281,9 +282,14 @@ def _solve(J: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.linalg.solve(J.T @ J + 12 * np.eye(J.shape[1]), J.T @ y)
 
 
+def _free(x: np.ndarray) -> np.ndarray:
+    """Which parameters are not at their bounds."""
+    return np.flatnonzero((x >= AT_BOUND) & (x <= 1 - AT_BOUND))
+
+
 def _step_left(x: np.ndarray, information: Information) -> np.ndarray:
     """The Gauss-Newton step within the bounds, of the parameters that are not at theirs."""
-    step, free = np.zeros(len(x)), np.flatnonzero((x >= AT_BOUND) & (x <= 1 - AT_BOUND))
+    step, free = np.zeros(len(x)), _free(x)
     if len(free):
         H = information.F[np.ix_(free, free)] + 12 * np.eye(len(free))
         step[free] = np.clip(x[free] - np.linalg.solve(H, information.gradient[free]), 0, 1) - x[free]

@@ -3,11 +3,13 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import runs
 from runs import BadInput, setting
 
 import brainstate
@@ -282,23 +284,49 @@ def make_model(task: Any, settings: NetworkSettings, wiring: Wiring | None = Non
     return Model(task, network, initial_weights(network, wiring, settings), wiring.connections, buffers)
 
 
+def fading(model: Model, evidence: np.ndarray) -> list[dict[str, float]]:
+    """How often the sum of cues that fade with adaptation is right, without noise; evidence is (n, n_cue).
+
+    A cue that ended t before the last one counts exp(-t / tau_a), with the mean tau_a of the neurons and with the
+    longest: what a leaky memory of that time constant, read out perfectly, makes of these trials. Neurons of several
+    time constants can be weighted against each other, at the cost of noise. Of a neuron with several kinds of
+    adaptation the slowest counts. Nothing, where neurons do not adapt.
+    """
+    taus = [tau for name, tau in model.network.neurons.time_constants.items() if name != "V"]
+    taus = [tau for tau in taus if np.isfinite(tau).any()]
+    if not taus:
+        return []
+    task, tau_a = model.task, functools.reduce(np.fmax, taus)
+    age = (task.t_interval + task.t_cue) * np.arange(task.n_cue - 1, -1, -1)
+    right = evidence.sum(axis=1) > 0
+    taus = (float(np.nanmean(tau_a)), float(np.nanmax(tau_a)))
+    return [dict(tau_a=tau, accuracy=float(np.mean((evidence @ np.exp(-age / tau) > 0) == right))) for tau in taus]
+
+
 def lines_of(settings: NetworkSettings, wiring: Wiring, dt: float) -> list[str]:
     """What is printed of a connectome, and of fitted neurons, at a time step of dt (ms)."""
     neurons = [f"{name}: {kind.told(dt)}" for name, kinds in fitted(settings).items() for kind in kinds]
     return [*wiring.report, *neurons]
 
 
-def require_same_neurons(network: EINetwork, run: Path) -> None:
+def require_same_neurons(network: EINetwork, run: Path, settings: NetworkSettings | None = None) -> None:
     """Refuse a run whose fitted neurons, as its weights.npz has them, are others than those of the network.
+
+    Args:
+        settings: of the network; where E_exc_mV or E_inh_mV are not those of the run, E_exc and E_inh may be others.
 
     Raises:
         BadInput: they are, as the fits in their folders are others now.
     """
-    path, here = run / "weights.npz", neuron_arrays(network)
+    path, here, names = run / "weights.npz", neuron_arrays(network), CONSTANTS
     if not path.is_file() or "neuron_soft_reset" not in here:
         return
+    given = (runs.load_json(run / "config.json") or {}).get("arguments", {})
+    E_mV = ("E_exc_mV", "E_inh_mV")
+    if settings is None or all(given.get(name) == getattr(settings, name) for name in E_mV):
+        names += ("E_exc", "E_inh")  # which tell of V_rest and the threshold in mV
     with np.load(path) as saved:
-        for name in (f"neuron_{constant}" for constant in CONSTANTS if f"neuron_{constant}" in saved):
+        for name in (f"neuron_{constant}" for constant in names if f"neuron_{constant}" in saved):
             ours, theirs = here[name], saved[name]
             other = np.flatnonzero(~(here["neuron_soft_reset"] | np.isclose(ours, theirs, rtol=1e-4, atol=1e-6)))
             if len(other):

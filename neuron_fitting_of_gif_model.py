@@ -481,7 +481,8 @@ def escape_of(settings: Settings, objective: str, target: Recording, source: rec
         BadInput: what is asked for has no such neuron.
     """
     if objective == "simulation":
-        fit_arguments.refuse_idle(settings, "--objective simulation", *IDLE["simulation"])
+        where = "--objective simulation" if settings.objective else "a target without spikes, which is simulated"
+        fit_arguments.refuse_idle(settings, where, *IDLE["simulation"])
         return None
     has_V = np.any(target.mask)
     if settings.escape == "exponential" and not has_V:

@@ -176,8 +176,8 @@ def spike_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studie
 
     A spike's time is that at which V, linear within the step of the crossing, is at the level: its derivative is
     -dV / (dV/dt). Its noise is at least that of rounding to a step, and the lag behind the recorded spikes. Where there
-    are not as many of them, or they are further off than spikes that count as one in scores (--delta), nothing is said
-    of the parameters.
+    are not as many of them, or they are further off, in root mean square, than spikes that count as one in scores
+    (--delta), nothing is said of the parameters.
     """
     level, tau = spike_level.level, settings.tau_rossum * u.ms
 
@@ -194,14 +194,17 @@ def spike_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studie
         if not np.array_equal(trace, trace_data):
             counts = f"{len(step)} spikes of the model, {len(step_data)} of the recording"
             raise Undetermined(f"this model does not describe these data: {counts}")
+        if (off := recording.dt * np.sqrt(np.mean((step - step_data) ** 2))) > settings.delta:
+            far = f"its spikes are {off:.3g} ms off in root mean square, more than --delta, {settings.delta:g} ms"
+            raise Undetermined(f"this model does not describe these data: {far}")
 
-        def times(x, recording):
-            V = study.model(box.parameters(x), recording, 0.0)["V"]
+        def times(x, recording, held=None):
+            V = study.model(box.parameters(x) | (held or {}), recording, 0.0)["V"]
             before, after = V[step, trace], V[step + 1, trace]
             return recording.dt * (step + (level - before) / jax.lax.stop_gradient(after - before))
 
-        target, noise = recording.dt * (step_data + 0.5), (recording.dt / 12**0.5, settings.delta)
-        return {"spike_times_ms": Prediction(times, target, *noise, data=(recording,))}, None
+        target, more = recording.dt * (step_data + 0.5), dict(data=(recording,), held=studies.by_held(study, times))
+        return {"spike_times_ms": Prediction(times, target, recording.dt / 12**0.5, **more)}, None
 
     return studies.Loss(distance, "van Rossum distance of the spikes", spike_times)
 

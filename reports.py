@@ -191,15 +191,17 @@ def lines_of_held(study: Study, information: Identifiability) -> list[str]:
     """By how much parameters would be others by a step of each constant that is held, if by more than their errors."""
     lines = []
     for constant, moved in information.by_held.items():
-        changes = [
-            f"{name} {change:+.2g} {unit_name(study.bounds[name].unit)}"
-            for name, change in moved.items()
-            if abs(change) > information.standard_errors[name]
-        ]
-        step = step_of(study.held[constant])
-        higher = "1 mV" if u.get_unit(step) == u.mV else "1 %"
+        changes = []
+        for name, change in moved.items():
+            low, high = study.bounds[name].mantissa
+            if abs(change) > information.standard_errors[name]:
+                far = abs(change) > high - low
+                size = "beyond its bounds" if far else f"{change:+.2g} {unit_name(study.bounds[name].unit)}"
+                changes.append(f"{name} {size}")
+        higher = "1 mV" if u.get_unit(step_of(study.held[constant])) == u.mV else "1 %"
         if changes:
-            lines.append(f"  {constant} higher by {higher}, of which no error above knows: {', '.join(changes)}")
+            moves = f"{constant} higher by {higher}, of which no error above knows, moves, to first order"
+            lines.append(f"  {moves}: {', '.join(changes)}")
     return lines
 
 

@@ -68,6 +68,7 @@ EVALUATED_BLOCK = 64  # trials of an evaluation at a time on each device
 LEVELS = (0.9, 0.95, 0.99)  # the updates after which the accuracy first reached these are reported
 DELAYS = (250.0, 500.0, 1000.0, 2000.0, 4000.0)  # ms; a trained network is tried with each
 POPULATIONS = ("exc", "inh")
+SEPARATED = "but for ties, the two choices do not overlap"
 # What the released code of the paper has; explicit arguments go before.
 RELEASED = dict(lr=1e-3, schedule="constant", batch_size=128, epochs=10000, etrace_decay=0.9, etrace_groups=1)
 # With slow adaptation, which the paper's constants do not have, the default task is learned to 0.99 by BPTT.
@@ -199,10 +200,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"argument --engine: found {args.engine} with fitted neurons, expected native")
         if reason := engines.why_not(args.engine):
             parser.error(f"argument --engine: {args.engine}: {reason}")
-        args.etrace_groups = 1
     given = parser.given(argv)
     models.refuse_unused(network_settings(args), given)
     engines.refuse_unused(args.method, args.engine, args.etrace_groups, given)
+    if args.engine != "native" and not args.resume:
+        args.etrace_groups = 1
     return complete(parser, args)
 
 
@@ -327,25 +329,6 @@ def make_evaluation(
     return evaluate
 
 
-def fading(model: Model, evidence: np.ndarray) -> list[dict[str, float]]:
-    """How often the sum of cues that fade with adaptation is right, without noise; evidence is (n, n_cue).
-
-    A cue that ended t before the last one counts exp(-t / tau_a), with the mean tau_a of the neurons and with the
-    longest: what a leaky memory of that time constant, read out perfectly, makes of these trials. Neurons of several
-    time constants can be weighted against each other, at the cost of noise. Of a neuron with several kinds of
-    adaptation the slowest counts. Nothing, where neurons do not adapt.
-    """
-    taus = [tau for name, tau in model.network.neurons.time_constants.items() if name != "V"]
-    taus = [tau for tau in taus if np.isfinite(tau).any()]
-    if not taus:
-        return []
-    task, tau_a = model.task, functools.reduce(np.fmax, taus)
-    age = (task.t_interval + task.t_cue) * np.arange(task.n_cue - 1, -1, -1)
-    right = evidence.sum(axis=1) > 0
-    taus = (float(np.nanmean(tau_a)), float(np.nanmax(tau_a)))
-    return [dict(tau_a=tau, accuracy=float(np.mean((evidence @ np.exp(-age / tau) > 0) == right))) for tau in taus]
-
-
 def period_rates(task: EvidenceAccumulation, rates: np.ndarray) -> dict[str, dict[str, float]]:
     """{period: {"exc": Hz, "inh": Hz}} of rates (n_step, 2) in spikes a step, for periods that have steps."""
     periods = {name: rates[period] for name, period in task.periods.items() if period.stop > period.start}
@@ -361,8 +344,12 @@ def listed(connections: Connections) -> Connections:
     return {name: pair for name, pair in connections.items() if pair}
 
 
-def load_network(folder: Path, model: Model) -> tuple[Model, Weights]:
-    """The best network of a run, whose shapes must be those of the model, as a model; and its initial weights."""
+def load_network(folder: Path, model: Model, settings: NetworkSettings | None = None) -> tuple[Model, Weights]:
+    """The best network of a run, whose shapes must be those of the model, as a model; and its initial weights.
+
+    Args:
+        settings: of the model, which may have other reversal potentials than the run.
+    """
     checkpoints = Checkpoints.of(folder, "load")
     state, _ = checkpoints.restore(checkpoints.best)
     checkpoints.close()
@@ -370,7 +357,7 @@ def load_network(folder: Path, model: Model) -> tuple[Model, Weights]:
     shapes = [[np.shape(x) for x in jax.tree.leaves(tree)] for tree in ((state["weights"], state["connections"]), ours)]
     if shapes[0] != shapes[1]:
         raise BadInput(f"{folder}: found weights and connections of shapes {shapes[0]}, expected {shapes[1]}")
-    models.require_same_neurons(model.network, folder)
+    models.require_same_neurons(model.network, folder, settings)
     connections = {name: jax.tree.map(jnp.asarray, state["connections"].get(name)) for name in model.connections}
     weights, initial = (
         {name: jnp.asarray(w, model.weights[name].dtype) for name, w in state[key].items()}
@@ -592,9 +579,10 @@ class Training:
         evaluated, best = [row for row in self.history if row.validation_accuracy is not None], self.best
         first_at = {f"{x:g}": next((row for row in evaluated if row.validation_accuracy >= x), None) for x in LEVELS}
         seconds = np.diff([0.0] + [row.seconds for row in self.history])
-        if best and self.loaded is not None and best[0].validation_accuracy < self.loaded:
-            values = f"{best[0].validation_accuracy:.4f} here, {self.loaded:.4f} there"
-            self._warn(f"in validation the network of --load is better than the best of this training: {values}")
+        if self.loaded is not None and (not best or best[0].validation_accuracy < self.loaded):
+            here = f"{best[0].validation_accuracy:.4f}" if best else "not evaluated"
+            values = f"{here} here, {self.loaded:.4f} there, of {self.settings.n_heldout} trials"
+            self._warn(f"the best in validation is the network of --load, not one of this training: {values}")
         return dict(
             mode="train",
             method=self.run.args.method,
@@ -606,7 +594,7 @@ class Training:
             best=best and dict(update=best[0].update, validation_accuracy=best[0].validation_accuracy),
             loaded_validation_accuracy=self.loaded,
             first_at=first_at,
-            fading=fading(self.model, evidence),
+            fading=models.fading(self.model, evidence),
             heldout_rates_Hz=period_rates(self.model.task, rates),
             warnings=self.warnings,
             seconds=self.seconds,
@@ -914,7 +902,8 @@ def plot_behaviour(task: EvidenceAccumulation, decisions: Mapping[str, Any]) -> 
     if fit := decisions["fit"]:
         x = np.linspace(d.min(), d.max(), 200)
         curve = scipy.special.expit(fit["bias"] + fit["slopes"][0] * x)
-        choice.plot(x, curve, "C1-", lw=1, label="logistic fit", zorder=0)
+        label = "logistic fit" + " (its slope these trials do not tell)" * fit["separated"]
+        choice.plot(x, curve, "C1-", lw=1, label=label, zorder=0)
     choice.set(xlabel="right minus left cues", ylabel='share of choices "right"', ylim=(-0.05, 1.05))
     choice.legend(loc="upper left")
     if weights := decisions["cue_weights"]:
@@ -1001,10 +990,11 @@ def print_behaviour(decisions: Mapping[str, Any]) -> None:
     if fit := decisions["fit"]:
         slope, se = fit["slopes"][0], fit["slopes_se"][0]
         odds = f"{slope:.2f} ± {se:.2f} a cue, bias {fit['bias']:.2f} ± {fit['bias_se']:.2f}"
-        odds = f"{slope:.2f} a cue, as far as these trials tell: no choice is wrong" if fit["separated"] else odds
+        if fit["separated"]:
+            odds = f"{slope:.2f} a cue, bias {fit['bias']:.2f}, sizes that these trials do not tell: {SEPARATED}"
         print(f"  log odds of the choice: {odds}")
     if weights := decisions["cue_weights"]:
-        size = " (a weighted sum has all choices: these trials do not tell its size)" if weights["separated"] else ""
+        size = f" (sizes that these trials do not tell: {SEPARATED})" if weights["separated"] else ""
         print(f"  weights of the cues, in order: {' '.join(f'{w:.2f}' for w in weights['slopes'])}{size}")
     delays = ", ".join(f"{row['accuracy']:.3f} ({row['t_delay']:g} ms)" for row in decisions["delays"])
     print(f"  accuracy with a delay: {delays}")
@@ -1025,7 +1015,7 @@ def train(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, me
     """Train, and print and save what came of it."""
     seeds, settings = split_seed(args.seed), runs.pick(TrainingSettings, args)
     if args.load and not args.resume:
-        model, _ = load_network(args.load, model)
+        model, _ = load_network(args.load, model, network_settings(args))
     training = Training(model, settings, make_rule(args), run, mesh, seeds.train)
     run.save_config(argv, list(mesh.devices))
     failure = None
@@ -1056,7 +1046,7 @@ def sim(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, mesh
     """Simulate, and where a network is loaded test what it has learned; print and save what came of it."""
     stages = {"before": model.weights}
     if args.load:
-        model, initial = load_network(args.load, model)
+        model, initial = load_network(args.load, model, network_settings(args))
         stages = {"before": initial, "after": model.weights}
     run.save_config(argv, list(mesh.devices))
     activity = simulate(model, jax.random.split(jax.random.key(split_seed(args.seed).sim), args.batch_size), mesh)

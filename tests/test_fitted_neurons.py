@@ -262,7 +262,7 @@ def test_nothing_fades_where_thresholds_do_not_move(tmp_path):
     still = save_run(tmp_path / "still", "linear", a=0.0, b=0.1, A_th=0.0)
     neurons = ["--exc_neuron", str(still), "--inh_neuron", str(still)]
     for given, n in ((neurons, 2), ([*neurons, "--no_spike_currents"], 0)):
-        fading = script.fading(script.make_model(script.parse_args(given)), np.eye(7))
+        fading = models.fading(script.make_model(script.parse_args(given)), np.eye(7))
         assert [np.isfinite(row["tau_a"]) for row in fading] == [True] * n
     model = script.make_model(script.parse_args(["--exc_neuron", str(still), "--beta", "0"]))  # others are the paper's
     tau = model.network.neurons.time_constants

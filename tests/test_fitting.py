@@ -272,6 +272,10 @@ def test_what_a_constant_that_is_held_moves(x64):
     np.testing.assert_allclose(list(report.by_held["c"].values()), expected, rtol=1e-4)
     assert report.standard_errors == identifiability(box, fitted, {"y": prediction._replace(held=None)}).standard_errors
     assert (np.abs(expected) > 3 * np.array(list(report.standard_errors.values()))).all()
+    pinned = np.array([0.0, 0.5])  # where the constant is at its bound, and the slope has to do it alone
+    exact = {"y": prediction._replace(target=X @ pinned)}
+    slope = -np.sum(X[:, 1] * 0.01 * t**2) / np.sum(X[:, 1] ** 2) * (box.high - box.low)[1]
+    assert list(identifiability(box, pinned, exact).by_held["c"].values()) == pytest.approx([0, slope], rel=1e-4)
 
 
 def test_correlated_residuals_and_few_numbers_widen_the_standard_errors(x64):

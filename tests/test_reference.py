@@ -19,7 +19,7 @@ REFERENCE = Path(__file__).resolve().parent / "reference"
 ITEMS = ("fits", "recording", "hh_length", "hh_methods", "gif_methods", "equal_budget", "as_typed", "training")
 ITEMS += ("groups", "figure3", "behaviour", "memory")
 # Rows are found again by these columns.
-KEYS = ("fit", "length_ms", "neuron", "method", "conn_method", "n_rec", "seed", "n_step")
+KEYS = ("fit", "length_ms", "neuron", "method", "conn_method", "n_rec", "seed", "n_step", "n_processes")
 KEYS += ("run", "quantity", "when", "population", "at", "constants", "variant")
 TOLERANCES: dict[str, dict[str, tuple[str, float]]] = {
     "fits": {"loss": ("factor", 10), "worst_error": ("absolute", 0.002), "starts_found": ("absolute", 6)},
@@ -55,7 +55,18 @@ TOLERANCES: dict[str, dict[str, tuple[str, float]]] = {
         "delay": ("absolute", 0.1),
         "silenced": ("absolute", 0.1),
     },
+    "multi_scale": {
+        "heldout_accuracy": ("absolute", 0.1),
+        "updates": ("absolute", 0),
+        "fading": ("absolute", 0.01),
+        "cues_exc_Hz": ("relative", 0.15),
+        "delay_inh_Hz": ("relative", 0.15),
+        "delay_of_500_ms": ("absolute", 0.1),
+        "without_adaptation": ("absolute", 0.15),
+        "without_recurrent inh": ("absolute", 0.15),
+    },
     "memory": {"program_MB": ("relative", 0.2)},
+    "processes": {"off, 64 bits": ("absolute", 1e-12)},
 }
 
 
@@ -123,7 +134,7 @@ def test_results_say_what_made_them(item, variant):
     assert made_by["date"] >= "2026"
     assert made_by["packages"]["jax"]
     assert all(run["date"] and run["devices"] for run in made_by["runs"])
-    assert made_by["runs"] or item in ("hh_length", "groups", "memory")
+    assert made_by["runs"] or item in ("hh_length", "groups", "memory", "processes")
     assert rows_of(REFERENCE / variant, item)
 
 

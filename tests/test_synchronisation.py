@@ -234,6 +234,23 @@ def test_standard_errors_know_of_the_noise_with_which_counting_begins():
     assert np.abs(deviations).max() > 0.1
 
 
+def test_what_a_held_constant_moves_in_a_driven_cell_is_what_another_fit_finds(x64):
+    current, found = current_of(120.0, seed=1), []
+    V = cells.hh(current, DT, step=0.0025) + 0.1 * np.random.default_rng(0).standard_normal(current.shape)
+    recording, truth = recordings.recorded(current, V, DT), np.array([cells.HH[name] for name in script.FITTED])
+    for more in (0.0, 0.1):
+        study = study_of(recording, "synchronised", constants=[("ENa", cells.HH["ENa"] + more)])
+        problem = fitting.FitProblem(study, 1, jax.devices())
+        x0 = (truth - problem.box.low) / (problem.box.high - problem.box.low)
+        x = fitting.multistart(problem, x0[None]).best.x
+        found.append(np.array(list(problem.box.values(x).values())))
+        if not more:
+            by_held = fitting.determined(study.at(0.0), problem.box, x).by_held
+    expected = dict(zip(script.FITTED, (found[1] - found[0]) / 0.1, strict=True))
+    assert by_held["ENa"] == pytest.approx(expected, rel=0.1, abs=1e-5)
+    assert abs(by_held["ENa"]["gNa"]) > 0.005 * cells.HH["gNa"]
+
+
 @pytest.mark.parametrize("objective", ["synchronised", "simulation"])
 def test_a_recording_is_no_constant_of_the_programs_of_standard_errors(objective, spiking, monkeypatch):
     """Of 10 s, which are 150 MB of text, XLA made 0.8 GB."""
