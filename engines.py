@@ -178,7 +178,7 @@ def refuse_unused(method: str, engine: str, etrace_groups: int, given: Collectio
             continue
         here, expected = f"--method {method}", " or ".join(f"--method {other}" for other in owners)
         if method in owners:
-            here, expected = (
-                (f"--engine {engine}", "--engine native") if engine != "native" else ("--etrace_groups 1", "2 of them")
-            )
+            here, expected = "--etrace_groups 1", "2 of them"
+            if engine != "native":
+                here, expected = f"--engine {engine}, which has one group", "--engine native, of two groups"
         raise BadInput(f"argument --{name}: found it with {here}, where it has no effect, expected {expected}")

@@ -156,7 +156,8 @@ def identifiability(
             steps[free] = -_solve(J[-1][:, free], np.asarray(change) / size)
             by_held[constant] = dict(zip(box.units, (steps * (box.high - box.low)).tolist(), strict=True))
     J, r, alone = np.concatenate(J), np.concatenate(r), np.concatenate(alone)
-    if not (np.isfinite(J).all() and np.isfinite(r).all() and np.isfinite(moved).all()):
+    steps = np.array([list(steps.values()) for steps in by_held.values()])
+    if not all(np.isfinite(x).all() for x in (J, r, moved, steps)):
         raise Undetermined("the derivatives of the predictions are not finite")
     scores = None
     if clusters is not None:

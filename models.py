@@ -313,18 +313,17 @@ def require_same_neurons(network: EINetwork, run: Path, settings: NetworkSetting
     """Refuse a run whose fitted neurons, as its weights.npz has them, are others than those of the network.
 
     Args:
-        settings: of the network; where E_exc_mV or E_inh_mV are not those of the run, E_exc and E_inh may be others.
+        settings: of the network; where E_exc_mV or E_inh_mV is not that of the run, E_exc or E_inh may be another.
 
     Raises:
         BadInput: they are, as the fits in their folders are others now.
     """
-    path, here, names = run / "weights.npz", neuron_arrays(network), CONSTANTS
+    path, here = run / "weights.npz", neuron_arrays(network)
     if not path.is_file() or "neuron_soft_reset" not in here:
         return
     given = (runs.load_json(run / "config.json") or {}).get("arguments", {})
-    E_mV = ("E_exc_mV", "E_inh_mV")
-    if settings is None or all(given.get(name) == getattr(settings, name) for name in E_mV):
-        names += ("E_exc", "E_inh")  # which tell of V_rest and the threshold in mV
+    as_there = {E: settings is None or given.get(f"{E}_mV") == getattr(settings, f"{E}_mV") for E in ("E_exc", "E_inh")}
+    names = (*CONSTANTS, *(E for E, same in as_there.items() if same))  # E tell of V_rest and the threshold in mV
     with np.load(path) as saved:
         for name in (f"neuron_{constant}" for constant in names if f"neuron_{constant}" in saved):
             ours, theirs = here[name], saved[name]

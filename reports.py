@@ -19,7 +19,7 @@ import numpy as np
 import recordings
 import scoring
 from fitting import Fit, FitProblem, Minimum, Round, Search, random_starts
-from identifiability import Box, Identifiability, plot_identifiability
+from identifiability import Box, plot_identifiability
 from recordings import Data, Recording
 from spike_trains import SpikeLevel
 from studies import SQUARED_ERROR, Study, n_traces, step_of, unit_name
@@ -116,7 +116,7 @@ def print_fit(study: Study, fit: Fit, extra: Mapping[str, Any]) -> None:
     for line in reasons_of(fit):
         print(line)
     print(constants_line(study))
-    for line in lines_of_held(study, information):
+    for line in lines_of_held(study, fit):
         print(line)
     for direction in information.undetermined:
         print(f"not determined by these data: {direction}")
@@ -187,17 +187,16 @@ def constants_line(study: Study) -> str:
     return f"held at (--constants), on which all of these depend: {held}" if held else "nothing is held"
 
 
-def lines_of_held(study: Study, information: Identifiability) -> list[str]:
+def lines_of_held(study: Study, fit: Fit) -> list[str]:
     """By how much parameters would be others by a step of each constant that is held, if by more than their errors."""
     lines = []
-    for constant, moved in information.by_held.items():
+    for constant, moved in fit.identifiability.by_held.items():
         changes = []
         for name, change in moved.items():
             low, high = study.bounds[name].mantissa
-            if abs(change) > information.standard_errors[name]:
-                far = abs(change) > high - low
-                size = "beyond its bounds" if far else f"{change:+.2g} {unit_name(study.bounds[name].unit)}"
-                changes.append(f"{name} {size}")
+            if abs(change) > fit.identifiability.standard_errors[name]:
+                beyond = "" if low <= fit.parameters[name] + change <= high else " (beyond its bounds)"
+                changes.append(f"{name} {change:+.2g} {unit_name(study.bounds[name].unit)}{beyond}")
         higher = "1 mV" if u.get_unit(step_of(study.held[constant])) == u.mV else "1 %"
         if changes:
             moves = f"{constant} higher by {higher}, of which no error above knows, moves, to first order"

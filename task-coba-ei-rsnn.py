@@ -582,7 +582,7 @@ class Training:
         if self.loaded is not None and (not best or best[0].validation_accuracy < self.loaded):
             here = f"{best[0].validation_accuracy:.4f}" if best else "not evaluated"
             values = f"{here} here, {self.loaded:.4f} there, of {self.settings.n_heldout} trials"
-            self._warn(f"the best in validation is the network of --load, not one of this training: {values}")
+            self._warn(f"nothing of this training is better in validation than the network of --load: {values}")
         return dict(
             mode="train",
             method=self.run.args.method,

@@ -1,6 +1,7 @@
 """task-coba-ei-rsnn.py from end to end: what it writes, how it stops and goes on, and how it refuses bad input."""
 
 import argparse
+import contextlib
 import csv
 import itertools
 import json
@@ -11,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+
+import runs
 
 import brainstate
 import jax
@@ -497,7 +500,8 @@ def test_a_network_that_is_better_before_its_training_is_said_to_be(trained, tmp
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     before, after = result["loaded_validation_accuracy"], result["best"]["validation_accuracy"]
     assert before > after
-    assert f"not one of this training: {after:.4f} here, {before:.4f} there, of 256" in result["warnings"][-1]
+    text = f"better in validation than the network of --load: {after:.4f} here, {before:.4f} there, of 256 trials"
+    assert text in result["warnings"][-1]
 
 
 def test_other_number_of_devices(trained, tmp_path):
@@ -620,6 +624,21 @@ def test_bad_arguments_get_one_line(arguments, texts, monkeypatch, tmp_path, cap
     (tmp_path / "other" / "config.json").write_text('{"arguments": {"seed": 0}}')
     errors = scripts.refused(script, monkeypatch, capsys, tmp_path, arguments)
     assert all(text in errors for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("method", "groups", "given", "text"),
+    [
+        ("expsm_diag", 1, {"etrace_groups", "etrace_decay"}, None),
+        ("diag", 2, set(), None),
+        ("expsm_diag", 2, {"etrace_groups"}, "--etrace_groups: found it with --engine braintrace, which has one group"),
+        ("diag", 2, {"trace_batch"}, "--trace_batch: found it with --engine braintrace"),
+        ("diag", 2, {"etrace_decay"}, "--etrace_decay: found it with --method diag, where it has no effect, expected"),
+    ],
+)
+def test_what_a_package_does_not_have_is_refused(method, groups, given, text):
+    with contextlib.nullcontext() if text is None else pytest.raises(runs.BadInput, match=text):
+        engines.refuse_unused(method, "braintrace", groups, given)
 
 
 @pytest.mark.parametrize("package", ["brainscale", "braintrace"])

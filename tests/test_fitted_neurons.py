@@ -41,6 +41,7 @@ LAYER_5 |= {"width": 0.4924, "V_i": -43.24, "k_i": 2.838, "A_th2": 1.059, "b2": 
 RIG = {"R": 87.01, "tau": 17.07, "V_rest": -70.0, "V_reset": -72.09, "A1": -0.0896, "k1": 0.9558, "A2": -0.0354}
 RIG |= {"k2": 0.0093, "R_s": 5.863, "tau_s": 0.02, "V_th_inf": -46.81, "a": 0.0, "b": 1.157, "A_th": -10.0}
 RIG |= {"width": 1.48, "V_i": -40.01, "k_i": 10.0, "A_th2": 2.487, "b2": 0.0959, "t_ref": 1.6}
+POTENTIALS = ("V_rest", "V_reset", "V_th_inf", "V_i")
 PAPER = gif.PROTOCOLS["identifiable"]
 CELLS = {"layer 5": LAYER_5, "rig": RIG, "all terms": cells.ESCAPING, "linear": cells.RECORDED, "paper": PAPER}
 MEAN_NA = {"layer 5": 0.2, "rig": 0.35, "all terms": 0.3, "linear": 0.3, "paper": 1.5}
@@ -256,6 +257,12 @@ def test_a_network_whose_fits_have_changed_is_refused(tmp_path, monkeypatch, cap
         assert len(errors.splitlines()) == 1
         assert scripts.contents(tmp_path) == before
         assert "weights.npz: found tau 17.07 of neuron 0, and in the folders of the fits 20" in errors
+    # All potentials higher by 5 mV: only the reversal potentials tell.
+    save_run(neuron, "rig", E_g=5.0, **{name: RIG[name] + 5 for name in POTENTIALS})
+    without = again[:-2]
+    for given, E in ((without, "E_exc"), (again, "E_inh"), (["--resume", folder], "E_exc")):
+        assert scripts.exit_status(script, monkeypatch, tmp_path, list(map(str, given))) == 2
+        assert f"weights.npz: found {E} " in capsys.readouterr().err
 
 
 def test_nothing_fades_where_thresholds_do_not_move(tmp_path):
