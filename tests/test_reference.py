@@ -17,7 +17,7 @@ import pytest
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 ITEMS = ("fits", "recording", "hh_length", "hh_methods", "gif_methods", "equal_budget", "as_typed", "training")
-ITEMS += ("groups", "figure3", "behaviour", "memory")
+ITEMS += ("groups", "figure3", "behaviour", "multi_scale", "memory", "processes")
 # Rows are found again by these columns.
 KEYS = ("fit", "length_ms", "neuron", "method", "conn_method", "n_rec", "seed", "n_step", "n_processes")
 KEYS += ("run", "quantity", "when", "population", "at", "constants", "variant")

@@ -18,11 +18,13 @@ on N hosts of one such core, for one network and one that has more neurons with 
 import argparse
 import dataclasses
 import json
+import os
 import random
 import shutil
 import sys
 import tempfile
 import time
+import unittest.mock
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,7 +71,8 @@ def equal(folder: Path, numbers: Sequence[int] = (2, 4), precisions: Sequence[in
         for precision in precisions:
             arguments = [*SMALL, "--epochs", updates, "--eval_every", updates, "--precision", precision]
             several = weights_of(train(n, arguments, folder))
-            one = weights_of(train(1, [*arguments, "--devices", ",".join(map(str, range(n)))], folder))
+            with unittest.mock.patch.dict(os.environ, JAX_NUM_CPU_DEVICES=str(n)):  # also of fewer cores
+                one = weights_of(train(1, [*arguments, "--devices", ",".join(map(str, range(n)))], folder))
             off = max(np.abs(w - one[name]).max() / np.abs(one[name]).max() for name, w in several.items())
             rows.append(dict(n_processes=n, quantity=f"off, {precision} bits", at=updates, value=float(off)))
             print(f"{n} processes against one with {n} devices, {precision} bits, {updates} updates: off by {off:.1e}")

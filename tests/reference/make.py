@@ -627,7 +627,7 @@ def behaviour(item: Item) -> None:
 
 WIRED = ["--conn_method", "data/connectome.csv", "--t_delay", 250, "--tau_syn", 200, "--ff_scale", 0.005]
 WIRED += ["--rec_scale", 0.0005, "--lr", "1e-3", "--grad_clip", 1]
-NEEDED = ("adaptation", "recurrent exc", "recurrent inh")
+NEEDED = ("adaptation", "adaptation and V as recall begins", "recurrent exc", "recurrent inh")
 
 
 def fitted_cells(item: Item) -> list[str]:
