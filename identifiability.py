@@ -151,10 +151,12 @@ def identifiability(
         alone.append(np.full(len(target), size / noise[name]))
         if nuisances:
             moved = moved + np.square(_solve(J[-1], np.asarray(jax.jit(nuisances)(at, *data)) / size)).sum(1)
-        for constant, change in (jax.jit(held)(at, *data) if held else {}).items():
-            steps, free = np.zeros(len(x)), _free(x)
-            steps[free] = -_solve(J[-1][:, free], np.asarray(change) / size)
-            by_held[constant] = dict(zip(box.units, (steps * (box.high - box.low)).tolist(), strict=True))
+        if held:
+            changes, free = jax.jit(held)(at, *data), _free(x)
+            steps = np.zeros((len(x), len(changes)))
+            steps[free] = -_solve(J[-1][:, free], np.stack(list(changes.values()), axis=1) / size)
+            for constant, step in zip(changes, (steps.T * (box.high - box.low)).tolist(), strict=True):
+                by_held[constant] = dict(zip(box.units, step, strict=True))
     J, r, alone = np.concatenate(J), np.concatenate(r), np.concatenate(alone)
     steps = np.array([list(steps.values()) for steps in by_held.values()])
     if not all(np.isfinite(x).all() for x in (J, r, moved, steps)):

@@ -398,6 +398,11 @@ def learned(result: Row) -> Row:
     return row
 
 
+def accuracies_of(rows: Sequence[Row]) -> str:
+    """Those on held-out trials, with their intervals, of rows as by `learned`."""
+    return "; ".join(f"{row['heldout_accuracy']:.3f} ({row['low']:.3f} to {row['high']:.3f})" for row in rows)
+
+
 def learning_curve(folder: Path) -> list[Row]:
     """The evaluations of a training."""
     columns = ("update", "validation_accuracy", "seconds")
@@ -424,7 +429,7 @@ def as_typed(item: Item) -> None:
     lines = []
     for (method,), of_rule in grouped_by(rows, "method").items():
         line = [shlex.join(["--method", method, *map(str, commands[method])])]
-        line.append("; ".join(f"{r['heldout_accuracy']:.3f} ({r['low']:.3f} to {r['high']:.3f})" for r in of_rule))
+        line.append(accuracies_of(of_rule))
         line += [listed([row[name] for row in of_rule]) for name in ("updates", "updates_to_0.9")]
         line.append(listed([row["minutes"] for row in of_rule], "{:.1f}"))
         for period in PERIODS:
@@ -676,7 +681,7 @@ def multi_scale_table(rows: Sequence[Row]) -> str:
     lines = []
     for (variant, method), of_case in grouped_by(rows, "variant", "method").items():
         line = [f"{variant}, {method}"]
-        line.append("; ".join(f"{r['heldout_accuracy']:.3f} ({r['low']:.3f} to {r['high']:.3f})" for r in of_case))
+        line.append(accuracies_of(of_case))
         line.append(listed([row["updates"] for row in of_case]))
         for population in ("exc", "inh"):
             line.append(listed([row[f"delay_{population}_Hz"] for row in of_case], "{:.1f}"))
