@@ -7,6 +7,7 @@ With one device instead of two, which rounds otherwise, they differed by a third
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -90,9 +91,10 @@ def agree(value: float, expected: float, tolerance: tuple[str, float]) -> bool:
 
 
 def make(*arguments: Any) -> None:
-    """Run make.py, which must end well."""
+    """Run make.py as a user does, compiled without the options of conftest.py; it must end well."""
     command = [sys.executable, REFERENCE / "make.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    variables = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     assert done.returncode == 0, done.stderr
 
 

@@ -512,7 +512,7 @@ def groups(item: Item) -> None:
 def simulate(item: Item, folder: Path) -> tuple[Row, Path]:
     """result.json of a simulation of the network of a training in a folder, and the folder of the simulation."""
     load = os.path.relpath(folder, ROOT)
-    batch = ["--batch_size", 32 if item.laptop else 128]
+    batch = ["--batch_size", 32, "--n_heldout", 256] if item.laptop else ["--batch_size", 128]
     name = f"simulated/{folder.parent.name}_{folder.name}"
     simulation = item.run(name, TASK, "--mode", "sim", "--load", load, *batch)
     return read_json(simulation / "result.json"), simulation
