@@ -364,7 +364,7 @@ def add_compare_arguments(parser: runs.Parser) -> None:
     budget = (
         "paper: as many starts of L-BFGS-B as in the paper's release, to convergence, and n_iter rounds of n_sample; "
         "equal: as many simulations, and separately as many seconds, as n_sample starts of L-BFGS-B take, "
-        f"but {BAYESIAN_EVALUATIONS} evaluations for bayesian"
+        f"but for bayesian {BAYESIAN_EVALUATIONS} evaluations, or as many more as fit into these seconds"
     )
     add("--protocol_budget", choices=("paper", "equal"), default="equal", help=budget)
     cost = "simulations that a gradient counts for in an equal budget; measured without this argument, kept by --resume"

@@ -193,13 +193,17 @@ def ids_of(path: Path, column: pd.Series) -> np.ndarray:
     Raises:
         BadInput: one is missing, or is not such.
     """
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
     if column.isna().any():
         row = int(np.flatnonzero(column.isna())[0])
         raise BadInput(f"{path}: found no neuron in column {column.name}, row {row}, expected one in each")
     if pd.api.types.is_float_dtype(column):
         expected = "expected integers or text (a floating-point number has no room for 64 bits)"
         raise BadInput(f"{path}: found numbers with decimals in column {column.name}, {expected}")
-    return column.to_numpy() if pd.api.types.is_integer_dtype(column) else column.astype(str).to_numpy(object)
+    if pd.api.types.is_integer_dtype(column):
+        return column.to_numpy()
+    return column.astype(str).str.strip().to_numpy(object)
 
 
 def read_wiring(path: Path, columns: EdgeColumns) -> Wiring:
@@ -266,6 +270,8 @@ def wiring_of(path: Path, edges: pd.DataFrame, mixed_signs: str, weighted: bool,
     if not n_exc or not n_inh:
         none = "excitatory" if not n_exc else "inhibitory"
         raise BadInput(f"{path}: found no {none} neuron among {len(ids)}, expected both kinds")
+    if not len(edges[~edges.pre.isin(inhibitory)]):
+        raise BadInput(f"{path}: found no connection of an excitatory neuron, expected some")
     number = pd.Series(np.arange(len(ids)), index=ids)
     pairs = pd.DataFrame(
         dict(pre=number.loc[edges.pre].to_numpy(), post=number.loc[edges.post].to_numpy(), w=edges.w.to_numpy())

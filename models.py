@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import csv
 import dataclasses
 import functools
 import math
@@ -324,14 +325,41 @@ def require_same_neurons(network: EINetwork, run: Path, settings: NetworkSetting
     given = (runs.load_json(run / "config.json") or {}).get("arguments", {})
     as_there = {E: settings is None or given.get(f"{E}_mV") == getattr(settings, f"{E}_mV") for E in ("E_exc", "E_inh")}
     names = (*CONSTANTS, *(E for E, same in as_there.items() if same))  # E tell of V_rest and the threshold in mV
-    with np.load(path) as saved:
-        for name in (f"neuron_{constant}" for constant in names if f"neuron_{constant}" in saved):
-            ours, theirs = here[name], saved[name]
-            other = np.flatnonzero(~(here["neuron_soft_reset"] | np.isclose(ours, theirs, rtol=1e-4, atol=1e-6)))
-            if len(other):
-                i, constant = other[0], name.removeprefix("neuron_")
-                found = f"{constant} {theirs[i]:.4g} of neuron {i}, and in the folders of the fits {ours[i]:.4g}"
-                raise BadInput(f"{path}: found {found}, expected the same: the fits there are others now")
+    saved = runs.load_arrays(path)
+    for name in (f"neuron_{constant}" for constant in names if f"neuron_{constant}" in saved):
+        ours, theirs = here[name], saved[name]
+        other = np.flatnonzero(~(here["neuron_soft_reset"] | np.isclose(ours, theirs, rtol=1e-4, atol=1e-6)))
+        if len(other):
+            i, constant = other[0], name.removeprefix("neuron_")
+            found = f"{constant} {theirs[i]:.4g} of neuron {i}, and in the folders of the fits {ours[i]:.4g}"
+            raise BadInput(f"{path}: found {found}, expected the same: the fits there are others now")
+
+
+def require_same_connections(ours: Connections, theirs: Connections, settings: NetworkSettings, run: Path) -> None:
+    """Refuse a run of a connectome whose connections are others than those here.
+
+    Raises:
+        BadInput: they are, as the table is another now.
+    """
+    for name in ("exc", "inh") if settings.is_connectome else ():
+        if not all(map(np.array_equal, ours[name], theirs[name])):
+            found = f"found other connections of {name}. neurons than {settings.conn_method} has now"
+            raise BadInput(f"{run}: {found}, expected the same")
+
+
+def require_same_ids(wiring: Wiring, run: Path) -> None:
+    """Refuse a run in whose neurons.csv, if it has one, are other neurons than in the table of a connectome.
+
+    Raises:
+        BadInput: they are, as the table is another now.
+    """
+    path = run / "neurons.csv"
+    if wiring.ids is None or not path.is_file():
+        return
+    with open(path, newline="") as file:
+        ids = [row["id"] for row in csv.DictReader(file)]
+    if ids != list(map(str, np.asarray(wiring.ids).tolist())):
+        raise BadInput(f"{path}: found other neurons than --conn_method has now, expected the same")
 
 
 def neuron_arrays(network: EINetwork) -> dict[str, np.ndarray]:

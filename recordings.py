@@ -523,7 +523,7 @@ def assemble(
         if sweeps.V is not None:
             observed[:n, trace] *= known  # what draws a model is where potentials are known
     if sweeps.V is None and sweeps.spike_times is None:
-        return Recording(current, dt=sweeps.dt)
+        return Recording(current, observed=observed, dt=sweeps.dt)
     if sweeps.V is not None and not mask.any():
         raise BadInput(f"{sweeps.names[pieces[0].sweep]}: found no potential in the part to use, expected some")
     # Before the part that counts, spikes are kept where they are known: they drive a model that is told of them.
@@ -628,9 +628,8 @@ def make_targets(
     for name, recording in data.recordings.items():
         if recording.V is None:
             V, spikes = free_run(known, recording)
-            recording = dataclasses.replace(
-                recording, V=V, spikes=spikes, mask=np.ones_like(V), observed=np.ones_like(V)
-            )
+            counted = observed_in(recording).astype(float)
+            recording = dataclasses.replace(recording, V=V, spikes=spikes, mask=counted, observed=counted)
         if name == "fit" and source.noise_std:
             V = recording.V + source.noise_std * rng.standard_normal(recording.V.shape)
             spikes = recording.spikes

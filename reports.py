@@ -245,7 +245,9 @@ def save_preview(run: runs.RunFolder, study: Study, data: Data, preview: Preview
     run.save("target.png", figure)
     counts = {f"n_spikes_{name}": (r.spikes * r.observed).sum(0) for name, r in study.recordings.items()}
     result = dict(parameters=preview.parameters, losses=preview.losses, n_spikes=counts["n_spikes_fit"], **counts)
-    result |= dict(n_spikes_models=[spikes.sum(0) for spikes in preview.spikes])
+    n_spikes = [(spikes * beginning.observed).sum(0) for spikes in (beginning.spikes, *preview.spikes)]
+    result |= dict(t_beginning_ms=len(beginning.V) * beginning.dt, n_spikes_beginning=n_spikes[0])
+    result |= dict(n_spikes_models=n_spikes[1:])  # in the beginning, too
     run.save("result.json", result | dict(constants=study.constants, spike_level=data.spike_level, data=data.report))
 
 
@@ -305,7 +307,7 @@ def predict(
     seed = int(np.random.SeedSequence(args.seed).generate_state(1)[0])
     result |= dict(spike_level=dataclasses.asdict(data.spike_level))  # spikes of both are counted by one level
     response = respond(make_responder(result, source, seed), data.recordings["fit"], args.delta)
-    print_response(*response[1:])
+    print_response(*response)
     run.save_config(argv, devices)
     save_response(run, *response)
     return run
@@ -341,19 +343,21 @@ def save_response(
     columns |= {f"V{i}_mV": prediction.V[:, i] for i in range(n_trace)}
     rows = zip(*(x.tolist() for x in columns.values()), strict=True)
     run.save("prediction.csv", [dict(zip(columns, row, strict=True)) for row in rows])
-    spikes = [dict(sweep=int(i), t_ms=float(t[k])) for i, k in np.argwhere(prediction.spikes.T)]
+    counted = prediction.spikes * recordings.observed_in(recording)
+    spikes = [dict(sweep=int(i), t_ms=float(t[k])) for i, k in np.argwhere(counted.T)]
     run.save("spikes.csv", spikes or "sweep,t_ms\n")
     run.save("prediction.npz", arrays_of(recording, prediction))
     traces = dict(model=prediction.V) if score is None else dict(data=recording.V, model=prediction.V)
     run.save("prediction.png", recordings.plot_traces(recording, **traces))
     if score is not None:
         scoring.save_scores(run, "prediction", recording, prediction, score)
-    run.save("result.json", dict(n_spikes_model=prediction.spikes.sum(0), score=score))
+    run.save("result.json", dict(n_spikes_model=counted.sum(0), score=score))
 
 
-def print_response(prediction: scoring.Prediction, score: scoring.Score | None) -> None:
+def print_response(recording: Recording, prediction: scoring.Prediction, score: scoring.Score | None) -> None:
     """Print what `save_response` saves, in short."""
-    print(f"spikes of the model a trace: {prediction.spikes.sum(0).astype(int).tolist()}")
+    counted = prediction.spikes * recordings.observed_in(recording)
+    print(f"spikes of the model a trace: {counted.sum(0).astype(int).tolist()}")
     if score is not None:
         print(*scoring.lines_of("prediction", score), sep="\n")
 

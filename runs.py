@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -443,6 +444,8 @@ class RunFolder:
         while not self.made:
             try:
                 self.path.mkdir(parents=True, exist_ok=bool(self.args.output))
+                if holds_files(self.path):  # of a run that has begun since
+                    raise BadInput(f"argument --output: {self.path} holds another run, expected a new or empty folder")
                 self.made = True
             except FileExistsError:
                 copy += 1
@@ -492,6 +495,15 @@ def load_json(path: Path) -> Any:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError:
         raise BadInput(f"{path}: found something else than JSON, expected what an earlier run has saved") from None
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file that an earlier run has saved."""
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{path}: found a file that cannot be read ({reason_of(error)}), expected a whole one") from None
 
 
 def version_of(package: str) -> str | None:
@@ -626,10 +638,10 @@ class Journal:
         if result and not result.get("interrupted") and not path.exists():
             raise BadInput(f"argument --resume: found a fit that is finished in {run.path}, expected one that is not")
         if run.made and path.exists():
-            with np.load(path) as file:
-                n_row, n_column = file["n_row"], file["n_column"]
-                rounds = np.split(file["values"], np.cumsum(n_row * n_column)[:-1])
-                self.rounds = [rows.reshape(-1, n) for rows, n in zip(rounds, n_column, strict=True)]
+            file = load_arrays(path)
+            n_column = file["n_column"]
+            rounds = np.split(file["values"], np.cumsum(file["n_row"] * n_column)[:-1])
+            self.rounds = [rows.reshape(-1, n) for rows, n in zip(rounds, n_column, strict=True)]
         self.earlier = len(self.rounds)
 
     def recall(self, asked: np.ndarray, n_value: int) -> np.ndarray | None:

@@ -204,11 +204,13 @@ def decimals(value: float | None) -> str:
 
 
 def listed(values: list[float | None]) -> str:
-    """Up to 8 numbers as they are, and of more the mean and the range of those that are defined."""
+    """Up to 8 numbers as they are; of more the mean and range of those that are defined, and how many are not."""
     numbers = [value for value in values if value is not None]
     if not numbers or len(values) <= 8:
         return " ".join(map(decimals, values)) if numbers else "-"
-    return f"{np.mean(numbers):.2f} ({min(numbers):.2f} to {max(numbers):.2f})"
+    undefined = len(values) - len(numbers)
+    others = f"; {undefined} of {len(values)} undefined" * bool(undefined)
+    return f"{np.mean(numbers):.2f} ({min(numbers):.2f} to {max(numbers):.2f}{others})"
 
 
 def repeat_text(repeats: RepeatScore) -> str:

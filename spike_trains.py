@@ -159,7 +159,8 @@ def coincidence_factor(
     Gamma = (N_coinc - 2 r_model delta N_data) / (N_data + N_model) * 2 / (1 - 2 r_model delta)
 
     is 1 for trains that agree within delta, 0 for what a Poisson train of the model's rate r_model would reach by
-    chance, and negative below. A spike takes part in at most one coincidence.
+    chance at a low rate, and negative below. A spike takes part in at most one coincidence, and chance, which knows
+    nothing of it, is overrated where 2 r_model delta is not small: Poisson trains of 40 Hz have -0.1, of 100 Hz -1.7.
 
     Args:
         model, data: spike trains, shape (T,), 0 or 1.

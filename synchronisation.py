@@ -339,7 +339,8 @@ def releaser(model: studies.Model, recording: Recording, level: SpikeLevel, delt
 
     Args:
         model: `driven`.
-        level, delta: of the spikes, and of Gamma (ms).
+        level, delta: of the spikes, and of Gamma (ms), which is here at most a quarter of the mean interval of the
+            trace with the most spikes: of two trains of a rate of 1 / (2 delta) all coincide by chance.
     """
     windows = windows_of(recording, math.inf)
     pieces, n_warm = windows.recording, int(np.max(windows.n_warm))
@@ -347,13 +348,17 @@ def releaser(model: studies.Model, recording: Recording, level: SpikeLevel, delt
     spikes, observed = (np.asarray(x)[: len(pieces.V), traces] for x in (recording.spikes, recording.observed))
     counted = observed * (np.arange(len(pieces.V)) >= n_warm)[:, None]
     target = dataclasses.replace(pieces, spikes=spikes, observed=counted)
+    intervals = counted.sum(0) * recording.dt / np.maximum((spikes * counted).sum(0), 1)
+    delta = min(delta, float(intervals.min()) / 4)
     compiled = jax.jit(model)
 
     def release(parameters: Parameters) -> studies.Released:
         V = np.asarray(compiled(parameters, windows, 0.0)["V"], np.float64)
         prediction = scoring.Prediction(V, spike_trains.detect_spikes(V, level.level, level.rearm))
         score = scoring.score(target, prediction, delta)
-        gamma = [value for value in score.gamma if value is not None]
+        # Where it is undefined though there are spikes, the model has twice those of the recording, or more.
+        n_spikes = np.add(score.n_spikes, score.n_spikes_model)
+        gamma = [value or 0.0 for value, n in zip(score.gamma, n_spikes, strict=True) if n]
         loss = float(np.sum(pieces.mask * (V - pieces.V) ** 2) / np.sum(pieces.mask))
         gamma = float(np.mean(gamma)) if gamma else None
         rmse_away = math.nan if score.rmse_away is None else score.rmse_away  # no sample is away from spikes

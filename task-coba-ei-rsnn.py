@@ -353,6 +353,8 @@ def load_network(folder: Path, model: Model, settings: NetworkSettings | None = 
     checkpoints = Checkpoints.of(folder, "load")
     state, _ = checkpoints.restore(checkpoints.best)
     checkpoints.close()
+    if settings:
+        models.require_same_connections(model.connections, state["connections"], settings, folder)
     ours = model.weights, listed(model.connections)
     shapes = [[np.shape(x) for x in jax.tree.leaves(tree)] for tree in ((state["weights"], state["connections"]), ours)]
     if shapes[0] != shapes[1]:
@@ -485,6 +487,8 @@ class Training:
         state, history = checkpoints.restore(checkpoints.last, like)
         state, best = jax.device_put((state, checkpoints.restore(checkpoints.best, like)[0]["weights"]), copied)
         connections = {name: state["connections"].get(name) for name in self.model.connections}
+        settings = network_settings(self.run.args)
+        models.require_same_connections(self.model.connections, connections, settings, self.run.path)
         self.model = dataclasses.replace(self.model, weights=state["weights"], connections=connections)
         self.optimiser_state, self.key, self.initial = state["optimiser"], state["key"], state["initial"]
         try:
@@ -1071,6 +1075,8 @@ def main(argv: Sequence[str]) -> int:
     settings = network_settings(args)
     wiring = models.wiring_of(settings)
     args.n_rec = wiring.n_exc + wiring.n_inh
+    for folder in filter(None, (args.load, args.resume)):
+        models.require_same_ids(wiring, folder)
     model = make_model(args, wiring)
     print(*(lines := models.lines_of(settings, wiring, args.dt)), sep="\n", end="\n" * bool(lines))
     rule = args.method if args.engine == "native" else f"{args.method}_{args.engine}"

@@ -159,6 +159,7 @@ def test_neurons_without_targets_count_as_excitatory(tmp_path):
         (dict(pre=[np.nan] + [1.0] * 7), {}, ["no neuron", "row 0"]),
         (dict(sign=[1] * 8), {}, ["no inhibitory neuron"]),
         (dict(sign=["SER"] * 8), {}, ["SER in 8 rows", "--inh_types"]),
+        (dict(pre=N0, post=range(8), sign=-1), {}, ["no connection of an excitatory neuron"]),
         ({}, dict(pre_column="x"), ["--pre_column", "'x'", "pre, post, weight, sign"]),
         ({}, dict(inh_types=["BC"]), ["--inh_types", "'BC'"]),
     ],
@@ -190,6 +191,19 @@ def test_files_that_are_no_tables(name, content, text, tmp_path):
     with pytest.raises(connectome.BadInput, match=text) as error:
         connectome.read_wiring(tmp_path / name, EdgeColumns())
     assert "\n" not in str(error.value)
+
+
+def test_blanks_and_categories_make_no_other_neurons(tmp_path):
+    (tmp_path / "a.csv").write_text("pre,post,weight\na, b,3\nb ,a,-1\n")
+    assert connectome.read_wiring(tmp_path / "a.csv", EdgeColumns()).ids.tolist() == ["a", "b"]
+    edges = table()
+    as_categories = edges.assign(pre=edges.pre.astype("category"))
+    as_categories.to_parquet(tmp_path / "a.parquet")
+    ids = [
+        connectome.read_wiring(path, EdgeColumns()).ids
+        for path in (tmp_path / "a.parquet", save(tmp_path / "b.csv", edges))
+    ]
+    np.testing.assert_array_equal(*ids)
 
 
 def test_types_that_no_column_has(tmp_path):
@@ -381,7 +395,8 @@ def test_which_products_a_network_takes():
 
 def test_training_on_a_connectome(tmp_path, monkeypatch, capsys):
     """By a subprocess and then here: trained, loaded, resumed; the connections in weights.npz are those of the file."""
-    path = script.Path("data/connectome.csv").resolve()
+    path = tmp_path / "connectome.csv"
+    path.write_bytes(script.Path("data/connectome.csv").read_bytes())
     common = [*scripts.SMALL_NETWORK[2:], "--batch_size", 4, "--n_heldout", 8, "--conn_method", path]
     done = scripts.run(script, *common, "--epochs", 2, "--eval_every", 1, "--schedule", "constant", cwd=tmp_path)
     _, folder = result_of(done, tmp_path)
@@ -398,6 +413,17 @@ def test_training_on_a_connectome(tmp_path, monkeypatch, capsys):
     scripts.run_here(script, monkeypatch, capsys, tmp_path, "--mode", "sim", "--load", folder, "--n_heldout", 8)
     resumed, _ = scripts.run_here(script, monkeypatch, capsys, tmp_path, "--resume", folder, "--epochs", 3)
     assert resumed["updates"] == 3
+    lines = path.read_text().splitlines()
+    edges = [line.split(",") for line in lines[1:]]
+    named = [",".join([f"{pre}0", f"{post}0", *more]) for pre, post, *more in edges]
+    for changed, text in ((lines[:-1], "other connections of inh"), ([lines[0], *named], "neurons.csv: found other")):
+        path.write_text("\n".join(changed) + "\n")
+        for again in (["--mode", "sim", "--load", folder], ["--resume", folder, "--epochs", 4]):
+            capsys.readouterr()
+            assert scripts.exit_status(script, monkeypatch, tmp_path, list(map(str, again))) == 2
+            errors = capsys.readouterr().err
+            assert len(errors.splitlines()) == 1
+            assert text in errors
 
 
 @pytest.mark.parametrize(

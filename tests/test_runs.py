@@ -303,3 +303,26 @@ def test_the_papers_columns_are_there_where_it_has_a_compared_method(method, pap
     assert table[0].keys() == table[1].keys()
     assert [row.get("paper_loss") for row in table] == ([1.0, None] if paper else [None, None])
     assert ("paper_seconds_sd" in table[0]) == paper
+
+
+def test_arrays_that_are_not_whole_are_said_to_be(tmp_path):
+    path = tmp_path / "evaluations.npz"
+    for content in (b"", b"PK\x03\x04abc"):
+        path.write_bytes(content)
+        with pytest.raises(
+            runs.BadInput, match=r"evaluations.npz: found a file that cannot be read .*expected a whole"
+        ):
+            runs.load_arrays(path)
+    runs.save(path, dict(x=np.arange(3)))
+    assert runs.load_arrays(path)["x"].tolist() == [0, 1, 2]
+
+
+def test_of_two_runs_in_one_folder_the_second_to_begin_is_refused(tmp_path):
+    """Both are asked for before either has saved anything."""
+    args = [argparse.Namespace(output=tmp_path / "out", resume=None, seed=seed, figure_format="png") for seed in (1, 2)]
+    first, second = (runs.RunFolder(given, "x", "x") for given in args)
+    first.save("config.json", dict(seed=1))
+    with pytest.raises(runs.BadInput, match=r"--output: .*out holds another run"):
+        second.save("config.json", dict(seed=2))
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == dict(seed=1)
+    first.save("result.json", {})

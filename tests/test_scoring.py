@@ -1,5 +1,6 @@
 """Scores of predictions: what counts, what is undefined, and the figures."""
 
+import argparse
 import dataclasses
 import json
 import warnings
@@ -10,12 +11,13 @@ import runs
 import numpy as np
 import pytest
 
+import reading
 import recordings
 import reports
 import scoring
 from recordings import Recording
 from scoring import Prediction
-from spike_trains import away_from_spikes
+from spike_trains import SpikeLevel, away_from_spikes
 
 DT = 0.1
 
@@ -316,3 +318,29 @@ def test_a_prediction_has_the_coincidence_window_that_is_asked_for():
     gamma = [reports.respond(late, recording, delta)[2].gamma[0] for delta in (4.0, 2.0)]
     assert gamma[0] == pytest.approx(1)
     assert gamma[1] < 0
+
+
+def test_means_of_gamma_say_how_many_are_undefined():
+    assert scoring.listed([1.0, None]) == "1.00 -"
+    assert scoring.listed([0.5, 1.0] * 4 + [None] * 2) == "0.75 (0.50 to 1.00; 2 of 10 undefined)"
+    assert scoring.listed([0.5, 1.0] * 5) == "0.75 (0.50 to 1.00)"
+
+
+def test_nothing_counts_beyond_the_sweeps_of_a_current_alone(tmp_path):
+    """A model that fires wherever there is no current: not after the end of the shorter sweep, nor before t_start."""
+    sweeps = reading.Sweeps([np.full(100, -0.1), np.full(500, -0.1)], None, None, 1.0, ["short", "long"], [])
+    pieces = [recordings.Piece(0, 0, 50, 100), recordings.Piece(1, 0, 50, 500)]
+    recording = recordings.assemble(sweeps, pieces, SpikeLevel())
+    assert recording.observed.sum(0).tolist() == [50, 450]
+    spikes = np.where(np.arange(500) % 20 == 10, 1.0, 0.0)[:, None] * [1.0, 1.0]
+    run = runs.RunFolder(argparse.Namespace(output=tmp_path / "run", resume=None, figure_format="png"), "x", "x")
+    reports.save_response(run, recording, Prediction(np.full((500, 2), -65.0), spikes), None)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["n_spikes_model"] == [3, 23]
+    rows = (tmp_path / "run" / "spikes.csv").read_text().split()[1:]
+    assert len(rows) == 26
+    assert "0,110.0" not in rows
+    data = recordings.Data({"fit": recording}, SpikeLevel(), [])
+    source = recordings.Source(reading.Files())
+    target = recordings.make_targets(source, data, lambda known, recording: (spikes - 65, spikes), {}, 0)["fit"]
+    assert (target.mask == recording.observed).all()
+    assert (target.observed == recording.observed).all()

@@ -19,6 +19,7 @@ import neuron_fitting_of_hh_model as script
 import recordings
 import reports
 import solvers
+import spike_trains
 import studies
 import synchronisation
 import utils
@@ -342,6 +343,32 @@ def test_a_fit_ends_where_the_released_cell_predicts_spikes_and_starts_agree():
     assert late.released.follows
     assert not silent.released.follows
     assert not studies.Released(float("nan"), None, 10, 0, 1.0).follows
+
+
+@pytest.mark.parametrize("rate", [20, 133])
+def test_undefined_gammas_count_against_a_model_that_fires_too_often_alone(rate):
+    """Rates (Hz) at which Gamma is defined for the cell and where it is not, by --delta alone; and a silent trace."""
+    dt, T = 0.1, 10000
+
+    def train(rate):
+        V = np.full(T, -65.0)
+        V[round(500 / rate / dt) :: round(1000 / rate / dt)] = 20.0
+        return V
+
+    V = np.stack([*4 * [train(rate)], np.full(T, -65.0)], axis=1)
+    spikes = (np.diff(V > 0, axis=0, prepend=False) > 0) & (V > 0)
+    recording = recordings.Recording(np.zeros_like(V), V, spikes * 1.0, np.ones_like(V), np.ones_like(V), dt=dt)
+    level = spike_trains.SpikeLevel(0.0)
+    release = synchronisation.releaser(lambda parameters, windows, coupling: parameters, recording, level, 4.0)
+    same = release({"V": V})
+    assert same.gamma == pytest.approx(1)
+    assert same.follows
+    often = V.copy()
+    often[:, 1:4] = train(3 * rate if rate > 100 else 150)[:, None]
+    wrong = release({"V": often})
+    assert wrong.gamma == pytest.approx(0.25)
+    assert not wrong.follows
+    assert not release({"V": np.full_like(V, -65.0)}).follows
 
 
 def test_a_minimum_that_has_lost_its_spikes_is_not_taken():
