@@ -38,6 +38,7 @@ def bound(text: str) -> tuple[str, list[float]]:
 NOT_OF_PREDICTIONS = ("mode", "method", "fit_target", "fit_parameters", "constants", "bounds", "n_point", "objective")
 NOT_OF_PREDICTIONS += ("noise_std", "spike_jitter", "validation_recording", "validation_current", "validation_voltage")
 NOT_OF_PREDICTIONS += ("validation_spike_times", "validation_sweeps", "validation_t_start", "validation_t_stop")
+NOT_OF_PREDICTIONS += ("scheme", "escape", "model_terms", "t_blank", "tau_noise", "width_floor", "protocol")
 
 
 def parse_fit_arguments(parser: runs.Parser, argv: Sequence[str] | None, shipped: bool) -> argparse.Namespace:
@@ -49,11 +50,14 @@ def parse_fit_arguments(parser: runs.Parser, argv: Sequence[str] | None, shipped
         args = parser.parse_args(argv)
         if args.initial == "paper":
             parser.error("argument --initial: found paper with --load, expected recorded, or neither")
-        for name in NOT_OF_PREDICTIONS:
-            if getattr(args, name) != parser.get_default(name):
+        for name in NOT_OF_PREDICTIONS:  # of which some are of one neuron alone
+            if getattr(args, name, None) != parser.get_default(name):
                 parser.error(f"argument --{name}: found it with --load, which fits nothing; expected neither, or a fit")
     own = args.voltage or args.recording or args.spike_times
     target = args.target or ("recorded" if own or shipped else "simulated")
+    if target == "simulated" and (args.exclude or args.initial == "recorded"):
+        name = "exclude" if args.exclude else "initial"
+        parser.error(f"argument --{name}: found it with a simulated target, expected potentials that are recorded")
     methods = sorted(set(args.methods), key=METHODS.index)
     if args.resume and (args.mode == "visualize" or args.output or args.load):
         parser.error("argument --resume: found with --mode visualize, --load or --output, expected a fit to go on with")

@@ -51,7 +51,8 @@ class Outcome(NamedTuple):
     rates: jax.Array
 
 
-SPIKE_CURRENTS = {"I1", "I2", "I3", "g"}  # states that spikes leave, adaptation among them
+# States that spikes leave, adaptation among them, and "pending", which of refractory neurons goes into these later.
+SPIKE_CURRENTS = {"I1", "I2", "I3", "g", "pending"}
 
 
 # ---- Backpropagation through time -----------------------------------------------------------------------------------

@@ -328,7 +328,9 @@ def read_data(source: Source, shipped: Mapping[str, Files]) -> Data:
 
 def read_to_predict(source: Source, level: SpikeLevel) -> Data:
     """Currents to which a fitted model is to respond ("fit"), and where there are any the potentials under them."""
-    sweeps = plausible(reading.read(source.files), source)
+    sweeps = reading.read(source.files)
+    refuse_idle_windows(sweeps, source)
+    sweeps = plausible(sweeps, source)
     if sweeps.V is not None and source.spike_level is not None:
         level = find_level([filled(V) for V in sweeps.V], sweeps.dt, source.spike_level)
     recording = assemble(sweeps, from_the_start(pieces_of(sweeps, source.part)), level, source.exclude)
@@ -341,7 +343,18 @@ def read_sweeps(files: Files, source: Source) -> Sweeps:
     if files.current and not (files.voltage or files.spike_times) and source.target == "recorded":
         expected = f"expected {prefix}current and {prefix}voltage, or {prefix}spike_times"
         raise BadInput(f"argument {prefix}current: found it alone, {expected}")
-    return plausible(reading.read(files), source)
+    sweeps = reading.read(files)
+    if not files.prefix:
+        refuse_idle_windows(sweeps, source)
+    return plausible(sweeps, source)
+
+
+def refuse_idle_windows(sweeps: Sweeps, source: Source) -> None:
+    """Refuse a window to exclude in which no sweep has a sample, as of another clock."""
+    for start, stop in source.exclude:
+        if round(start / sweeps.dt) >= min(round(stop / sweeps.dt), max(map(len, sweeps.current))):
+            found = f"found {start:g}:{stop:g}, in which no sweep has a sample"
+            raise BadInput(f"argument --exclude: {found}, expected ms from the beginning of a sweep")
 
 
 def plausible(sweeps: Sweeps, source: Source) -> Sweeps:
@@ -471,8 +484,11 @@ def recordings_of(sweeps: Mapping[str, Sweeps], source: Source, hold_out: bool) 
         pieces |= {"fit": fit} | ({"validation": validation} if validation else {})
         report += said
     level = SpikeLevel(source.spike_level or 0.0)
-    if fitted.V is not None:
-        level = find_level([filled(V) for V in fitted.V], fitted.dt, source.spike_level)
+    with_V = next((of_name for of_name in (fitted, from_files["validation"]) if of_name.V is not None), None)
+    if with_V is not None:
+        level = find_level([filled(V) for V in with_V.V], with_V.dt, source.spike_level)
+        if with_V is not fitted:
+            report.append(f"spikes held out are crossings of {level.level:.4g} mV, and so are those of the model")
     recordings = {}
     for name, chosen in pieces.items():
         recordings[name] = assemble(from_files[name], chosen, level, source.exclude)

@@ -92,8 +92,9 @@ def save_fit(run: runs.RunFolder, study: Study, data: Data, fit: Fit, extra: Map
 
 
 def arrays_of(recording: Recording, prediction: scoring.Prediction) -> dict[str, np.ndarray]:
-    """What a .npz file has of a prediction: currents, potentials and spikes of the model, and the sampling."""
+    """What a .npz file has of a prediction: currents, potentials and spikes of the model, what of it counts, and dt."""
     arrays = dict(current_nA=recording.current, V_mV=prediction.V, spikes=prediction.spikes)
+    arrays["observed"] = recordings.observed_in(recording)  # not behind the end of a sweep, nor what was fitted
     return arrays | dict(dt_ms=np.array(recording.dt))
 
 
@@ -344,8 +345,8 @@ def save_response(
     rows = zip(*(x.tolist() for x in columns.values()), strict=True)
     run.save("prediction.csv", [dict(zip(columns, row, strict=True)) for row in rows])
     counted = prediction.spikes * recordings.observed_in(recording)
-    spikes = [dict(sweep=int(i), t_ms=float(t[k])) for i, k in np.argwhere(counted.T)]
-    run.save("spikes.csv", spikes or "sweep,t_ms\n")
+    spikes = [dict(trace=int(i), t_ms=float(t[k])) for i, k in np.argwhere(counted.T)]
+    run.save("spikes.csv", spikes or "trace,t_ms\n")
     run.save("prediction.npz", arrays_of(recording, prediction))
     traces = dict(model=prediction.V) if score is None else dict(data=recording.V, model=prediction.V)
     run.save("prediction.png", recordings.plot_traces(recording, **traces))

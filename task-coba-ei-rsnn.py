@@ -180,7 +180,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.set_defaults(**RELEASED)
         args = parser.parse_args(argv)
     if args.load and not args.resume:
-        brought = (*NETWORK_ARGUMENTS, *TASK_ARGUMENTS)
+        trials = ("heldout_seed", "n_heldout", "precision") if args.mode == "sim" else ()  # those of its accuracy
+        brought = (*NETWORK_ARGUMENTS, *TASK_ARGUMENTS, *trials)
         saved = runs.saved_arguments(args.load, "load", parser.prog)
         parser.set_defaults(**{name: saved[name] for name in brought if name in saved})
         args = parser.parse_args(argv)

@@ -472,6 +472,9 @@ def test_the_response_to_a_new_current(script, fit, tmp_path, hh_cell, gif_cell)
     assert "is --current_unit right?" in line
     _, line = fit(script, "--load", tmp_path / "run0", *alone, "--initial", "paper", status=2)
     assert "argument --initial: found paper with --load" in line
+    idle = ["--scheme", "staggered"] if script is hh else ["--escape", "exponential"]
+    _, line = fit(script, "--load", tmp_path / "run0", *alone, *idle, status=2)
+    assert f"argument {idle[0]}: found it with --load" in line
     _, line = fit(script, "--load", tmp_path / "run0", *alone, "--noise_std", 1, status=2)
     assert "argument --noise_std: found it with --load, which fits nothing" in line
     other = gif if script is hh else hh

@@ -14,6 +14,7 @@ import scripts
 import neuron_fitting_of_gif_model as gif
 import studies
 import utils
+from learning_rules import SPIKE_CURRENTS
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 FACTS = json.loads((DATA / "parameters_gif.json").read_text())
@@ -103,3 +104,20 @@ def test_given_spikes_drive_the_reset():
     np.testing.assert_array_equal(returned, [1, 0])
     np.testing.assert_allclose(neuron.I1.value.to_decimal(u.nA), [np.exp(-0.02), 0], rtol=1e-5)
     np.testing.assert_allclose(neuron.I2.value.to_decimal(u.nA), [-0.5 * np.exp(-0.002), 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("erased", [True, False])
+def test_what_is_erased_is_all_that_earlier_spikes_leave_in_currents(erased):
+    """Of a neuron that is still refractory, too, whose currents begin when it no longer is."""
+    amplitudes = {name: -0.5 * u.nA for name in ("A1", "A2", "A3")}
+    neuron = utils.GIF(1, **amplitudes, k3=0.01 / u.ms, A_g=0.01 * u.uS, k_g=0.1 / u.ms, t_ref=0.4 * u.ms)
+    neuron.init_state()
+    left = []
+    with brainstate.environ.context(dt=DT):
+        for k in range(8):
+            for name in SPIKE_CURRENTS & neuron.local_states.keys() if erased and k == 2 else ():
+                neuron.local_states[name].value = 0 * neuron.local_states[name].value
+            neuron.update(0.0 * u.nA, spike=jnp.array([float(k == 0)]))
+            left.append([float(neuron.local_states[name].value.mantissa[0]) for name in ("I1", "I2", "I3", "g")])
+    assert (np.array(left)[-1] != 0).all() == (not erased)
+    assert np.any(left) == (not erased)

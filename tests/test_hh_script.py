@@ -405,6 +405,8 @@ BAD_FILES = {
     "a binary file": (lambda folder: (folder / "V.csv").write_bytes(bytes(range(128, 256))), "V.csv: not CSV"),
 }
 BAD_ARGUMENTS = {
+    "--exclude 5000:6000": "--exclude: found 5000:6000, in which no sweep has a sample",
+    "--target simulated --exclude 0:5": "--exclude: found it with a simulated target",
     "--dt 0": "argument --dt: found '0', expected a number > 0",
     "--dt -0.1": "argument --dt: found '-0.1', expected a number > 0",
     "--dt inf": "argument --dt: found 'inf'",

@@ -344,3 +344,18 @@ def test_nothing_counts_beyond_the_sweeps_of_a_current_alone(tmp_path):
     target = recordings.make_targets(source, data, lambda known, recording: (spikes - 65, spikes), {}, 0)["fit"]
     assert (target.mask == recording.observed).all()
     assert (target.observed == recording.observed).all()
+
+
+def test_the_level_of_spikes_is_that_of_held_out_potentials_where_spikes_are_fitted_by_their_times():
+    """Spikes that peak at -12 mV, which no crossing of 0 mV would count."""
+    V = np.full(4000, -65.0)
+    for step in range(500, 4000, 500):
+        V[step : step + 20] += 53 * np.exp(-np.arange(20) / 6)
+    current = [np.zeros(4000)]
+    fit = reading.Sweeps(current, None, [np.array([50.0, 100.0])], 0.1, ["fit"], [])
+    held_out = reading.Sweeps(current, [V], None, 0.1, ["held out"], [])
+    source = recordings.Source(reading.Files(spike_times="given"))
+    data = recordings.recordings_of({"fit": fit, "validation": held_out}, source, hold_out=False)
+    assert data.recordings["validation"].spikes.sum() == 7
+    assert data.recordings["fit"].spikes.sum() == 2
+    assert any("spikes held out are crossings of" in line for line in data.report)
