@@ -4,7 +4,7 @@ from pathlib import Path
 
 # Of the scripts that are started, too: two devices where there is one core; as most of the time of a test is
 # compilation, no optimisation by LLVM, and XLA's older code of fused operations, which compiles in half the time and
-# changes numbers by rounding alone; and what was compiled once is kept. (test_reference.py compiles as users do.)
+# changes numbers by rounding alone; and what was compiled once is kept.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 if version("jaxlib").startswith("0.9."):  # that of requirements.txt; newer ones may lack the option, and end at it
