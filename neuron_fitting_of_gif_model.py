@@ -387,7 +387,7 @@ def make_predictions(settings: Settings, trajectories: studies.Model) -> Callabl
     """
 
     def predictions(study: studies.Study, box: Box, x: np.ndarray) -> Predictions:
-        recording = study.recordings["fit"]
+        recording = study.fitted
         spikes = recording.spikes * recording.observed > 0
         interval = np.cumsum(spikes, axis=0) - spikes
         interval += np.concatenate([[0], np.cumsum(interval.max(0) + 1)[:-1]])
@@ -466,7 +466,7 @@ def study_of(
         study,
         model=make_costs(constants, dt_sim),
         loss=likelihood_loss(settings, trajectories),
-        recordings={**targets, "fit": target},
+        windows=target,
         annealing=studies.Annealing("width", "mV", widths),
         objective=dict(escape="threshold"),
         trajectories=trajectories,

@@ -315,7 +315,7 @@ def likelihood(constants: Parameters, noise: Noise) -> studies.Loss:
     respond = potentials_of(constants)
 
     def clustered(study: studies.Study, box: Box, x: np.ndarray) -> Likelihood:
-        driven, dt = study.windows, study.recordings["fit"].dt
+        driven, dt = study.windows, study.windows.recording.dt
         V, _ = respond(box.parameters(x), driven)
         recording = driven.recording
         rms = float(np.sqrt(np.sum(errors_of(V, driven) ** 2) / max(np.sum(recording.mask), 1)))
@@ -555,7 +555,6 @@ class Escaping:
             study,
             model=make_costs(constants),
             loss=likelihood(constants, self.noise),
-            recordings={**study.recordings, "fit": recording},
             windows=driven_by(recording, self.t_ref),
             trajectories=trajectories(constants),
             annealing=studies.Annealing("stage", "", (0.0, 1.0), n_first=1 if same_current else None),

@@ -289,6 +289,8 @@ def test_a_recording_with_action_potentials(tmp_path):
     assert result["n_spikes"] == spikes.sum(0).tolist()
     assert result["parameters"]["R"] == pytest.approx(30, rel=1e-3)
     assert result["parameters"]["tau"] == pytest.approx(15, rel=1e-3)
+    error = np.load(folder / "prediction_fit.npz")["V_mV"] - V
+    assert result["rmse"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-3), "of all samples, not those fitted"
     assert (result["known_parameters"], result["validation"]) == (None, None)
     assert json.loads((folder / "config.json").read_text())["arguments"]["target"] == "recorded"
 

@@ -78,7 +78,7 @@ def test_a_file_is_saved_whole_or_not_at_all(name, tmp_path, monkeypatch):
         write(self, data[: len(data) // 2])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
 
-    path = tmp_path / "run" / name
+    path, left_open = tmp_path / "run" / name, plt.get_fignums()  # by other tests
     runs.save(path, CONTENTS[name]())
     before = scripts.contents(tmp_path)
     assert list(before) == [path.parent, path]
@@ -87,7 +87,7 @@ def test_a_file_is_saved_whole_or_not_at_all(name, tmp_path, monkeypatch):
         with pytest.raises(runs.CannotSave, match=f"^{re.escape(str(path))}: No space left on device$"):
             runs.save(path, CONTENTS[name]())
     assert scripts.contents(tmp_path) == before
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == left_open
 
 
 def test_arrays_are_saved_for_numpy(tmp_path):

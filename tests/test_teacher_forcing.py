@@ -204,7 +204,7 @@ def test_the_likelihood_is_what_its_equation_says(x64):
     for step, trace in np.argwhere(recording.observed):
         mean = DT * rate[step, trace]
         expected += -math.log(-math.expm1(-mean)) if recording.spikes[step, trace] else mean
-    counts = recording.mask > 0
+    counts = problem.study.fitted.recording.mask > 0
     assert 0.3 < counts.mean() < 0.95
     mse = np.mean((V - recording.V)[counts] ** 2)
     expected += counts.sum() * DT / 5.0 / 2 * math.log1p(mse / studies.V_RESOLUTION**2)
