@@ -348,8 +348,9 @@ def releaser(model: studies.Model, recording: Recording, level: SpikeLevel, delt
     spikes, observed = (np.asarray(x)[: len(pieces.V), traces] for x in (recording.spikes, recording.observed))
     counted = observed * (np.arange(len(pieces.V)) >= n_warm)[:, None]
     target = dataclasses.replace(pieces, spikes=spikes, observed=counted)
-    intervals = counted.sum(0) * recording.dt / np.maximum((spikes * counted).sum(0), 1)
-    delta = min(delta, float(intervals.min()) / 4)
+    n_spikes = (spikes * counted).sum(0)
+    intervals = counted.sum(0)[n_spikes > 0] * recording.dt / n_spikes[n_spikes > 0]
+    delta = min([delta, *(intervals / 4).tolist()])
     compiled = jax.jit(model)
 
     def release(parameters: Parameters) -> studies.Released:
@@ -357,8 +358,8 @@ def releaser(model: studies.Model, recording: Recording, level: SpikeLevel, delt
         prediction = scoring.Prediction(V, spike_trains.detect_spikes(V, level.level, level.rearm))
         score = scoring.score(target, prediction, delta)
         # Where it is undefined though there are spikes, the model has twice those of the recording, or more.
-        n_spikes = np.add(score.n_spikes, score.n_spikes_model)
-        gamma = [value or 0.0 for value, n in zip(score.gamma, n_spikes, strict=True) if n]
+        n_both = np.add(score.n_spikes, score.n_spikes_model)
+        gamma = [value or 0.0 for value, n in zip(score.gamma, n_both, strict=True) if n]
         loss = float(np.sum(pieces.mask * (V - pieces.V) ** 2) / np.sum(pieces.mask))
         gamma = float(np.mean(gamma)) if gamma else None
         rmse_away = math.nan if score.rmse_away is None else score.rmse_away  # no sample is away from spikes

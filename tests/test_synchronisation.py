@@ -357,12 +357,15 @@ def test_undefined_gammas_count_against_a_model_that_fires_too_often_alone(rate)
 
     V = np.stack([*4 * [train(rate)], np.full(T, -65.0)], axis=1)
     spikes = (np.diff(V > 0, axis=0, prepend=False) > 0) & (V > 0)
-    recording = recordings.Recording(np.zeros_like(V), V, spikes * 1.0, np.ones_like(V), np.ones_like(V), dt=dt)
+    observed = np.ones_like(V)
+    observed[:, 4] = 0  # as of a sweep that ends before what counts begins
+    recording = recordings.Recording(np.zeros_like(V), V, spikes * 1.0, np.ones_like(V), observed, dt=dt)
     level = spike_trains.SpikeLevel(0.0)
     release = synchronisation.releaser(lambda parameters, windows, coupling: parameters, recording, level, 4.0)
     same = release({"V": V})
     assert same.gamma == pytest.approx(1)
     assert same.follows
+    assert release({"V": np.roll(V, round(1 / dt), axis=0)}).gamma > 0.9  # 1 ms late
     often = V.copy()
     often[:, 1:4] = train(3 * rate if rate > 100 else 150)[:, None]
     wrong = release({"V": often})
