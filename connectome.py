@@ -270,8 +270,6 @@ def wiring_of(path: Path, edges: pd.DataFrame, mixed_signs: str, weighted: bool,
     if not n_exc or not n_inh:
         none = "excitatory" if not n_exc else "inhibitory"
         raise BadInput(f"{path}: found no {none} neuron among {len(ids)}, expected both kinds")
-    if not len(edges[~edges.pre.isin(inhibitory)]):
-        raise BadInput(f"{path}: found no connection of an excitatory neuron, expected some")
     number = pd.Series(np.arange(len(ids)), index=ids)
     pairs = pd.DataFrame(
         dict(pre=number.loc[edges.pre].to_numpy(), post=number.loc[edges.post].to_numpy(), w=edges.w.to_numpy())
@@ -282,6 +280,8 @@ def wiring_of(path: Path, edges: pd.DataFrame, mixed_signs: str, weighted: bool,
         part = summed[(summed.pre >= start) & (summed.pre < stop)]
         indptr = np.searchsorted(part.pre, np.arange(start, stop + 1)).astype(np.int32)
         connections[name], weights[name] = (indptr, part.post.to_numpy(np.int32)), part.w.to_numpy()
+    if not len(weights["exc"]):
+        raise BadInput(f"{path}: found no connection of an excitatory neuron, expected some")
     silent = len(ids) - len(np.unique(edges.pre))
     counts = f"{n_exc} excitatory and {n_inh} inhibitory neurons, {len(summed)} connections"
     again, zero = len(pairs) - len(summed), 0 in ids and 1 not in ids
