@@ -414,13 +414,17 @@ class RunFolder:
 
     def _check_place(self, args, resume):
         try:
-            if args.output and not resume and holds_files(args.output):
-                raise BadInput(f"argument --output: {args.output} holds another run, expected a new or empty folder")
+            if args.output and not resume:
+                self._refuse_another_run()
             # Another run may have the name in results/, but not the folder around it.
             try_folder(self.path if resume or args.output else self.path.parent)
         except OSError as error:
             found = f"found that nothing can be saved in {self.path} ({reason_of(error)})"
             raise BadInput(f"argument --{'resume' if resume else 'output'}: {found}, expected another place") from None
+
+    def _refuse_another_run(self) -> None:
+        if holds_files(self.path):
+            raise BadInput(f"argument --output: {self.path} holds another run, expected a new or empty folder")
 
     def _share(self) -> None:
         """The folder of several processes is that of the first one, which makes it now."""
@@ -444,8 +448,7 @@ class RunFolder:
         while not self.made:
             try:
                 self.path.mkdir(parents=True, exist_ok=bool(self.args.output))
-                if holds_files(self.path):  # of a run that has begun since
-                    raise BadInput(f"argument --output: {self.path} holds another run, expected a new or empty folder")
+                self._refuse_another_run()  # which has begun since
                 self.made = True
             except FileExistsError:
                 copy += 1
