@@ -111,10 +111,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     objective = (
         "synchronised: the recording drives the model while potentials are fitted, and lets go of it in stages, from "
         "coupling 10 per ms to 0; simulation: the paper's loss, of the model that runs freely; without this argument, "
-        f"synchronised for your potentials, where a trace has {SEVERAL} spikes or more, if --mode and --method allow "
-        f"it. By {solvers.GAUSS_NEWTON}, if potentials are fitted; from where these lead, spikes are fitted by "
-        f"L-BFGS-B or CMA (by default --fit_target spike by the first, both by the second, {N_RUN} times {N_ITER} "
-        f"rounds of {N_SAMPLE}, and once more from the best)"
+        f"synchronised for your potentials, where a trace has {SEVERAL} spikes or more after its first "
+        f"{synchronisation.T_WARM:g} ms, and half of all spikes come after those, if --mode and --method allow it. By "
+        f"{solvers.GAUSS_NEWTON}, if potentials are fitted; from where these lead, spikes are fitted by L-BFGS-B or "
+        f"CMA (by default --fit_target spike by the first, both by the second, {N_RUN} times {N_ITER} rounds of "
+        f"{N_SAMPLE}, and once more from the best)"
     )
     no_fit_target = (
         "; without this argument, potential; but where synchronised and then released, the model has other spikes than "
@@ -271,7 +272,7 @@ def make_study(
         recordings.require_spikes(targets["fit"], data.spike_level)
     if settings.fit_target != "spike":
         recordings.require_potentials(targets["fit"])
-    away = recordings.without_spikes(targets["fit"], *scoring.T_AROUND) if settings.fit_target == "both" else None
+    away = away_from_spikes(targets["fit"]) if settings.fit_target == "both" else None
     study = studies.Study(
         model=studies.simulation(cell, with_units(values), source.dt_sim),
         loss=LOSSES[settings.fit_target](settings, data.spike_level),
@@ -290,21 +291,33 @@ def make_study(
     return synchronisation.synchronised(study, cell, with_units(values), source.dt_sim, data.spike_level)
 
 
+def away_from_spikes(recording: Recording) -> Recording:
+    """The recording of which no potential counts that is close to a spike; raises `BadInput` where none is left."""
+    away = recordings.without_spikes(recording, *scoring.T_AROUND)
+    if not np.any(away.mask):
+        found = "found both, and no potential {:g} ms before a spike or {:g} ms after one".format(*scoring.T_AROUND)
+        raise BadInput(f"argument --fit_target: {found}, or further away, expected spike")
+    return away
+
+
 def objective_of(args: argparse.Namespace, data: Data) -> str:
     """The objective that the arguments ask for, or else the one that finds the cell."""
     recording, fit_target = data.recordings["fit"], args.fit_target or "potential"
+    late = recording if recording.V is None else synchronisation.counted_in(recording)
     methods = (None, *METHODS[fit_target])
     if args.objective == "synchronised" and args.method not in methods:
         expected = f"expected {' or '.join(methods[1:])} with --fit_target {fit_target}"
         raise BadInput(f"argument --method: found {args.method} with --objective synchronised, {expected}")
     if args.objective == "synchronised" and args.mode == "compare":
         raise BadInput("argument --objective: found synchronised with --mode compare, expected simulation, or one fit")
-    if args.objective == "synchronised" and not np.any(recording.mask):
-        raise BadInput("argument --objective: found synchronised without potentials, expected simulation")
+    if args.objective == "synchronised" and not np.any(late.mask):
+        after = f"after the first {synchronisation.T_WARM:g} ms of a sweep"
+        raise BadInput(f"argument --objective: found synchronised without potentials {after}, expected simulation")
     if args.objective or args.method not in methods or args.mode != "fit":
         return args.objective or "simulation"
-    own = (args.recording or args.voltage) and recording.spikes is not None and np.any(recording.mask)
-    several = own and (recording.spikes * recording.observed).sum(0).max() >= SEVERAL
+    own = (args.recording or args.voltage) and recording.spikes is not None and np.any(late.mask)
+    n_spikes = (late.spikes * late.observed).sum(0) if own else np.zeros(1)
+    several = n_spikes.max() >= SEVERAL and 2 * n_spikes.sum() >= synchronisation.spikes_in(recording)
     return "synchronised" if several else "simulation"
 
 
@@ -361,9 +374,11 @@ def synchronised_fit(
         KeyboardInterrupt: before potentials led anywhere, where --fit_target asks for more.
     """
     driven = make("potential", solvers.GAUSS_NEWTON, "synchronised") if search.method in METHODS["both"] else study
+    if args.fit_target == "both":
+        away_from_spikes(synchronisation.counted_in(study.windows))
     problem = fitting.FitProblem(driven, args.n_sample, devices, journal)
     found = fitting.minimise(problem, dataclasses.replace(search, method=solvers.GAUSS_NEWTON))
-    target, n_early = args.fit_target, recordings.steps_before(driven.recordings["fit"], N_JUDGED)
+    target, n_early = args.fit_target, steps_to_judge(driven.recordings["fit"])
     same = found.released and synchronisation.same_spikes(found.released)
     if target == "potential" or (not target and (args.method or found.interrupted or not n_early or same)):
         fit = fitting.conclude(problem, found, search.seed)
@@ -391,6 +406,16 @@ def synchronised_fit(
     late = recordings.counted_from(driven.recordings["fit"], n_early)
     judge = synchronisation.releaser(driven.model, late, level, study.delta)
     return judged_fit(problem, found, BySpikes(early, whole, search), judge)
+
+
+def steps_to_judge(recording: Recording) -> int:
+    """Samples before the last third of the spikes that count; 0 where that has fewer than N_JUDGED, or `both` nothing.
+
+    Nothing, where no potential that precedes them is away from spikes.
+    """
+    n_early = recordings.steps_before(synchronisation.counted_in(recording), N_JUDGED)
+    early = synchronisation.counted_in(recordings.first_part(recording, n_early))
+    return n_early if np.any(recordings.without_spikes(early, *scoring.T_AROUND).mask) else 0
 
 
 def minimise_spikes(problem: fitting.FitProblem, search: fitting.Search) -> fitting.Minimum:
@@ -446,7 +471,7 @@ def judged_fit(
     judged = {name: judge(problem.box.parameters(x.best.x)) for name, x in (("potential", found), ("both", last))}
     by_potential, by_both = (released.gamma or 0.0 for released in judged.values())
     share = min(max((by_potential + by_both) / 2, 0.0), 1.0)
-    error = math.sqrt(share * (1 - share) / judged["both"].n_spikes)
+    error = math.sqrt(share * (1 - share) / max(judged["both"].n_spikes, 1))
     better = by_both > by_potential + error
     extra = dict(driven=found.released, judged=judged, fit_target="both" if better else "potential")
     texts = [f"{name} {released.text}" for name, released in judged.items()]

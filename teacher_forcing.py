@@ -322,24 +322,38 @@ def likelihood(constants: Parameters, noise: Noise) -> studies.Loss:
         size, largest = max(rms, studies.V_RESOLUTION), studies.largest_error(study.recordings["fit"], *MISFIT)
         misfits = [misfit("V_mV", rms, largest)] if noise.counts and rms > largest else []
         n_step, n_trace = np.shape(recording.current)
-        # A cluster is longer than its errors depend on each other; where these are too few, the Hessian counts alone.
-        n_each = min(round(T_CLUSTER / dt), n_step * n_trace // (CLUSTERS * len(x)))
-        n_each = max(1, n_each, round(APART * noise.tau_noise / dt) if noise.counts else 1)
-        n_each = n_step if n_step * n_trace < FEWEST * len(x) * n_each else n_each
+        counts = np.asarray(driven.silent + driven.at_spike + driven.mask) > 0
+        n_each = cluster_length(int(counts.sum()), n_step, dt, len(x), noise)
         n_part = -(-n_step // n_each)
 
         def parts(y):
-            return jnp.pad(y, ((0, 0), (0, n_part * n_each - n_step))).reshape(n_trace, n_part, n_each).sum(2).ravel()
+            padded = jnp.pad(y, ((0, 0), (0, n_part * n_each - n_step)))
+            return padded.reshape(n_trace, n_part, n_each).sum(2).ravel()
+
+        said = np.flatnonzero(parts(counts.T.astype(int)))  # not those in which nothing counts
 
         def costs(x, driven):
             V, log_rate = respond(box.parameters(x), driven)
             silent, fired = spike_costs(log_rate, driven)
             everywhere = silent + noise.weight(driven.recording) / (2 * size**2) * errors_of(V, driven) ** 2
-            return parts(everywhere + place(fired, driven.spikes.T, everywhere))
+            return parts(everywhere + place(fired, driven.spikes.T, everywhere))[said]
 
         return Likelihood(costs, {"V_mV": size} if noise.counts else {}, misfits, (driven,))
 
     return studies.Loss(loss, "negative log-likelihood", clustered, is_log=True)
+
+
+def cluster_length(n_counted: int, n_step: int, dt: float, n_fitted: int, noise: Noise) -> int:
+    """Steps of a cluster: longer than its errors depend on each other; n_step where there would be too few of them.
+
+    Args:
+        n_counted: samples of all traces that count.
+        dt: (ms).
+        n_fitted: parameters.
+    """
+    n_each = min(round(T_CLUSTER / dt), n_counted // (CLUSTERS * n_fitted))
+    n_each = max(1, n_each, round(APART * noise.tau_noise / dt) if noise.counts else 1)
+    return n_step if n_counted < FEWEST * n_fitted * n_each else n_each
 
 
 def make_gram(constants: Parameters, noise: Noise) -> studies.Gram:

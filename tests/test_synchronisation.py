@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 
+import runs
+
 import brainstate
 import brainunit as u
 import cells
@@ -372,6 +374,56 @@ def test_undefined_gammas_count_against_a_model_that_fires_too_often_alone(rate)
     assert wrong.gamma == pytest.approx(0.25)
     assert not wrong.follows
     assert not release({"V": np.full_like(V, -65.0)}).follows
+
+
+def in_steps(n_step, rows):
+    """A recording of silent potentials at 0.1 ms with spikes at these (step, trace)."""
+    V = np.full((n_step, 1 + max(trace for _, trace in rows)), -65.0)
+    for step, trace in rows:
+        V[step : step + 10, trace] = 20.0
+    return recordings.recorded(np.zeros_like(V), V, 0.1)
+
+
+def test_windows_of_a_fit_of_spikes_keep_those_without_a_quiet_potential():
+    fast = in_steps(41_000, [(step, 0) for step in range(500, 21_000, 200)])  # 50 Hz for 2 s of 4
+    away = script.away_from_spikes(fast)
+    kept = synchronisation.windows_of(away, synchronisation.T_FREE, by_spikes=True)
+    n_warm = kept.n_warm[0]
+    assert kept.recording.spikes[n_warm:].sum() == fast.spikes[n_warm:].sum() > 90
+    assert synchronisation.windows_of(away, synchronisation.T_FREE).recording.spikes.sum() < 60
+    with pytest.raises(runs.BadInput, match="found both, and no potential 5 ms before a spike or 20 ms after"):
+        script.away_from_spikes(in_steps(4_000, [(step, 0) for step in range(40, 4_000, 200)]))
+
+
+def test_spikes_of_the_warm_up_decide_nothing():
+    level = spike_trains.SpikeLevel(0.0)
+    early = in_steps(4_000, [(step, trace) for trace in range(12) for step in (50, 150, 250, 350)])
+    release = synchronisation.releaser(lambda parameters, windows, coupling: parameters, early, level, 4.0)
+    released = release({"V": np.full_like(early.V, -65.0)})
+    assert released.n_spikes == released.n_spikes_model == 0
+    assert not synchronisation.describes(released, early)
+    silent = dataclasses.replace(early, spikes=0 * early.spikes)
+    assert synchronisation.describes(released, silent)
+    late = in_steps(4_000, [(step, 0) for step in (50, 150, 2000, 2500, 3000)])
+    args = script.parse_args(["--recording", "sweeps.npz"])
+    found = [script.objective_of(args, recordings.Data({"fit": recording})) for recording in (early, late)]
+    assert found == ["simulation", "synchronised"]
+    assert script.steps_to_judge(early) == 0
+    many = in_steps(20_000, [(50 + step, 0) for step in range(0, 19_500, 400)])
+    n_early = script.steps_to_judge(many)
+    assert synchronisation.counted_in(many).spikes[n_early:].sum() == 48 // 3
+    assert script.steps_to_judge(in_steps(20_000, [(50 + step, 0) for step in range(0, 19_500, 200)])) == 0
+
+
+def test_a_sweep_that_ends_within_the_warm_up_is_left_out():
+    recording = in_steps(4_000, [(1000, 0), (100, 1)])
+    known = np.ones_like(recording.V)
+    known[350:, 1] = 0
+    aborted = dataclasses.replace(recording, mask=known, observed=known)
+    level = spike_trains.SpikeLevel(0.0)
+    release = synchronisation.releaser(lambda parameters, windows, coupling: parameters, aborted, level, 4.0)
+    released = release({"V": recording.V[:, :1]})
+    assert (released.n_spikes, released.n_spikes_model, released.gamma) == (1, 1, 1.0)
 
 
 def test_a_minimum_that_has_lost_its_spikes_is_not_taken():

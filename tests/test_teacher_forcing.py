@@ -244,6 +244,29 @@ def test_the_quadratic_form_is_the_second_derivative_where_the_model_is_right(x6
     np.testing.assert_allclose(2 * np.asarray(gram)[np.ix_(names, names)], hessian, rtol=1e-5)
 
 
+def test_clusters_are_of_the_samples_that_count(x64, monkeypatch):
+    """With as many traces again that say nothing, all twice as long: no cluster more, and in each the same cost."""
+    monkeypatch.setattr(teacher_forcing, "FEWEST", 0)
+    few = problem_of()
+    recording = few.study.recordings["fit"]
+
+    def padded(x, fill=0.0):
+        return np.pad(x, ((0, len(x)), (0, x.shape[1])), constant_values=fill)
+
+    arrays = {name: padded(getattr(recording, name)) for name in ("current", "spikes", "mask", "observed")}
+    V_start = {name: np.tile(getattr(recording, name), 2) for name in ("V_start", "V_start_error")}
+    longer = dataclasses.replace(recording, V=padded(recording.V, -60.0), **arrays, **V_start)
+    found = []
+    for data in (recording, longer):
+        driven = teacher_forcing.driven_by(data, NEURON["t_ref"])
+        study = dataclasses.replace(few.study, windows=driven, recordings={"fit": data})
+        x = np.full(len(FITTED), 0.42)
+        told = study.loss.predictions(study, few.box, x)
+        found.append(np.asarray(told.costs(x, *told.data)))
+    assert len(found[0]) == len(found[1]) > 10
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
+
+
 # ---- What it finds --------------------------------------------------------------------------------------------------
 
 
