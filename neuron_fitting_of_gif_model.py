@@ -735,7 +735,7 @@ def main(argv: Sequence[str]) -> int:
     args.method = args.method or (solvers.GAUSS_NEWTON if study.gram else "L-BFGS-B")
     budget = args.protocol_budget if args.mode == "compare" else args.method
     name = f"{args.mode}_{args.protocol}_{objective}_{args.fit_target}_{budget}_seed{args.seed}"
-    run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats"})
+    run = runs.RunFolder(args, SCRIPT, name, {"repeats"}, data.checksum)
     print(*data.report, sep="\n", end="\n" * bool(data.report))
     search, interrupted, choice = runs.pick(fitting.Search, args, seed=fit_seed), False, None
     if args.mode == "compare":

@@ -567,7 +567,7 @@ def main(argv: Sequence[str]) -> int:
     method = args.method or (METHODS[fit_target][0] if objective == "synchronised" else "L-BFGS-B")
     budget = args.protocol_budget if args.mode == "compare" else method
     name = f"{args.mode}_{args.target}_{fit_target}_{budget}_seed{args.seed}"
-    run = runs.RunFolder(args, SCRIPT, name, may_change={"repeats"})
+    run = runs.RunFolder(args, SCRIPT, name, {"repeats"}, data.checksum)
 
     def make(fit_target, method, objective):
         settings = runs.pick(studies.FitSettings, args, fit_target=fit_target, method=method)

@@ -4,6 +4,7 @@ What is ambiguous is refused, not guessed.
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -144,6 +145,12 @@ def paired(currents: Sequence[Traces], voltages: Sequence[Traces]) -> list[Sweep
     return sweeps
 
 
+def files_of_sweeps(currents: Sequence[Traces], voltages: Sequence[Traces]) -> list[tuple[Traces, Traces]]:
+    """Where current and potential of each sweep of `paired` come from; that of the current, where there are none."""
+    I, V = ([traces for traces in each for _ in traces.sweeps] for each in (currents, voltages or currents))
+    return list(zip(I * len(V) if len(I) == 1 else I, V, strict=True))
+
+
 def until_the_end(sweep: Sweep) -> tuple[np.ndarray, np.ndarray | None]:
     """A sweep up to its last current; potentials may be missing in it, but not all of them."""
     name_I, current, name_V, V = sweep
@@ -197,13 +204,16 @@ def starts_of(pairs: Sequence[tuple[Traces, Traces]], files: Files) -> list[str]
 
 
 def read_spike_times(path: Path, names: Sequence[str], durations: Sequence[float]) -> list[np.ndarray]:
-    """Spike times (ms), an array a sweep, of a text file with a line a sweep."""
+    """Spike times (ms), an array a sweep, of a text file with a line a sweep; blanks, commas or ; are between them.
+
+    Commas are decimal ones where ; or tabs are between times, and no number has a decimal point.
+    """
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = runs.reason_of(error) if isinstance(error, OSError) else "not text"
         raise BadInput(f"{path}: {reason}; expected a text file of spike times") from None
-    rows = [re.sub("[,;]", " ", line).split() for line in text.splitlines()]
+    rows = cells_of(path, text)
     if rows and rows[0] and all(math.isnan(to_number(cell)) for cell in rows[0]):
         rows = rows[1:]
     if len(rows) != len(names):
@@ -218,6 +228,17 @@ def read_spike_times(path: Path, names: Sequence[str], durations: Sequence[float
     if len(early) > 2 and max(early) < 0.01:
         raise bad(path, "all spikes in the first hundredth of their sweeps", "times in ms (are they in s?)")
     return times
+
+
+def cells_of(path: Path, text: str) -> list[list[str]]:
+    """The cells of each line."""
+    points, others = re.search(r"\d\.\d", text), re.search("[;\t]", text)
+    lines = [re.sub(r"\s*,\s+|\s+,", ",", line.strip()) for line in text.splitlines()]
+    both = next((line for line in lines if re.search(r"\d,\d", line) and re.search(r"\s", line)), None)
+    if both and not points and not others:
+        raise bad(path, f"{both[:40]!r}, a decimal comma or two times", "decimal points, or ; between times")
+    comma = " " if points or not others else "."
+    return [line.replace(",", comma).replace(";", " ").split() for line in lines]
 
 
 @np.errstate(all="ignore")
@@ -237,21 +258,21 @@ def read(files: Files) -> Sweeps:
     ):
         if wrong:
             raise bad(f"argument {p}{argument}", found, expected)
-    I, V, sweeps = [], [], []
+    groups = []
     for path in files.recording:
         signals = read_signals(path)
-        I.append(traces_of(path, signals, "current", files, alone=False))
-        V.append(traces_of(path, signals, "voltage", files, alone=False))
-        sweeps += paired(I[-1:], V[-1:])
-    n = len(I)
-    I += [traces_of(path, read_signals(path), "current", files, alone=True) for path in files.current]
-    V += [traces_of(path, read_signals(path), "voltage", files, alone=True) for path in files.voltage]
-    sweeps += paired(I[n:], V[n:])
+        groups.append([[traces_of(path, signals, kind, files, alone=False)] for kind in ("current", "voltage")])
+    groups.append(
+        [
+            [traces_of(path, read_signals(path), kind, files, alone=True) for path in paths]
+            for kind, paths in (("current", files.current), ("voltage", files.voltage))
+        ]
+    )
+    I, V = (list(itertools.chain(*each)) for each in zip(*groups, strict=True))
+    sweeps = [sweep for group in groups for sweep in paired(*group)]
     dt, who = sampling_of(I + V, files)
-    notes = [
-        *starts_of([*zip(I, V or I, strict=False)], files),
-        *dict.fromkeys(note for traces in I + V for note in traces.notes),
-    ]
+    starts = [pair for group in groups for pair in files_of_sweeps(*group)]
+    notes = [*starts_of(starts, files), *dict.fromkeys(note for traces in I + V for note in traces.notes)]
     current, potentials = (list(each) for each in zip(*map(until_the_end, sweeps), strict=True))
     names, times = [sweep[2] for sweep in sweeps], None
     if files.spike_times:

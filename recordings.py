@@ -7,6 +7,7 @@ potentials are those before the current of the same sample acts.
 import argparse
 import dataclasses
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -201,6 +202,12 @@ class Data:
     recordings: dict[str, Recording]
     spike_level: SpikeLevel = dataclasses.field(default_factory=SpikeLevel)
     report: tuple[str, ...] = ()
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of the arrays in single precision, by which other data are told from the same."""
+        arrays = jax.tree.leaves(self.recordings)
+        return zlib.crc32(b"".join(np.asarray(x, np.float32).tobytes() for x in arrays))
 
 
 def window(text: str) -> tuple[float, float]:
@@ -478,7 +485,7 @@ def recordings_of(sweeps: Mapping[str, Sweeps], source: Source, hold_out: bool) 
     if "validation" in sweeps or source.validation_part.given:
         chosen = pieces_of(from_files["validation"], source.validation_part, "validation_")
         pieces["validation"] = from_the_start(chosen)
-        report += overlap(pieces, from_files)
+        report += overlap(pieces, from_files, source)
     elif hold_out:
         fit, validation, said = held_out(fitted, pieces["fit"])
         pieces |= {"fit": fit} | ({"validation": validation} if validation else {})
@@ -497,12 +504,18 @@ def recordings_of(sweeps: Mapping[str, Sweeps], source: Source, hold_out: bool) 
     return Data(recordings, level, (*report, *describe(recordings, fitted, level)))
 
 
-def overlap(pieces: Mapping[str, Sequence[Piece]], sweeps: Mapping[str, Sweeps]) -> list[str]:
-    """A line where what is held out is fitted too, of the same file."""
-    names = {name: of_files.names for name, of_files in sweeps.items()}
+def overlap(pieces: Mapping[str, Sequence[Piece]], sweeps: Mapping[str, Sweeps], source: Source) -> list[str]:
+    """A line where what is held out is fitted too, of the same file: of potentials, or else of spike times."""
+    other = source.validation_files if source.validation_files.given else source.files
+
+    def place(name, i):
+        files = source.files if name == "fit" else other
+        times = files.spike_times if sweeps[name].V is None else None
+        return Path(sweeps[name].names[i]).resolve(), times and Path(times).resolve()
+
     for fit in pieces["fit"]:
         for held in pieces["validation"]:
-            same = names["fit"][fit.sweep] == names["validation"][held.sweep]
+            same = place("fit", fit.sweep) == place("validation", held.sweep)
             if same and max(fit.first, held.first) < min(fit.last, held.last):
                 return [f"WARNING: sweep {fit.sweep} is fitted where it is held out: these scores are not of new data"]
     return []

@@ -268,7 +268,8 @@ def add_run_arguments(parser: Parser) -> None:
     add("--figure_format", choices=("png", "pdf"), default="png", help=figure_format)
     add = parser.add_argument_group("several processes").add_argument
     distributed = (
-        "one of several processes, which SLURM, Open MPI or Kubernetes has started; each has its own --devices"
+        "one of several processes, which SLURM, Open MPI or Kubernetes has started; --devices, the same in all, are "
+        "of those that each process sees, so that each of one machine with several GPUs has its CUDA_VISIBLE_DEVICES"
     )
     add("--distributed", action="store_true", help=distributed)
     coordinator = "address of process 0, by which the others find it; with the next two, where nothing else tells"
@@ -396,12 +397,19 @@ class RunFolder:
     """The folder of one run: `--output`, or results/SCRIPT/NAME, with -2, -3, ... added where that is taken.
 
     The folder is made with its first file, and every file is written whole. With `--resume` it is that of an earlier
-    run, which must have had the same arguments but for those that may change.
+    run, which must have had the same arguments but for those that may change, and the same data: `checksum` is theirs.
     """
 
-    def __init__(self, args: argparse.Namespace, script: str, name: str, may_change: Collection[str] = ()):
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        script: str,
+        name: str,
+        may_change: Collection[str] = (),
+        checksum: int | None = None,
+    ):
         resume = getattr(args, "resume", None)
-        self.args, self.script = args, script
+        self.args, self.script, self.checksum = args, script, checksum
         self.resumed = self.made = bool(resume)
         self.path: Path = resume or args.output or Path("results", script, name)
         _run.set(self)
@@ -442,6 +450,9 @@ class RunFolder:
             if ours[name] != earlier[name]:
                 difference = f"found {ours[name]} here and {earlier[name]} in {self.path}"
                 raise BadInput(f"argument --{name}: {difference}, expected the same to resume")
+        if self.checksum != load_json(self.path / "config.json").get("checksum"):
+            found = f"found other numbers in the files of data than when {self.path} began"
+            raise BadInput(f"argument --resume: {found}, expected the same")
 
     def _make(self) -> None:
         first, copy = self.path, 1
@@ -478,6 +489,7 @@ class RunFolder:
         versions = {name: version_of(name) for name in PACKAGES}
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         config = dict(command=shlex.join([f"{self.script}.py", *argv]), date=date, arguments=vars(self.args))
+        config |= {} if self.checksum is None else dict(checksum=self.checksum)
         self.save("config.json", config | dict(devices=names, python=platform.python_version(), packages=versions))
 
 

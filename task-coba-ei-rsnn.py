@@ -1027,6 +1027,8 @@ def train(args: argparse.Namespace, argv: Sequence[str], run: runs.RunFolder, me
     try:
         training.go_on()
     except runs.CannotSave as error:
+        if processes.is_several():  # the others go on, and wait for this one until it ends
+            raise
         failure, training.stopped = error, str(error)
     result = training.result()
     print_training(result)  # before anything is saved, which a full disk may prevent

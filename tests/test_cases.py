@@ -4,6 +4,7 @@ The cells are those of `cells.py`. Numbers of cases are those of faults that wer
 """
 
 import json
+import os
 
 import runs
 
@@ -400,7 +401,8 @@ def test_parts_and_what_is_held_out(fit, tmp_path):
     _, line = fit(gif, *recording, "--sweeps", "0:2,1", status=2)
     assert "argument --sweeps: found a sweep twice in 0:2,1" in line
     again = [f"--validation_{name}" for name in ("current", "voltage")]
-    _, output = fit(gif, *recording, again[0], recording[1], again[1], recording[3], "--mode", "visualize")
+    same = (os.path.relpath(recording[i]) for i in (1, 3))
+    _, output = fit(gif, *recording, again[0], next(same), again[1], next(same), "--mode", "visualize")
     assert "WARNING: sweep 0 is fitted where it is held out" in output
     _, line = fit(gif, *recording, "--validation", "none", "--validation_t_start", "5", status=2)
     assert "argument --validation: found none with other arguments" in line
@@ -539,6 +541,12 @@ def test_a_fit_that_was_interrupted_goes_on(fit, tmp_path, monkeypatch, capsys, 
     assert part["interrupted"]
     assert part["identifiability"]["without_error"]["gL"] == "interrupted"
     assert hh.main(["--resume", tmp_path / "part", "--seed", 5]) == 2
+    current, V = hh_cell
+    write(tmp_path, current, V + 0.1, 0.05)
+    capsys.readouterr()
+    assert hh.main(["--resume", tmp_path / "part"]) == 2
+    assert "--resume: found other numbers in the files of data than when" in capsys.readouterr().err
+    write(tmp_path, *hh_cell, 0.05)
     assert hh.main(["--resume", tmp_path / "part"]) == 0
     resumed = json.loads((tmp_path / "part" / "result.json").read_text())
     for result in (whole, resumed):

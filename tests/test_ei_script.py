@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import runs
 
@@ -459,6 +460,26 @@ def test_a_training_whose_disk_fills_up_resumes_to_the_same_numbers(
     for name, w in weights_of(folder).items():
         np.testing.assert_array_equal(w, weights_of(tmp_path / "run")[name])
     check_plain_weights(tmp_path / "run", tmp_path)
+
+
+def test_of_several_processes_one_that_cannot_save_evaluates_no_more(monkeypatch, tmp_path):
+    """The others train on, so that a sum over all would wait for ever."""
+
+    class Full:
+        def __init__(self, *arguments):
+            pass
+
+        def go_on(self):
+            raise runs.CannotSave("checkpoints: No space left on device")
+
+        def result(self):
+            raise AssertionError("evaluated")
+
+    monkeypatch.setattr(script, "Training", Full)
+    monkeypatch.setattr(script.processes, "is_several", lambda: True)
+    args = script.parse_args(["--output", str(tmp_path)])
+    with pytest.raises(runs.CannotSave, match="No space"):
+        script.train(args, [], SimpleNamespace(save_config=print), SimpleNamespace(devices=np.array([])), None)
 
 
 def test_ctrl_c_saves_and_the_run_goes_on(trained, tmp_path, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from formats import DT, LSB_I, LSB_V
 import file_formats
 import reading
 from reading import Files, Sweeps
+from recordings import Piece, Source, overlap
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL = ROOT.parent / "shared" / "recordings" / "cell3"
@@ -556,6 +557,10 @@ def test_times_that_do_not_begin_at_0(tmp_path):
     voltage = formats.columns(tmp_path / "V.csv", of_V, [TIME + 37.5, *V])
     text = refusal(Files(current=[current], voltage=[voltage]))
     assert text == f"{voltage}: found times that begin 37.5 ms after those of {current}, expected the same start"
+    alone = formats.columns(tmp_path / "one.csv", ["time (ms)", "I (nA)"], [TIME, I[0]])
+    pair = [formats.columns(tmp_path / f"V{i}.csv", ["time (ms)", "V (mV)"], [TIME + 60 * i, V[i]]) for i in (0, 1)]
+    late = f"{pair[1]}: found times that begin 60 ms after those of {alone}, expected the same start"
+    assert refusal(Files(current=[alone], voltage=pair)) == refusal(Files(current=[alone], voltage=pair[1:])) == late
     for start in (0.0, 37.5):
         npz(tmp_path / "r.npz", current_nA=I, V_mV=V, t_ms=TIME + start)
         assert len(reading.read(Files(recording=[tmp_path / "r.npz"])).said) == 3 + (start > 0)
@@ -586,10 +591,21 @@ def test_a_channel_is_chosen_by_its_name(tmp_path):
 def test_spike_times(tmp_path):
     current, _ = write_pair(tmp_path)
     path = tmp_path / "spikes.txt"
-    for text in ("1, 2.5\n\n3;4 5\n", "times (ms)\n1\t2.5\n\n3 4,5", "1,2.5\n\n3,4,5\n"):
+    for text in ("1, 2.5\n\n3;4 5\n", "times (ms)\n1\t2.5\n\n3 4,5", "1,2.5\n\n3,4,5\n", "1;2,5\n\n3;4;5,0\n"):
         path.write_text(text)
         sweeps = reading.read(Files(current=current, spike_times=path, dt=DT))
         assert [t.tolist() for t in sweeps.spike_times] == [[1, 2.5], [], [3, 4, 5]]
+
+
+def test_what_is_held_out_is_of_the_fit_where_its_spike_times_are(tmp_path, monkeypatch):
+    """Trials of one current are other data; the same file by another path is not."""
+    monkeypatch.chdir(tmp_path)
+    pieces, sweeps = [Piece(0, 0, 0, 9)], Sweeps([I[0]], None, [np.ones(1)], DT, ["I.csv"], [])
+    for spikes, said in ((tmp_path / "fit.txt", 1), (Path("held.txt"), 0)):
+        held = Files(current=["I.csv"], spike_times=spikes, prefix="validation_")
+        source = Source(files=Files(current=["I.csv"], spike_times=Path("fit.txt")), validation_files=held)
+        parts = dict(fit=pieces, validation=pieces), dict(fit=sweeps, validation=sweeps)
+        assert len(overlap(*parts, source)) == said
 
 
 BAD_SPIKES = {
@@ -599,6 +615,7 @@ BAD_SPIKES = {
     "1\nnan\n3\n": "found 'nan' in line 1",
     "1\n20.1\n3\n": "found '20.1' in line 1",
     "-1\n2\n3\n": "found '-1' in line 0",
+    "1\n2,5 3\n4\n": "found '2,5 3', a decimal comma or two times, expected decimal points, or ; between times",
     "1\n3 2\n3\n": "found times that fall in line 1",
     None: "No such file or directory; expected a text file of spike times",
     b"\xff\xfe\x80": "not text; expected a text file of spike times",
