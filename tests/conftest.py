@@ -1,12 +1,14 @@
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
 
 # Of the scripts that are started, too: two devices where there is one core; as most of the time of a test is
-# compilation, no optimisation by LLVM, and XLA's older code of fused operations, which compiles in half the time and
-# changes numbers by rounding alone; and what was compiled once is kept.
+# compilation, XLA's older code of fused operations, which compiles in half the time and changes numbers by rounding
+# alone, and no optimisation but in files whose tests run longer than they compile; and what was compiled once is kept.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+QUICK = "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1"
 if version("jaxlib").startswith("0.9."):  # that of requirements.txt; newer ones may lack the option, and end at it
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
@@ -19,6 +21,9 @@ import brainstate
 import brainunit as u
 import jax
 import pytest
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+gc.set_threshold(50_000, 20, 50)  # what is traced makes many objects, nearly all of which stay
 
 LONGEST = (
     "test_reference",
@@ -29,6 +34,9 @@ LONGEST = (
 )  # minutes each, in a process of its own
 
 
+RUNNING = ("test_reference", "test_cases", "test_gif_script")  # longer than they compile
+
+
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no process waits at the end for another."""
     order = {name: i for i, name in enumerate(LONGEST)}
@@ -37,7 +45,24 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def plot_style():
+    """That of the scripts, without the search for a layout, half of the time that a figure takes."""
     runs.use_plot_style()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *arguments: None)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimised(request):
+    """Programs are optimised in the files of RUNNING, and in processes that these start."""
+    if request.path.stem not in RUNNING:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        jax.config.update("jax_disable_most_optimizations", False)
+        yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

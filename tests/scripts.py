@@ -41,11 +41,26 @@ def exit_status(script, monkeypatch, folder, arguments):
     return script.main(arguments)
 
 
-def run_here(script, monkeypatch, capsys, cwd, *arguments):
-    """`result_of` a run in this process, which saves the start of another one."""
+def done_here(script, monkeypatch, capsys, cwd, *arguments):
+    """What `run` says, of a run in this process, which saves the start of another one."""
     capsys.readouterr()
-    status = exit_status(script, monkeypatch, cwd, list(arguments))
-    return result_of(subprocess.CompletedProcess(arguments, status, *capsys.readouterr()), cwd)
+    status = exit_status(script, monkeypatch, cwd, list(map(str, arguments)))
+    return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+
+def here(script):
+    """A fixture: `run` of that script by `done_here`."""
+
+    @pytest.fixture
+    def run(monkeypatch, capsys):
+        return lambda *arguments, cwd: done_here(script, monkeypatch, capsys, cwd, *arguments)
+
+    return run
+
+
+def run_here(script, monkeypatch, capsys, cwd, *arguments):
+    """`result_of` what is `done_here`."""
+    return result_of(done_here(script, monkeypatch, capsys, cwd, *arguments), cwd)
 
 
 def interrupt(monkeypatch, when, error=KeyboardInterrupt):

@@ -78,7 +78,7 @@ def test_a_cell_at_rest_before_the_recording(EL, t_rest, fit, tmp_path):
     """Case 1: it was at rest for long, at whatever potential that is."""
     current = cells.steps(HH_STEPS, 0.05, t_rest, t_rest + 20, t_rest + 30)
     V = cells.hh(current, 0.05, EL=EL)
-    fitted = ["--fit_parameters", "gL", "gNa", "gK", "V_T", "EL"]
+    fitted = ["--fit_parameters", "gL", "gNa", "gK", "V_T", "EL", "--n_sample", 10]
     result, _ = fit(hh, *write(tmp_path, current, V, 0.05), *fitted)
     assert_found(result, cells.HH | {"EL": EL}, 0.005)
     for name, error in result["identifiability"]["standard_errors"].items():
@@ -112,7 +112,7 @@ def test_a_recording_with_white_noise(fit, tmp_path, hh_cell):
     """The noise of the first sample does not become an error of the start."""
     current, V = hh_cell
     V = V + 0.5 * np.random.default_rng(0).standard_normal(V.shape)
-    fitted = ["--fit_parameters", "gL", "gNa", "gK", "V_T", "EL"]
+    fitted = ["--fit_parameters", "gL", "gNa", "gK", "V_T", "EL", "--n_sample", 10]
     result, _ = fit(hh, *write(tmp_path, current, V, 0.05), *fitted)
     assert result["loss"] < 0.5
     for name, error in result["identifiability"]["standard_errors"].items():
@@ -196,7 +196,7 @@ def test_a_series_resistance_is_fitted(fit, tmp_path, hh_cell):
     without, output = fit(hh, *recording, "--n_sample", 6)
     assert "this model does not describe these data" in output
     assert set(without["identifiability"]["standard_errors"].values()) == {None}
-    fitted = ["--fit_parameters", "gL", "gNa", "gK", "V_T", "R_s"]
+    fitted = ["--fit_parameters", "gL", "gNa", "gK", "V_T", "R_s", "--n_sample", 10]
     result, _ = fit(hh, *recording, *fitted)
     assert_found(result, cells.HH | {"R_s": 10.0}, 0.005)
     assert result["loss"] < 0.01 * without["loss"]

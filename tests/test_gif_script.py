@@ -23,8 +23,7 @@ CONSTANTS = {name: value * gif.RANGES[name].unit for name, value in gif.PROTOCOL
 BOUNDS = {name: gif.RANGES[name] for name in gif.FITTED}
 
 
-def run(*arguments, cwd):
-    return scripts.run(gif, *arguments, cwd=cwd)
+run = scripts.here(gif)
 
 
 def target(n_step=1200):
@@ -211,7 +210,7 @@ def away(result, names):
 
 
 def test_default_fit_finds_the_papers_neuron_from_any_start(tmp_path):
-    result, folder = result_of(run(cwd=tmp_path), tmp_path)
+    result, folder = result_of(scripts.run(gif, cwd=tmp_path), tmp_path)
     assert len(result["starts"]) == 20
     assert np.mean(away(result, "ab") <= 0.01) >= 0.95
     assert result["rmse"] ** 2 <= 0.05
@@ -228,20 +227,20 @@ def test_default_fit_finds_the_papers_neuron_from_any_start(tmp_path):
     assert list(dict.fromkeys(widths)) == pytest.approx(gif.WIDTHS)
 
 
-def test_spikes_alone_are_enough(tmp_path):
+def test_spikes_alone_are_enough(run, tmp_path):
     result, _ = result_of(run("--fit_target", "spike", "--n_sample", 4, cwd=tmp_path), tmp_path)
     assert result["gamma"][:3] == pytest.approx([1, 1, 1])
     assert np.min(away(result, "ab")) <= 0.01
 
 
-def test_identifiable_protocol_determines_all_parameters(tmp_path):
-    result, _ = result_of(run("--protocol", "identifiable", "--n_sample", 6, cwd=tmp_path), tmp_path)
+def test_identifiable_protocol_determines_all_parameters(run, tmp_path):
+    result, _ = result_of(run("--protocol", "identifiable", "--n_sample", 3, cwd=tmp_path), tmp_path)
     assert np.mean(away(result, gif.FITTED) <= 0.02) >= 0.9
     assert result["identifiability"]["undetermined"] == []
 
 
-def test_noise_and_jitter_widen_the_likelihood_and_the_standard_errors(tmp_path):
-    noisy = ["--protocol", "identifiable", "--noise_std", 0.5, "--spike_jitter", 0.1, "--n_sample", 6]
+def test_noise_and_jitter_widen_the_likelihood_and_the_standard_errors(run, tmp_path):
+    noisy = ["--protocol", "identifiable", "--noise_std", 0.5, "--spike_jitter", 0.1, "--n_sample", 3]
     result, _ = result_of(run(*noisy, cwd=tmp_path), tmp_path)
     assert 0.02 < result["width_mV"] < 1
     assert result["identifiability"]["noise"]["V_mV"] == pytest.approx(0.5, rel=0.05)
@@ -250,7 +249,7 @@ def test_noise_and_jitter_widen_the_likelihood_and_the_standard_errors(tmp_path)
         assert 1e-4 < error / result["known_parameters"][name] < 0.05
 
 
-def test_simulation_objective_stands_beside_random_search(tmp_path):
+def test_simulation_objective_stands_beside_random_search(run, tmp_path):
     small = ["--objective", "simulation", "--n_sample", 4, "--n_point", 100]
     result, _ = result_of(run(*small, cwd=tmp_path), tmp_path)
     assert result["loss_name"] == "mean squared error of the potential (mV^2)"
@@ -259,7 +258,7 @@ def test_simulation_objective_stands_beside_random_search(tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["simulation", "likelihood"])
-def test_a_gradient_that_is_zero_everywhere_is_announced(objective, tmp_path):
+def test_a_gradient_that_is_zero_everywhere_is_announced(objective, run, tmp_path):
     without_effect = ["--fit_parameters", "k1", "k2", "--objective", objective, "--n_sample", 2]
     done = run(*without_effect, "--fit_target", "spike", cwd=tmp_path)
     result, _ = result_of(done, tmp_path)
@@ -268,13 +267,13 @@ def test_a_gradient_that_is_zero_everywhere_is_announced(objective, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["DE", "random"])
-def test_derivative_free_methods(method, tmp_path):
+def test_derivative_free_methods(method, run, tmp_path):
     result, _ = result_of(run("--method", method, "--n_sample", 6, cwd=tmp_path), tmp_path)
     assert (result["n_simulations"], result["n_gradients"]) == (30, 0)
     assert math.isfinite(result["loss"])
 
 
-def test_a_recording_with_action_potentials(tmp_path):
+def test_a_recording_with_action_potentials(run, tmp_path):
     """Potentials of a GIF neuron with an action potential after every spike; the neuron's R and tau are to be found."""
     truth = CONSTANTS | {"R": 30.0 * u.Mohm, "tau": 15.0 * u.ms}
     current = gif.protocol_currents("identifiable", DT)["fit"][:4000, :2] * 0.7
@@ -303,8 +302,8 @@ def test_ctrl_c_keeps_the_best_complete_width(monkeypatch, tmp_path):
     assert result["width_mV"] == pytest.approx(0.7)
 
 
-def test_compare_counts_what_finds_the_parameters(tmp_path):
-    few = ["--mode", "compare", "--methods", "L-BFGS-B", "random", "--repeats", 2, "--n_sample", 3]
+def test_compare_counts_what_finds_the_parameters(run, tmp_path):
+    few = ["--mode", "compare", "--methods", "L-BFGS-B", "random", "--repeats", 1, "--n_sample", 3]
     done = run(*few, "--output", "out", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     folder = tmp_path / "out"
@@ -317,7 +316,7 @@ def test_compare_counts_what_finds_the_parameters(tmp_path):
     assert float(random["n_simulations"]) == pytest.approx(cost * float(gradients["n_gradients"]), abs=3)
 
 
-def test_visualize_draws_without_fitting(tmp_path):
+def test_visualize_draws_without_fitting(run, tmp_path):
     result, folder = result_of(run("--mode", "visualize", "--n_sample", 3, cwd=tmp_path), tmp_path)
     assert result["n_spikes"] == [10, 5, 3, 0, 0]
     assert (folder / "target.png").stat().st_size > 10_000
@@ -353,7 +352,7 @@ def test_bad_arguments(text, tmp_path, monkeypatch, capsys):
     assert BAD_ARGUMENTS[text] in scripts.refused(gif, monkeypatch, capsys, tmp_path, text.split())
 
 
-def test_a_start_that_ends_in_nan_is_named(tmp_path):
+def test_a_start_that_ends_in_nan_is_named(run, tmp_path):
     """exp(-dt / tau) overflows for a negative time constant."""
     done = run("--fit_parameters", "tau", "--bounds", "tau=-0.0008:0.002", "--n_sample", 6, cwd=tmp_path)
     result, _ = result_of(done, tmp_path)

@@ -31,8 +31,7 @@ SCRIPT = Path(hh.__file__)
 GOAL = {"gL": 0.012, "gNa": 22.0, "gK": 5.2, "V_T": -56.0}
 
 
-def run(*arguments, cwd):
-    return scripts.run(hh, *arguments, cwd=cwd)
+run = scripts.here(hh)
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def test_the_fit_that_benchmarks_time_is_that_of_the_script(monkeypatch):
 @pytest.mark.newest
 @pytest.mark.parametrize(("arguments", "tolerance"), [(["--seed", 1], 0.01), (["--noise_std", 1], 0.1)])
 def test_default_fit_recovers_the_parameters(arguments, tolerance, tmp_path):
-    result, folder = result_of(run(*arguments, cwd=tmp_path), tmp_path)
+    result, folder = result_of(scripts.run(hh, *arguments, cwd=tmp_path), tmp_path)
     for name, value in GOAL.items():
         assert result["parameters"][name] == pytest.approx(value, rel=tolerance)
         low, high = hh.RANGES[name].mantissa
@@ -81,14 +80,14 @@ def test_default_fit_recovers_the_parameters(arguments, tolerance, tmp_path):
     assert names == figures | {"config.json", "result.json", "history.csv"}
 
 
-def test_paper_protocol_reaches_the_papers_loss(tmp_path):
+def test_paper_protocol_reaches_the_papers_loss(run, tmp_path):
     result, _ = result_of(run("--target", "simulated", "--n_point", 10, cwd=tmp_path), tmp_path)
     assert result["loss"] <= 1e-8
     assert result["known_parameters"] == hh.PAPER_PARAMETERS
     assert len(result["starts"]) == 20
 
 
-def test_spike_target_puts_every_spike_in_its_place(tmp_path):
+def test_spike_target_puts_every_spike_in_its_place(run, tmp_path):
     result, _ = result_of(run("--fit_target", "spike", cwd=tmp_path), tmp_path)
     assert result["gamma"] == [None, 1.0, 1.0, None, 1.0]
     assert result["loss"] < 0.01
@@ -100,7 +99,7 @@ def test_spike_target_puts_every_spike_in_its_place(tmp_path):
 
 def test_what_held_constants_move_is_what_other_fits_find(x64, tmp_path):
     """Those with ENa higher by 0.1 mV, or C by 0.1 %, a tenth of the steps, from where the script ends."""
-    done = run("--n_sample", 4, cwd=tmp_path)
+    done = scripts.run(hh, "--n_sample", 4, cwd=tmp_path)
     result, _ = result_of(done, tmp_path)
     by_held, here = result["identifiability"]["by_held"], result["parameters"]
     assert set(by_held) == {"EL", "ENa", "EK", "C", "tau_max", "phi"}
@@ -123,7 +122,7 @@ def test_what_held_constants_move_is_what_other_fits_find(x64, tmp_path):
 
 
 @pytest.mark.parametrize("delta", [4, 0.005])
-def test_spikes_that_are_further_off_than_those_that_count_as_one_tell_nothing(delta, tmp_path):
+def test_spikes_that_are_further_off_than_those_that_count_as_one_tell_nothing(delta, run, tmp_path):
     """gL is to make up for too high a gNa, and brings the spikes as near as some steps of 0.01 ms."""
     arguments = ["--fit_target", "spike", "--fit_parameters", "gL", "--constants", "gNa=30", "--n_sample", 4]
     result, _ = result_of(run(*arguments, "--delta", delta, cwd=tmp_path), tmp_path)
@@ -153,7 +152,8 @@ def test_without_potentials_there_is_no_free_running_error():
 
 
 def test_result_and_history_are_complete(tiny, tmp_path):
-    result, folder = result_of(run(*tiny, "--precision", 64, "--devices", 0, "--output", "out", cwd=tmp_path), tmp_path)
+    done = scripts.run(hh, *tiny, "--precision", 64, "--devices", 0, "--output", "out", cwd=tmp_path)
+    result, folder = result_of(done, tmp_path)
     assert folder == tmp_path / "out"
     assert result["units"] == {"gL": "uS", "gNa": "uS", "gK": "uS", "V_T": "mV"}
     assert (result["seed"], result["validation"], result["known_parameters"]) == (0, None, None)
@@ -178,9 +178,9 @@ def test_result_and_history_are_complete(tiny, tmp_path):
     assert float(history[-1]["best_loss"]) == result["loss"]
 
 
-def test_a_second_run_has_a_folder_of_its_own_and_the_same_numbers(tiny, tmp_path):
+def test_a_second_run_has_a_folder_of_its_own_and_the_same_numbers(tiny, run, tmp_path):
     first, folder = result_of(run(*tiny, cwd=tmp_path), tmp_path)
-    second, other = result_of(run(*tiny, cwd=tmp_path), tmp_path)
+    second, other = result_of(scripts.run(hh, *tiny, cwd=tmp_path), tmp_path)
     assert folder.name == "fit_recorded_potential_L-BFGS-B_seed0"
     assert other.name == folder.name + "-2"
     for timing in (first, second):
@@ -189,7 +189,7 @@ def test_a_second_run_has_a_folder_of_its_own_and_the_same_numbers(tiny, tmp_pat
 
 
 @pytest.mark.parametrize("method", ["DE", "bayesian"])
-def test_derivative_free_methods_and_units(method, tiny, tmp_path):
+def test_derivative_free_methods_and_units(method, tiny, run, tmp_path):
     for name, factor in (("I.csv", 1e12), ("V.csv", 1e-3)):  # now in pA and V
         write_traces(tmp_path / name, scripts.read_traces(tmp_path / name) * factor)
     units = ["--current_unit", "pA", "--voltage_unit", "V"]
@@ -199,7 +199,7 @@ def test_derivative_free_methods_and_units(method, tiny, tmp_path):
     assert result["starts"][0]["initial"] is None
 
 
-def test_other_parameters_and_bounds(tiny, tmp_path):
+def test_other_parameters_and_bounds(tiny, run, tmp_path):
     chosen = ["--fit_parameters", "gL", "C", "--bounds", "C=0.1:0.15", "--method", "random"]
     result, _ = result_of(run(*tiny, *chosen, cwd=tmp_path), tmp_path)
     assert list(result["parameters"]) == ["gL", "C"]
@@ -278,26 +278,26 @@ def test_an_interrupted_comparison_resumes_to_the_same_numbers(n_round, tiny, tm
     assert repeats_of(tmp_path / "part") == whole
 
 
-def test_parameters_that_are_not_fitted_are_those_behind_the_target(tmp_path):
+def test_parameters_that_are_not_fitted_are_those_behind_the_target(run, tmp_path):
     chosen = ["--fit_parameters", "gNa", "EK", "C", "--n_sample", 4]
     result, _ = result_of(run(*chosen, cwd=tmp_path), tmp_path)
     assert result["parameters"] == pytest.approx({"gNa": 22.0, "EK": -90.0, "C": 0.2}, rel=1e-3)
 
 
-def test_one_start_of_one_parameter(tiny, tmp_path):
+def test_one_start_of_one_parameter(tiny, run, tmp_path):
     one = ["--n_sample", 1, "--fit_parameters", "V_T", "--bounds", "V_T=-58:-54"]
     result, _ = result_of(run(*tiny, *one, cwd=tmp_path), tmp_path)
     assert len(result["starts"]) == 1
 
 
-def test_visualize_draws_without_fitting(tiny, tmp_path):
+def test_visualize_draws_without_fitting(tiny, run, tmp_path):
     result, folder = result_of(run(*tiny, "--mode", "visualize", cwd=tmp_path), tmp_path)
     assert result["n_spikes"] == [1, 0]
     assert len(result["losses"]) == 3
     assert (folder / "target.png").stat().st_size > 10_000
 
 
-def test_a_validation_recording_of_the_user(tiny, tmp_path):
+def test_a_validation_recording_of_the_user(tiny, run, tmp_path):
     own = ["--validation_current", tmp_path / "I.csv", "--validation_voltage", tmp_path / "V.csv"]
     result, folder = result_of(run(*tiny, *own, cwd=tmp_path), tmp_path)
     assert result["validation"]["rmse"] == pytest.approx(result["rmse"])
@@ -354,7 +354,9 @@ def test_a_signal_ends_a_running_fit(tmp_path):
     heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     command = [sys.executable, "-c", heed, sys.executable, str(SCRIPT), "--n_sample", "1500", "--output", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(15)
+    while "crossings" not in process.stdout.readline():  # the last that is said before the fit
+        assert process.poll() is None
+    time.sleep(4)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
@@ -474,7 +476,7 @@ def test_a_simulation_that_ends_in_nan_everywhere_is_named(tiny, tmp_path, monke
 
 
 def test_bad_input_of_the_command_line():
-    done = run("--n_sample", 0, cwd=".")
+    done = scripts.run(hh, "--n_sample", 0, cwd=".")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
 
@@ -484,7 +486,7 @@ def test_a_current_without_its_voltage_is_refused(tiny, tmp_path, monkeypatch, c
     assert "argument --current: found it alone, expected --current and --voltage" in errors
 
 
-def test_a_simulated_target_needs_currents_alone(tiny, tmp_path):
+def test_a_simulated_target_needs_currents_alone(tiny, run, tmp_path):
     arguments = [*tiny[:2], *tiny[4:], "--target", "simulated", "--validation_current", tmp_path / "I.csv"]
     result, _ = result_of(run(*arguments, cwd=tmp_path), tmp_path)
     assert result["known_parameters"] == hh.PAPER_PARAMETERS

@@ -20,7 +20,7 @@ from supervisor import Heard, Place
 TRAIN = "--batch_size 4 --n_heldout 8 --eval_every 2 --save_every 2 --precision 64"
 TRAIN = (*scripts.SMALL_NETWORK, *TRAIN.split(" "))
 ENDLESS = ("--epochs", 100000, "--schedule", "constant", "--threshold", 1, "--lr", 1e-9)  # it learns nothing
-COMPARE = "--mode compare --repeats 3 --n_sample 2 --protocol_budget paper --methods L-BFGS-B random"
+COMPARE = "--mode compare --repeats 3 --n_sample 2 --gradient_cost 3 --methods L-BFGS-B random"
 ei = scripts.import_script("task-coba-ei-rsnn")
 
 

@@ -31,6 +31,7 @@ from recordings import Recording
 
 DT = 0.1
 NEURON = cells.ESCAPING
+run = scripts.here(gif)
 PLAIN = {
     "A3": 0.0,
     "A_g": 0.0,
@@ -303,11 +304,11 @@ def files_of(folder, current, V, spikes):
     return ["--current", files[0], "--voltage", files[1], "--current_unit", "nA", "--dt", DT]
 
 
-def test_the_neuron_behind_a_recording_is_found_from_every_start(noisy_recording, tmp_path):
+def test_the_neuron_behind_a_recording_is_found_from_every_start(noisy_recording, run, tmp_path):
     truth, *recording = noisy_recording
     fitted = ["R", "tau", "V_rest", "V_reset", "A1", "k1", "A2", "k2", "R_s", "V_th_inf", "a", "b", "A_th", "width"]
-    arguments = [*files_of(tmp_path, *recording), "--constants", "t_ref=4", "--n_sample", 4, "--validation", "none"]
-    done = scripts.run(gif, *arguments, "--model_terms", "none", "--output", "out", cwd=tmp_path)
+    arguments = [*files_of(tmp_path, *recording), "--constants", "t_ref=4", "--n_sample", 3, "--validation", "none"]
+    done = run(*arguments, "--model_terms", "none", "--output", "out", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert set(result["parameters"]) == set(fitted)
@@ -324,7 +325,7 @@ def test_the_neuron_behind_a_recording_is_found_from_every_start(noisy_recording
         path.name for path in (tmp_path / "out").iterdir()
     }
     # The response to the same current, by the saved run.
-    again = scripts.run(gif, "--load", "out", *arguments[:8], "--output", "again", cwd=tmp_path)
+    again = run("--load", "out", *arguments[:8], "--output", "again", cwd=tmp_path)
     assert (again.returncode, again.stderr) == (0, "")
     loaded = json.loads((tmp_path / "again" / "result.json").read_text())
     assert loaded["score"]["variance_explained_forced"] == pytest.approx(result["variance_explained_forced"], abs=0.02)
@@ -378,14 +379,14 @@ def test_starts_have_what_regression_knows_and_slow_rates_as_often_as_fast_ones(
     assert scipy.stats.kstest(p["a"] / p["b"], "uniform").pvalue > 0.01
 
 
-def test_a_recording_without_spikes_tells_of_the_membrane(tmp_path):
+def test_a_recording_without_spikes_tells_of_the_membrane(run, tmp_path):
     current, p = noise(20_000, 1, mean=0.0, sd=0.1), NEURON
     V, rng = np.full(20_000, -65.0), np.random.default_rng(0)
     for k in range(19_999):
         V[k + 1] = -65 + 100 * current[k, 0] + (V[k] + 65 - 100 * current[k, 0]) * math.exp(-DT / 20)
     V = (V + p["R_s"] * current[:, 0] + 0.2 * rng.standard_normal(20_000))[:, None]
-    done = scripts.run(gif, *files_of(tmp_path, current, V, np.zeros_like(V)), "--n_sample", 2, "--output", "out",
-                       cwd=tmp_path)  # fmt: skip
+    arguments = [*files_of(tmp_path, current, V, np.zeros_like(V)), "--n_sample", 2, "--output", "out"]
+    done = run(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     for name in ("R", "tau", "V_rest", "R_s"):

@@ -38,7 +38,7 @@ import engines
 import learning_rules
 from engines import PackageNetwork
 from learning_rules import BatchGradient
-from utils import Model
+from models import Model
 
 ARGUMENTS = ("--lr", 5e-3, "--schedule", "cosine")
 ARGUMENTS += ("--tau_a", 10000, "--rec_scale", 0.1, "--ff_scale", 10, "--beta", 0.5)

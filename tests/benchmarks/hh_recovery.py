@@ -100,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{sum(result['n_spikes'])} spikes, {off[worst]:+.3%} of {worst};", end=" ")
             print(f"standard errors from the truth {[round(x, 2) for x in z[-1].values()]};", end=" ")
             print(f"coupling {result['coupling_per_ms']:g}, {result['n_left_out']} windows left out;", end=" ")
-            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-            print(f"{result['seconds']['run']:.1f} s, {peak:.2f} GB at most", flush=True)
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9  # of those before, too
+            print(f"{result['seconds']['run']:.1f} s, {peak:.2f} GB at most so far", flush=True)
         of_all = np.abs([x for of_seed in z for x in of_seed.values()])
         print(f"  all seeds: {np.sum(of_all <= 2)} of {len(of_all)} parameters within 2 standard errors")
 
