@@ -664,12 +664,11 @@ def test_few_windows_are_clusters_of_what_a_driven_cell_forgets():
 # ---- The script -----------------------------------------------------------------------------------------------------
 
 
-def test_the_script_drives_the_cell_by_a_recording_that_spikes(tmp_path, spiking):
+def test_the_script_drives_the_cell_by_a_recording_that_spikes(tmp_path, monkeypatch, capsys, spiking):
     np.savez(tmp_path / "own.npz", current_nA=spiking.current, V_mV=spiking.V, dt_ms=DT)
     arguments = "--n_sample 2 --dt_sim 0.05 --bounds gNa=20:24 gK=5:6 gL=0.01:0.02 V_T=-57:-55 --validation none"
-    result, folder = scripts.result_of(
-        scripts.run(script, "--recording", "own.npz", *arguments.split(), cwd=tmp_path), tmp_path
-    )
+    arguments = ["--recording", "own.npz", *arguments.split()]
+    result, folder = scripts.run_here(script, monkeypatch, capsys, tmp_path, *arguments)
     assert result["objective"] == "synchronised"
     assert result["coupling_per_ms"] in synchronisation.COUPLINGS
     assert result["loss"] == result["released"]["loss"]
@@ -680,7 +679,7 @@ def test_the_script_drives_the_cell_by_a_recording_that_spikes(tmp_path, spiking
     assert "coupling" in header
 
 
-SPIKES = ["--fit_target", "spike", "--n_sample", 4, "--n_iter", 3, "--dt_sim", 0.05, "--validation", "none"]
+SPIKES = ["--fit_target", "spike", "--n_sample", 2, "--n_iter", 3, "--dt_sim", 0.05, "--validation", "none"]
 
 
 def test_spikes_are_fitted_from_where_the_potentials_lead(tmp_path, spiking, capsys):
