@@ -295,8 +295,8 @@ def away_from_spikes(recording: Recording) -> Recording:
     """The recording of which no potential counts that is close to a spike; raises `BadInput` where none is left."""
     away = recordings.without_spikes(recording, *scoring.T_AROUND)
     if not np.any(away.mask):
-        found = "found both, and no potential {:g} ms before a spike or {:g} ms after one".format(*scoring.T_AROUND)
-        raise BadInput(f"argument --fit_target: {found}, or further away, expected spike")
+        near = "all potentials less than {:g} ms before or {:g} ms after a spike".format(*scoring.T_AROUND)
+        raise BadInput(f"argument --fit_target: found both, and {near}, expected spike")
     return away
 
 

@@ -205,8 +205,8 @@ class Data:
 
     @property
     def checksum(self) -> int:
-        """CRC-32 of the arrays in single precision, by which other data are told from the same."""
-        arrays = jax.tree.leaves(self.recordings)
+        """CRC-32 of arrays and sampling in single precision, by which other data are told from the same."""
+        arrays = [*jax.tree.leaves(self.recordings), *(recording.dt for recording in self.recordings.values())]
         return zlib.crc32(b"".join(np.asarray(x, np.float32).tobytes() for x in arrays))
 
 

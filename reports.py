@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -334,17 +335,26 @@ def respond(
     return recording, prediction, scoring.score(recording, prediction, delta)
 
 
+def counted_spikes(recording: Recording, prediction: scoring.Prediction) -> np.ndarray:
+    """Spikes of the model (T, n_trace) where it is compared."""
+    return prediction.spikes * recordings.observed_in(recording)
+
+
 def save_response(
     run: runs.RunFolder, recording: Recording, prediction: scoring.Prediction, score: scoring.Score | None
 ) -> None:
-    """Save a response as prediction.csv, spikes.csv, prediction.npz and figures, and its score in result.json."""
+    """Save a response as prediction.csv, spikes.csv, prediction.npz and figures, and its score in result.json.
+
+    In the table, a trace is blank from where it ends.
+    """
     t, n_trace = np.arange(len(prediction.V)) * recording.dt, prediction.V.shape[1]
-    columns = {"t_ms": t}
-    columns |= {f"I{i}_nA": recording.current[:, i] for i in range(n_trace)}
-    columns |= {f"V{i}_mV": prediction.V[:, i] for i in range(n_trace)}
-    rows = zip(*(x.tolist() for x in columns.values()), strict=True)
+    ends = [len(t) - int(np.argmax(known[::-1])) for known in recordings.observed_in(recording).T]
+    columns = {"t_ms": t.tolist()}
+    for name, x in (("I{}_nA", recording.current), ("V{}_mV", prediction.V)):
+        columns |= {name.format(i): x[: ends[i], i].tolist() for i in range(n_trace)}
+    rows = itertools.zip_longest(*columns.values())
     run.save("prediction.csv", [dict(zip(columns, row, strict=True)) for row in rows])
-    counted = prediction.spikes * recordings.observed_in(recording)
+    counted = counted_spikes(recording, prediction)
     spikes = [dict(trace=int(i), t_ms=float(t[k])) for i, k in np.argwhere(counted.T)]
     run.save("spikes.csv", spikes or "trace,t_ms\n")
     run.save("prediction.npz", arrays_of(recording, prediction))
@@ -357,7 +367,7 @@ def save_response(
 
 def print_response(recording: Recording, prediction: scoring.Prediction, score: scoring.Score | None) -> None:
     """Print what `save_response` saves, in short."""
-    counted = prediction.spikes * recordings.observed_in(recording)
+    counted = counted_spikes(recording, prediction)
     print(f"spikes of the model a trace: {counted.sum(0).astype(int).tolist()}")
     if score is not None:
         print(*scoring.lines_of("prediction", score), sep="\n")

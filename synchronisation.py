@@ -208,13 +208,13 @@ def before_windows(recording: Recording, starts: np.ndarray, t_history: float) -
     dt, n_step = recording.dt, len(recording.V)
     n_coarse, n_history = max(1, round(1.0 / dt)), min(round(t_history / dt), n_step - 1)
     V_start, columns = np.asarray(recording.V[0] if recording.V_start is None else recording.V_start), []
-    for V, current, spikes, V_rest in zip(
+    for V, current, spikes, V_held in zip(
         *(np.asarray(x).T for x in (recording.V, recording.current, recording.spikes, V_start)), strict=True
     ):
         at_rest = np.ptp(current[: round(T_REST / dt)]) <= 1e-3 * np.ptp(current)
         reverse = np.zeros(n_history, int) if at_rest else np.arange(n_history, 0, -1)
         samples = np.append(reverse, np.arange(n_step))
-        V_then = np.append(np.full(n_history, V_rest) if at_rest else V[reverse], V)
+        V_then = np.append(np.full(n_history, V_held) if at_rest else V[reverse], V)
         near = spike_trains.away_from_spikes(spikes[samples][:, None], dt, (1.0, 3.0))[:, 0] == 0
         parts = np.arange(N_PART * len(samples)).reshape(-1, N_PART)
         between = scipy.interpolate.CubicSpline(np.arange(len(samples)), V_then)((parts + 0.5) / N_PART).ravel()

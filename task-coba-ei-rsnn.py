@@ -72,9 +72,7 @@ SEPARATED = "but for ties, the two choices do not overlap"
 # What the released code of the paper has; explicit arguments go before.
 RELEASED = dict(lr=1e-3, schedule="constant", batch_size=128, epochs=10000, etrace_decay=0.9, etrace_groups=1)
 # With slow adaptation, which the paper's constants do not have, the default task is learned to 0.99 by BPTT.
-LEARNS = (
-    "--lr 5e-3 --schedule cosine --epochs 200 --batch_size 64 --tau_a 10000 --rec_scale 0.1 --ff_scale 10 --beta 0.5"
-)
+LEARNS = "--lr 5e-3 --epochs 200 --batch_size 64 --tau_a 10000 --rec_scale 0.1 --ff_scale 10 --beta 0.5"
 
 Rule = Callable[[Model, jax.Array], BatchGradient]
 
@@ -95,11 +93,7 @@ class TrainingSettings:
     weight_L1: float = setting(0.0, "factor of the mean |W| in the loss, summed over W", low=0)
     weight_L2: float = setting(0.0, "factor of the mean W^2 in the loss, summed over W", low=0)
     grad_clip: float | None = setting(
-        None,
-        "largest norm of the gradient, which is scaled down to it; unlimited without this argument",
-        kind=float,
-        above=0,
-        metavar="NORM",
+        None, "norm to which larger gradients are scaled; unlimited without it", kind=float, above=0, metavar="NORM"
     )
     eval_every: int = setting(
         20, "updates between evaluations on trials for validation, the last of all is one: the best is kept", low=1
@@ -108,6 +102,11 @@ class TrainingSettings:
     heldout_seed: int = setting(1, "seed of both, the same for every --seed", low=0, high=2**32 - 1)
     threshold: float = setting(0.99, "accuracy in validation at which training ends", above=0, high=1)
     save_every: int = setting(20, "updates between checkpoints", low=1)
+
+
+IDLE_IN_SIM = {field.name for field in dataclasses.fields(TrainingSettings)}
+IDLE_IN_SIM -= {"batch_size", "n_heldout", "heldout_seed"}
+IDLE_IN_SIM |= {"method", "engine", "released", *(name for rule in RULES.values() for name in rule.arguments)}
 
 
 class Seeds(NamedTuple):
@@ -191,8 +190,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                 difference = f"found {ours} here and {theirs} in {args.load}"
                 parser.error(f"argument --{name}: {difference}, expected the same to load it")
     if args.resume and (args.mode != "train" or args.output):
-        given = f"found with --mode {args.mode} or --output"
-        parser.error(f"argument --resume: {given}, expected a training to go on with")
+        parser.error(f"argument --resume: found it with --mode {args.mode} or --output, expected neither")
     if args.engine != "native":
         if args.method not in engines.PACKAGE_RULES:
             expected = " or ".join(engines.PACKAGE_RULES)
@@ -202,6 +200,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if reason := engines.why_not(args.engine):
             parser.error(f"argument --engine: {args.engine}: {reason}")
     given = parser.given(argv)
+    if args.mode == "sim" and (idle := sorted(given & IDLE_IN_SIM)):
+        parser.error(f"argument --{idle[0]}: found it with --mode sim, where it has no effect, expected --mode train")
     models.refuse_unused(network_settings(args), given)
     engines.refuse_unused(args.method, args.engine, args.etrace_groups, given)
     if args.engine != "native" and not args.resume:
@@ -1082,8 +1082,8 @@ def main(argv: Sequence[str]) -> int:
         models.require_same_ids(wiring, folder)
     model = make_model(args, wiring)
     print(*(lines := models.lines_of(settings, wiring, args.dt)), sep="\n", end="\n" * bool(lines))
-    rule = args.method if args.engine == "native" else f"{args.method}_{args.engine}"
-    name = f"{args.mode}_{rule}_{Path(args.conn_method).stem}_{args.n_rec}_seed{args.seed}"
+    rule = f"{args.method}_" + f"{args.engine}_" * (args.engine != "native") if args.mode == "train" else ""
+    name = f"{args.mode}_{rule}{Path(args.conn_method).stem}_{args.n_rec}_seed{args.seed}"
     may_change = {"threshold"} if args.schedule == "cosine" else {"threshold", "epochs"}
     run = runs.RunFolder(args, SCRIPT, name, may_change=may_change)
     status = (train if args.mode == "train" else sim)(args, argv, run, mesh, model)

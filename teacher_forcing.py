@@ -322,7 +322,8 @@ def likelihood(constants: Parameters, noise: Noise) -> studies.Loss:
         size, largest = max(rms, studies.V_RESOLUTION), studies.largest_error(study.recordings["fit"], *MISFIT)
         misfits = [misfit("V_mV", rms, largest)] if noise.counts and rms > largest else []
         n_step, n_trace = np.shape(recording.current)
-        counts = np.asarray(driven.silent + driven.at_spike + driven.mask) > 0
+        silent = jnp.asarray(driven.silent + driven.mask).T
+        counts = np.asarray(silent + place(jnp.asarray(driven.fired).T, driven.spikes.T, silent)) > 0
         n_each = cluster_length(int(counts.sum()), n_step, dt, len(x), noise)
         n_part = -(-n_step // n_each)
 
@@ -330,7 +331,7 @@ def likelihood(constants: Parameters, noise: Noise) -> studies.Loss:
             padded = jnp.pad(y, ((0, 0), (0, n_part * n_each - n_step)))
             return padded.reshape(n_trace, n_part, n_each).sum(2).ravel()
 
-        said = np.flatnonzero(parts(counts.T.astype(int)))  # not those in which nothing counts
+        said = np.flatnonzero(parts(counts.astype(int)))  # not those in which nothing counts
 
         def costs(x, driven):
             V, log_rate = respond(box.parameters(x), driven)

@@ -1,3 +1,4 @@
+import contextlib
 import gc
 import os
 from importlib.metadata import version
@@ -31,6 +32,8 @@ LONGEST = (
     "test_ei_script",
     "test_online",
     "test_cases",
+    "test_synchronisation",
+    "test_teacher_forcing",
 )  # minutes each, in a process of its own
 
 
@@ -52,17 +55,28 @@ def plot_style():
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def optimised(request):
-    """Programs are optimised in the files of RUNNING, and in processes that these start."""
-    if request.path.stem not in RUNNING:
-        yield
-        return
+@contextlib.contextmanager
+def optimising():
+    """Programs are optimised, also in processes that are started."""
+    before = jax.config.read("jax_disable_most_optimizations")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
         jax.config.update("jax_disable_most_optimizations", False)
         yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimised_file(request):
+    with optimising() if request.path.stem in RUNNING else contextlib.nullcontext():
+        yield
+
+
+@pytest.fixture
+def optimised():
+    """Of a test that runs longer than it compiles, in another file."""
+    with optimising():
+        yield
 
 
 @pytest.fixture

@@ -303,7 +303,7 @@ def test_ctrl_c_keeps_the_best_complete_width(monkeypatch, tmp_path):
 
 
 def test_compare_counts_what_finds_the_parameters(run, tmp_path):
-    few = ["--mode", "compare", "--methods", "L-BFGS-B", "random", "--repeats", 1, "--n_sample", 3]
+    few = ["--mode", "compare", "--methods", "L-BFGS-B", "random", "--repeats", 1, "--n_sample", 2]
     done = run(*few, "--output", "out", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     folder = tmp_path / "out"

@@ -338,9 +338,11 @@ def test_ctrl_c_while_garbage_is_collected(tiny, tmp_path, monkeypatch, capsys):
         return evaluate(self, *args, **kwargs)
 
     monkeypatch.setattr(fitting.FitProblem, "evaluate", collecting)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job ignores
     try:
         assert in_process(monkeypatch, tmp_path, [*tiny, "--output", "out"]) == 130
     finally:
+        signal.signal(signal.SIGINT, before)
         gc.callbacks.remove(callback)
     assert lost
     assert len(collected) == 2

@@ -20,6 +20,9 @@ import pytest
 import scripts
 
 import comparing
+import reports
+import scoring
+from recordings import Recording
 
 hh = scripts.import_script("neuron_fitting_of_hh_model")
 ONE_PARAMETER = ["--fit_parameters", "V_T", "--bounds", "V_T=-58:-54", "--output", "out"]
@@ -326,3 +329,14 @@ def test_of_two_runs_in_one_folder_the_second_to_begin_is_refused(tmp_path):
         second.save("config.json", dict(seed=2))
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == dict(seed=1)
     first.save("result.json", {})
+
+
+def test_the_table_of_a_response_is_blank_where_a_trace_has_ended(tmp_path):
+    observed = np.array([[0, 1], [1, 1], [1, 0], [1, 0]], float)
+    recording = Recording(np.ones((4, 2)), observed=observed, dt=0.5)
+    prediction = scoring.Prediction(np.full((4, 2), -65.0), np.zeros((4, 2)))
+    args = argparse.Namespace(output=tmp_path / "out", resume=None, figure_format="png")
+    reports.save_response(runs.RunFolder(args, "x", "x"), recording, prediction, None)
+    rows = (tmp_path / "out" / "prediction.csv").read_text().split()
+    assert rows[:3] == ["t_ms,I0_nA,I1_nA,V0_mV,V1_mV", "0.0,1.0,1.0,-65.0,-65.0", "0.5,1.0,1.0,-65.0,-65.0"]
+    assert rows[3:] == ["1.0,1.0,,-65.0,", "1.5,1.0,,-65.0,"]

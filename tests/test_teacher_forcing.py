@@ -255,6 +255,7 @@ def test_clusters_are_of_the_samples_that_count(x64, monkeypatch):
         return np.pad(x, ((0, len(x)), (0, x.shape[1])), constant_values=fill)
 
     arrays = {name: padded(getattr(recording, name)) for name in ("current", "spikes", "mask", "observed")}
+    arrays["spikes"][::400, 2:] = 1  # driven by, and not observed
     V_start = {name: np.tile(getattr(recording, name), 2) for name in ("V_start", "V_start_error")}
     longer = dataclasses.replace(recording, V=padded(recording.V, -60.0), **arrays, **V_start)
     found = []
@@ -304,7 +305,7 @@ def files_of(folder, current, V, spikes):
     return ["--current", files[0], "--voltage", files[1], "--current_unit", "nA", "--dt", DT]
 
 
-def test_the_neuron_behind_a_recording_is_found_from_every_start(noisy_recording, run, tmp_path):
+def test_the_neuron_behind_a_recording_is_found_from_every_start(optimised, noisy_recording, run, tmp_path):
     truth, *recording = noisy_recording
     fitted = ["R", "tau", "V_rest", "V_reset", "A1", "k1", "A2", "k2", "R_s", "V_th_inf", "a", "b", "A_th", "width"]
     arguments = [*files_of(tmp_path, *recording), "--constants", "t_ref=4", "--n_sample", 3, "--validation", "none"]
