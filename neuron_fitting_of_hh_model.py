@@ -414,8 +414,9 @@ def steps_to_judge(recording: Recording) -> int:
     Nothing, where no potential that precedes them is away from spikes.
     """
     n_early = recordings.steps_before(synchronisation.counted_in(recording), N_JUDGED)
-    early = synchronisation.counted_in(recordings.first_part(recording, n_early))
-    return n_early if np.any(recordings.without_spikes(early, *scoring.T_AROUND).mask) else 0
+    away = recordings.without_spikes(recording, *scoring.T_AROUND)
+    early = synchronisation.counted_in(recordings.first_part(away, n_early))
+    return n_early if np.any(early.mask) else 0
 
 
 def minimise_spikes(problem: fitting.FitProblem, search: fitting.Search) -> fitting.Minimum:

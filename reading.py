@@ -204,18 +204,13 @@ def starts_of(pairs: Sequence[tuple[Traces, Traces]], files: Files) -> list[str]
 
 
 def read_spike_times(path: Path, names: Sequence[str], durations: Sequence[float]) -> list[np.ndarray]:
-    """Spike times (ms), an array a sweep, of a text file with a line a sweep; blanks, commas or ; are between them.
-
-    Commas are decimal ones where ; or tabs are between times, and no number has a decimal point.
-    """
+    """Spike times (ms), an array a sweep, of a text file with a line a sweep; blanks, commas or ; are between them."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = runs.reason_of(error) if isinstance(error, OSError) else "not text"
         raise BadInput(f"{path}: {reason}; expected a text file of spike times") from None
     rows = cells_of(path, text)
-    if rows and rows[0] and all(math.isnan(to_number(cell)) for cell in rows[0]):
-        rows = rows[1:]
     if len(rows) != len(names):
         raise bad(path, f"{len(rows)} lines", f"{len(names)}, one line per sweep")
     times = [np.array([to_number(cell) for cell in row]) for row in rows]
@@ -231,14 +226,16 @@ def read_spike_times(path: Path, names: Sequence[str], durations: Sequence[float
 
 
 def cells_of(path: Path, text: str) -> list[list[str]]:
-    """The cells of each line."""
-    points, others = re.search(r"\d\.\d", text), re.search("[;\t]", text)
-    lines = [re.sub(r"\s*,\s+|\s+,", ",", line.strip()) for line in text.splitlines()]
-    both = next((line for line in lines if re.search(r"\d,\d", line) and re.search(r"\s", line)), None)
-    if both and not points and not others:
-        raise bad(path, f"{both[:40]!r}, a decimal comma or two times", "decimal points, or ; between times")
-    comma = " " if points or not others else "."
-    return [line.replace(",", comma).replace(";", " ").split() for line in lines]
+    """The cells of each line but for a header; without decimal points, commas and other separators are ambiguous."""
+    lines = [re.sub(r",\s+|\s+,", " ", line).strip(" \t,;") for line in text.splitlines()]
+    rows = [re.split(r"[,;\s]+", line) if line else [] for line in lines]
+    if rows and rows[0] and all(math.isnan(to_number(cell)) for cell in rows[0]):
+        lines, rows = lines[1:], rows[1:]
+    comma = next((line for line in lines if re.search(r"\d,\d", line)), None)
+    others, points = (any(re.search(x, line) for line in lines) for x in (r"\d[;\s]+[-.\d]", r"\."))
+    if comma and others and not points:
+        raise bad(path, f"{comma[:40]!r}, a decimal comma or two times", "decimal points, or one kind of separator")
+    return rows
 
 
 @np.errstate(all="ignore")

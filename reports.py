@@ -345,10 +345,11 @@ def save_response(
 ) -> None:
     """Save a response as prediction.csv, spikes.csv, prediction.npz and figures, and its score in result.json.
 
-    In the table, a trace is blank from where it ends.
+    In the table, a trace is blank behind its last current and the last sample that is compared.
     """
     t, n_trace = np.arange(len(prediction.V)) * recording.dt, prediction.V.shape[1]
-    ends = [len(t) - int(np.argmax(known[::-1])) for known in recordings.observed_in(recording).T]
+    known = recordings.observed_in(recording) | (np.asarray(recording.current) != 0)
+    ends = [len(t) - int(np.argmax(of_trace[::-1])) for of_trace in known.T]
     columns = {"t_ms": t.tolist()}
     for name, x in (("I{}_nA", recording.current), ("V{}_mV", prediction.V)):
         columns |= {name.format(i): x[: ends[i], i].tolist() for i in range(n_trace)}

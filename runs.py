@@ -450,9 +450,9 @@ class RunFolder:
             if ours[name] != earlier[name]:
                 difference = f"found {ours[name]} here and {earlier[name]} in {self.path}"
                 raise BadInput(f"argument --{name}: {difference}, expected the same to resume")
-        if self.checksum != load_json(self.path / "config.json").get("checksum"):
-            found = f"found other numbers in the files of data than when {self.path} began"
-            raise BadInput(f"argument --resume: {found}, expected the same")
+        if self.checksum != (kept := load_json(self.path / "config.json").get("checksum")):
+            found = "other numbers in the files of data than those of" if kept else "a run of an earlier version in"
+            raise BadInput(f"argument --resume: found {found} {self.path}, expected the same")
 
     def _make(self) -> None:
         first, copy = self.path, 1

@@ -191,6 +191,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                 parser.error(f"argument --{name}: {difference}, expected the same to load it")
     if args.resume and (args.mode != "train" or args.output):
         parser.error(f"argument --resume: found it with --mode {args.mode} or --output, expected neither")
+    given = parser.given(argv)
+    idle = given & (IDLE_IN_SIM if args.load else IDLE_IN_SIM | {"n_heldout", "heldout_seed"})
+    if args.mode == "sim" and idle:
+        parser.error(f"argument --{min(idle)}: found it with --mode sim, where it has no effect, expected --mode train")
     if args.engine != "native":
         if args.method not in engines.PACKAGE_RULES:
             expected = " or ".join(engines.PACKAGE_RULES)
@@ -199,9 +203,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"argument --engine: found {args.engine} with fitted neurons, expected native")
         if reason := engines.why_not(args.engine):
             parser.error(f"argument --engine: {args.engine}: {reason}")
-    given = parser.given(argv)
-    if args.mode == "sim" and (idle := sorted(given & IDLE_IN_SIM)):
-        parser.error(f"argument --{idle[0]}: found it with --mode sim, where it has no effect, expected --mode train")
     models.refuse_unused(network_settings(args), given)
     engines.refuse_unused(args.method, args.engine, args.etrace_groups, given)
     if args.engine != "native" and not args.resume:

@@ -545,7 +545,7 @@ def test_a_fit_that_was_interrupted_goes_on(fit, tmp_path, monkeypatch, capsys, 
     write(tmp_path, current, V + 0.1, 0.05)
     capsys.readouterr()
     assert hh.main(["--resume", tmp_path / "part"]) == 2
-    assert "--resume: found other numbers in the files of data than when" in capsys.readouterr().err
+    assert "--resume: found other numbers in the files of data than those of" in capsys.readouterr().err
     write(tmp_path, *hh_cell, 0.05)
     assert hh.main(["--resume", tmp_path / "part"]) == 0
     resumed = json.loads((tmp_path / "part" / "result.json").read_text())

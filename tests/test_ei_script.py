@@ -678,7 +678,14 @@ def copied(trained, tmp_path):
 
 
 def test_arguments_of_training_are_refused_in_a_simulation(monkeypatch, capsys, tmp_path):
-    for argument in ("--lr 1e-3", "--method diag", "--etrace_decay 0.9", "--released", "--epochs 5"):
+    for argument in (
+        "--lr 1e-3",
+        "--method diag",
+        "--etrace_decay 0.9",
+        "--released",
+        "--engine braintrace",
+        "--n_heldout 9",
+    ):
         error = scripts.refused(script, monkeypatch, capsys, tmp_path, ["--mode", "sim", *argument.split(" ")])
         assert f"argument {argument.split(' ')[0]}: found it with --mode sim, where it has no effect" in error
 

@@ -354,7 +354,7 @@ def test_ctrl_c_while_garbage_is_collected(tiny, tmp_path, monkeypatch, capsys):
 def test_a_signal_ends_a_running_fit(tmp_path):
     # Children of a background job ignore SIGINT unless it is reset before they start.
     heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-    command = [sys.executable, "-c", heed, sys.executable, str(SCRIPT), "--n_sample", "1500", "--output", "out"]
+    command = [sys.executable, "-c", heed, sys.executable, "-u", str(SCRIPT), "--n_sample", "1500", "--output", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while "crossings" not in process.stdout.readline():  # the last that is said before the fit
         assert process.poll() is None

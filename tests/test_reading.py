@@ -591,7 +591,7 @@ def test_a_channel_is_chosen_by_its_name(tmp_path):
 def test_spike_times(tmp_path):
     current, _ = write_pair(tmp_path)
     path = tmp_path / "spikes.txt"
-    for text in ("1, 2.5\n\n3;4 5\n", "times (ms)\n1\t2.5\n\n3 4,5", "1,2.5\n\n3,4,5\n", "1;2,5\n\n3;4;5,0\n"):
+    for text in ("1, 2.5\n\n3;4 5\n", "times (ms)\n1\t2.5\n\n3 4,5", "1,2.5\n\n3,4,5\n", "t;\n1,\t2.5\t\n\n3;4,5;\n"):
         path.write_text(text)
         sweeps = reading.read(Files(current=current, spike_times=path, dt=DT))
         assert [t.tolist() for t in sweeps.spike_times] == [[1, 2.5], [], [3, 4, 5]]
@@ -615,7 +615,9 @@ BAD_SPIKES = {
     "1\nnan\n3\n": "found 'nan' in line 1",
     "1\n20.1\n3\n": "found '20.1' in line 1",
     "-1\n2\n3\n": "found '-1' in line 0",
-    "1\n2,5 3\n4\n": "found '2,5 3', a decimal comma or two times, expected decimal points, or ; between times",
+    "1\n2,5 3\n4\n": "found '2,5 3', a decimal comma or two times, expected decimal points, or one kind of separator",
+    "1;2,5\n\n3;4;5,0\n": "found '1;2,5', a decimal comma or two times",
+    "1,2\n\n3;4\n": "found '1,2', a decimal comma or two times",
     "1\n3 2\n3\n": "found times that fall in line 1",
     None: "No such file or directory; expected a text file of spike times",
     b"\xff\xfe\x80": "not text; expected a text file of spike times",

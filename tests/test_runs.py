@@ -332,8 +332,8 @@ def test_of_two_runs_in_one_folder_the_second_to_begin_is_refused(tmp_path):
 
 
 def test_the_table_of_a_response_is_blank_where_a_trace_has_ended(tmp_path):
-    observed = np.array([[0, 1], [1, 1], [1, 0], [1, 0]], float)
-    recording = Recording(np.ones((4, 2)), observed=observed, dt=0.5)
+    observed = np.array([[0, 1], [1, 1], [1, 0], [0, 0]], float)
+    recording = Recording(np.array([[1, 1], [1, 1], [1, 0], [1, 0]], float), observed=observed, dt=0.5)
     prediction = scoring.Prediction(np.full((4, 2), -65.0), np.zeros((4, 2)))
     args = argparse.Namespace(output=tmp_path / "out", resume=None, figure_format="png")
     reports.save_response(runs.RunFolder(args, "x", "x"), recording, prediction, None)
