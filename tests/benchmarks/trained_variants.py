@@ -3,9 +3,9 @@
     python tests/benchmarks/trained_variants.py [pairs] [diag] [--seed 0]
 
 pairs: products of eligibility that `expsm_diag` keeps of each synapse, by --etrace_groups and --etrace_stretches; diag:
-learning rates, clipped gradients and a penalty on the weights. 300 updates of 128 trials each; pairs take half an hour
-on two cores and diag three quarters of one. The accuracy is that on 1024 held-out trials, of the best weights in
-validation, with its 95 % interval; the last line says the best variant of the last group.
+learning rates, clipped gradients and a penalty on the weights. 300 updates of 128 trials each, half an hour on two
+cores for either. The accuracy is that on 1024 held-out trials, of the best weights in validation, with its 95 %
+interval; the last line says the best variant of the last group.
 """
 
 import argparse
