@@ -272,7 +272,9 @@ def make_study(
         recordings.require_spikes(targets["fit"], data.spike_level)
     if settings.fit_target != "spike":
         recordings.require_potentials(targets["fit"])
-    away = away_from_spikes(targets["fit"]) if settings.fit_target == "both" else None
+    away = recordings.without_spikes(targets["fit"], *scoring.T_AROUND) if settings.fit_target == "both" else None
+    if away is not None:
+        require_quiet(away)
     study = studies.Study(
         model=studies.simulation(cell, with_units(values), source.dt_sim),
         loss=LOSSES[settings.fit_target](settings, data.spike_level),
@@ -291,13 +293,11 @@ def make_study(
     return synchronisation.synchronised(study, cell, with_units(values), source.dt_sim, data.spike_level)
 
 
-def away_from_spikes(recording: Recording) -> Recording:
-    """The recording of which no potential counts that is close to a spike; raises `BadInput` where none is left."""
-    away = recordings.without_spikes(recording, *scoring.T_AROUND)
+def require_quiet(away: Recording) -> None:
+    """Raise `BadInput` where no potential is left of a recording without its spikes, for a fit of both."""
     if not np.any(away.mask):
         near = "all potentials less than {:g} ms before or {:g} ms after a spike".format(*scoring.T_AROUND)
         raise BadInput(f"argument --fit_target: found both, and {near}, expected spike")
-    return away
 
 
 def objective_of(args: argparse.Namespace, data: Data) -> str:
@@ -317,7 +317,7 @@ def objective_of(args: argparse.Namespace, data: Data) -> str:
         return args.objective or "simulation"
     own = (args.recording or args.voltage) and recording.spikes is not None and np.any(late.mask)
     n_spikes = (late.spikes * late.observed).sum(0) if own else np.zeros(1)
-    several = n_spikes.max() >= SEVERAL and 2 * n_spikes.sum() >= synchronisation.spikes_in(recording)
+    several = n_spikes.max() >= SEVERAL and synchronisation.half_count(n_spikes.sum(), recording)
     return "synchronised" if several else "simulation"
 
 
@@ -375,7 +375,7 @@ def synchronised_fit(
     """
     driven = make("potential", solvers.GAUSS_NEWTON, "synchronised") if search.method in METHODS["both"] else study
     if args.fit_target == "both":
-        away_from_spikes(synchronisation.counted_in(study.windows))
+        require_quiet(synchronisation.counted_in(study.windows))
     problem = fitting.FitProblem(driven, args.n_sample, devices, journal)
     found = fitting.minimise(problem, dataclasses.replace(search, method=solvers.GAUSS_NEWTON))
     target, n_early = args.fit_target, steps_to_judge(driven.recordings["fit"])

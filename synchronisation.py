@@ -529,13 +529,14 @@ def describes(released: studies.Released, recording: Recording) -> bool:
 
     It has to have half of them or more after the warm-up: what it does before it is not known.
     """
-    near, n_spikes = released.rmse_away <= studies.largest_error(recording), spikes_in(recording)
-    return bool(near and (not n_spikes or (same_spikes(released) and 2 * released.n_spikes >= n_spikes)))
+    near = released.rmse_away <= studies.largest_error(recording)
+    same = same_spikes(released) or not released.n_spikes
+    return bool(near and same and half_count(released.n_spikes, recording))
 
 
-def spikes_in(recording: Recording) -> int:
-    """How many are observed."""
-    return int(np.sum(np.asarray(recording.spikes) * recordings.observed_in(recording)))
+def half_count(n_counted: int, recording: Recording) -> bool:
+    """Whether half of the spikes of the recording count, or more, where n_counted do."""
+    return 2 * n_counted >= np.sum(np.asarray(recording.spikes) * recordings.observed_in(recording))
 
 
 def same_spikes(released: studies.Released) -> bool:
@@ -559,7 +560,7 @@ def predicted(model: studies.Model, finer: studies.Model | None, release: Releas
         if not describes(released, recording):
             off = f"released, V is off by {released.rmse_away:.3g} mV away from spikes ({released.text})"
             allowed = f"where noise allows {largest:.3g}, and Gamma {SAME_SPIKES:g}"
-            if 2 * released.n_spikes < spikes_in(recording):
+            if not half_count(released.n_spikes, recording):
                 allowed += f"; most spikes are in the first {T_WARM:g} ms of a sweep, where nothing is compared"
             raise Undetermined(f"this model does not describe these data: {off} {allowed}")
         n_window, recorded = counts.shape[1], windows.recording

@@ -322,8 +322,8 @@ def likelihood(constants: Parameters, noise: Noise) -> studies.Loss:
         size, largest = max(rms, studies.V_RESOLUTION), studies.largest_error(study.recordings["fit"], *MISFIT)
         misfits = [misfit("V_mV", rms, largest)] if noise.counts and rms > largest else []
         n_step, n_trace = np.shape(recording.current)
-        silent = jnp.asarray(driven.silent + driven.mask).T
-        counts = np.asarray(silent + place(jnp.asarray(driven.fired).T, driven.spikes.T, silent)) > 0
+        between = jnp.asarray(driven.silent + driven.mask).T
+        counts = np.asarray(between + place(jnp.asarray(driven.fired).T, driven.spikes.T, between)) > 0
         n_each = cluster_length(int(counts.sum()), n_step, dt, len(x), noise)
         n_part = -(-n_step // n_each)
 

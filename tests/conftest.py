@@ -35,8 +35,6 @@ LONGEST = (
     "test_synchronisation",
     "test_teacher_forcing",
 )  # minutes each, in a process of its own
-
-
 RUNNING = ("test_reference", "test_cases", "test_gif_script")  # longer than they compile
 
 

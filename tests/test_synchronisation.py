@@ -20,6 +20,7 @@ import fitting
 import neuron_fitting_of_hh_model as script
 import recordings
 import reports
+import scoring
 import solvers
 import spike_trains
 import studies
@@ -386,13 +387,17 @@ def in_steps(n_step, rows):
 
 def test_windows_of_a_fit_of_spikes_keep_those_without_a_quiet_potential():
     fast = in_steps(41_000, [(step, 0) for step in range(500, 21_000, 200)])  # 50 Hz for 2 s of 4
-    away = script.away_from_spikes(fast)
+    away = recordings.without_spikes(fast, *scoring.T_AROUND)
+    script.require_quiet(away)
     kept = synchronisation.windows_of(away, synchronisation.T_FREE, by_spikes=True)
     n_warm = kept.n_warm[0]
     assert kept.recording.spikes[n_warm:].sum() == fast.spikes[n_warm:].sum() > 90
     assert synchronisation.windows_of(away, synchronisation.T_FREE).recording.spikes.sum() < 60
+    nothing = recordings.without_spikes(
+        in_steps(4_000, [(step, 0) for step in range(40, 4_000, 200)]), *scoring.T_AROUND
+    )
     with pytest.raises(runs.BadInput, match="found both, and all potentials less than 5 ms before or 20 ms after"):
-        script.away_from_spikes(in_steps(4_000, [(step, 0) for step in range(40, 4_000, 200)]))
+        script.require_quiet(nothing)
 
 
 def test_spikes_of_the_warm_up_decide_nothing():

@@ -51,16 +51,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not set(args.groups) <= set(VARIANTS):
         parser.error(f"argument groups: found {args.groups}, expected some of {list(VARIANTS)}")
     for group in args.groups or VARIANTS:
-        print(
-            f"| {group} | held-out (95 %) | in validation, after updates | E rate at the end, Hz |\n|---|---|---|---|"
-        )
+        print(f"| {group} | held-out (95 %) | in validation, after updates | E rate at the end, Hz |")
+        print("|---|---|---|---|")
         found = {}
         for name, arguments in VARIANTS[group].items():
             result = trained(arguments, args.seed)
             found[name], (low, high) = result["heldout_accuracy"], result["heldout_interval"]
-            best = result["best"]
             cells = [name, f"{found[name]:.3f} ({low:.3f} to {high:.3f})"]
-            cells += [f"{best['validation_accuracy']:.3f}, {best['update']}", f"{result['rate_exc']:.1f}"]
+            cells.append("{validation_accuracy:.3f}, {update}".format(**result["best"]))
+            cells.append(f"{result['rate_exc']:.1f}")
             print(f"| {' | '.join(cells)} |", flush=True)
     best = max(found, key=found.get)
     print(f"{group}: best {best}, {found[best]:.3f}")
