@@ -11,7 +11,7 @@ import math
 import re
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import runs
 from runs import BadInput, to_number
 
 import numpy as np
+import scipy.io
 
 CURRENT_UNITS = {"A": 1e9, "mA": 1e6, "uA": 1e3, "nA": 1.0, "pA": 1e-3}  # in nA
 VOLTAGE_UNITS = {"V": 1e3, "mV": 1.0, "uV": 1e-3}  # in mV
@@ -36,6 +37,8 @@ DECIMAL_COMMA = r"[-+]?\d+(,\d+)?(e[-+]?\d+)?"
 
 EXAMPLE = "a header such as t (ms),I (nA),V (mV)"
 HEADER = "expected a header of sample numbers (,0,1,2,...) and then an index and a trace a line"
+MULTICLAMP = 24  # in ABF files
+OF_SAMPLING = r"(^|[^a-z])(dt|si|delta_?t|time_?step|sampl[a-z]*)([^a-z]|$)"  # of numbers that are times
 COMMAND = "command DAC"  # in names of signals that were commanded and not recorded
 LONGER = "traces longer than they are many (are samples in lines?)"
 
@@ -306,10 +309,11 @@ def signals_of(path: Path, names: Sequence[str], table: np.ndarray) -> list[Sign
         alone = [chosen] if chosen == columns else [[i] for i in chosen]
         for sweeps in sweeps_of(names, chosen) if kind else alone:
             if sweeps:
+                name, unit = names[sweeps[0]].strip() or "traces", what[sweeps[0]][1]
                 values = list(np.ascontiguousarray(table[:, sweeps].T))
-                signals.append(
-                    Signal(names[sweeps[0]].strip() or "traces", kind, what[sweeps[0]][1], dt, values, start)
-                )
+                notes = [f"{path}: {name} to {names[sweeps[-1]].strip()} are taken for sweeps of one cell"]
+                notes = tuple(notes) * (len(sweeps) > 1 and kind == "voltage")
+                signals.append(Signal(name, kind, unit, dt, values, start, notes))
     return signals
 
 
@@ -325,27 +329,74 @@ def sweeps_of(names: Sequence[str], columns: Sequence[int]) -> list[list[int]]:
 
 
 def read_npz(path: Path) -> list[Signal]:
-    """Signals of arrays with names such as current_nA, V_mV and dt_ms, of shape (T,), (T, n) or (n, T)."""
+    """Signals of a file that NumPy has written; what has another name may be anything, and is not looked at."""
     with foreign(path, "NPZ"), open(path, "rb") as binary, np.load(binary, allow_pickle=False) as file:
-        names = list(file.files)
-        arrays = {name: np.squeeze(file[name]) for name in names if named(name)[0] in UNITS}
-    dt, start, signals = None, 0.0, []
+        arrays = {name: file[name] if named(name)[0] in UNITS else None for name in file.files}
+    return signals_of_arrays(path, arrays)
+
+
+def read_mat(path: Path) -> list[Signal]:
+    """Signals of a file that MATLAB has written, also of version 7.3, or neo in its format.
+
+    What a workspace has besides is not looked at: text, structs, what is empty, and numbers that are no times.
+    """
+    with foreign(path, "MAT"):
+        import h5py
+
+        arrays = mat_of_hdf5(path) if h5py.is_hdf5(path) else scipy.io.loadmat(path)
+    if "block" in arrays:
+        return read_neo(path)
+    kept = {name: None for name in arrays if not name.startswith("__")}
+    for name in kept:
+        x = np.asarray(arrays[name])
+        if np.issubdtype(x.dtype, np.number) and x.size > (named(name)[0] != "time"):
+            kept[name] = x
+    return signals_of_arrays(path, kept)
+
+
+def mat_of_hdf5(path: Path) -> dict[str, np.ndarray | None]:
+    """What is in a file of MATLAB's version 7.3, and None for what is no array of numbers."""
+    import h5py
+
+    with h5py.File(path) as file:
+        other = {name for name, x in file.items() if not isinstance(x, h5py.Dataset) or "MATLAB_empty" in x.attrs}
+        types = {name: str(np.array(x.attrs.get("MATLAB_class", ""), "U")) for name, x in file.items()}
+        other |= {name for name, what in types.items() if what in ("char", "cell")}
+        return {name: None if name in other else x[()] for name, x in file.items()}
+
+
+def signals_of_arrays(path: Path, arrays: Mapping[str, np.ndarray | None]) -> list[Signal]:
+    """Signals of arrays with names such as current_nA, V_mV and dt_ms, of shape (T,), (T, n) or (n, T).
+
+    None stands for what is not looked at. A number that is a time is the sampling if `OF_SAMPLING` says so; of others
+    it is said that they are not.
+    """
+    dts, start, signals, others = [], 0.0, [], []
     for name, array in arrays.items():
-        kind, unit = named(name)
+        (kind, unit), array = named(name), np.squeeze(array)
+        if kind not in UNITS or arrays[name] is None:
+            continue
         found, n = f"{name} of {array.dtype} and shape {array.shape}", array.ndim
         if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
             raise bad(path, found, "real numbers")
-        if kind == "time" and n < 2:
-            dt = sampling(path, name, array if n else np.arange(2) * array, unit)
-            start = float(array[0] * dt / step_of(array)) if n else 0.0
+        if kind == "time" and n == 0 and not re.search(OF_SAMPLING, name.lower()):
+            others.append(name)
+        elif kind == "time" and n == 0:
+            dts.append(sampling(path, name, np.arange(2) * array, unit))
+        elif kind == "time" and n == 1:
+            dts.append(sampling(path, name, array, unit))
+            start = float(array[0] * dts[-1] / step_of(array))
         elif n not in (1, 2) or len(set(array.shape)) < n or array.size < 2 or kind == "time":
             raise bad(path, found, "(T,), (T, n) or (n, T) with T > n, or for dt a number")
         else:
             traces = array if n == 1 or array.shape[0] < array.shape[1] else array.T
             signals.append((name, kind, unit, list(np.atleast_2d(traces).astype(float))))
     if not signals:
-        raise bad(path, f"arrays {listed(names)}", "names such as current_nA, V_mV and dt_ms")
-    return [Signal(name, kind, unit, dt, values, start) for name, kind, unit, values in signals]
+        in_struct = " (not in a struct)" * (path.suffix.lower() == ".mat")
+        raise bad(path, f"arrays {listed(list(arrays))}", f"names such as current_nA, V_mV and dt_ms{in_struct}")
+    dt, notes = one_sampling(path, dts) if dts else None, (f"{path}: not taken for the sampling: {listed(others)}",)
+    notes *= bool(others)
+    return [Signal(name, kind, unit, dt, values, start, notes) for name, kind, unit, values in signals]
 
 
 def checked_header(path: Path) -> bytes:
@@ -394,6 +445,7 @@ def read_abf(path: Path) -> list[Signal]:
         odd = old and (variable or abf._headerV1.nNumPointsIgnored or (short and 1 in abf._headerV1.nTelegraphEnable))
         if odd or (variable and sum(lengths) != abf.data.shape[1]):
             raise ValueError("an old kind of ABF, or sweeps of variable length, that pyabf does not read")
+        refuse_voltage_clamp(path, abf, short)
         units = [unit_of(unit) for unit in abf.adcUnits]
         commands = [] if short or "current" in dict(units) else commands_of(abf, header, dt)
         values = [np.split(channel.astype(float), np.cumsum(lengths))[: len(lengths)] for channel in abf.data]
@@ -401,6 +453,16 @@ def read_abf(path: Path) -> list[Signal]:
     return [
         Signal(name.strip("\0 "), *unit, dt, sweeps) for name, unit, sweeps in channels if unit[0] != "other"
     ] + commands
+
+
+def refuse_voltage_clamp(path: Path, abf: Any, short: bool) -> None:
+    """Raise `BadInput` where the amplifier says of all its channels, as a MultiClamp 700 does, that it clamps V."""
+    of_channels = abf._headerV1 if abf.abfVersion["major"] == 1 else abf._adcSection
+    fields = ("nTelegraphEnable", "nTelegraphInstrument", "nTelegraphMode")
+    told = [] if short else [row for row in zip(*(getattr(of_channels, name) for name in fields), strict=True)]
+    modes = {mode for enabled, amplifier, mode in told if enabled and amplifier == MULTICLAMP}
+    if modes == {0}:
+        raise bad(path, "a recording in voltage clamp, as its amplifier says", "one in current clamp")
 
 
 def commands_of(abf: Any, header: bytes, dt: float) -> list[Signal]:
@@ -563,21 +625,28 @@ def read_neo(path: Path) -> list[Signal]:
             with foreign(path, f"{path.suffix} by neo's {reader.__name__}"):
                 if path.suffix == ".ibw":
                     checked_header(path)
+                starts_of_segments = []
                 segments = [segment for block in reader(str(path)).read() for segment in block.segments]
                 for segment in segments:
                     starts = [float(signal.t_start.rescale("ms")) for signal in segment.analogsignals]
                     if starts and np.ptp(starts) > float(segment.analogsignals[0].sampling_period.rescale("ms")) / 2:
                         raise bad(path, f"channels that start {np.ptp(starts):g} ms apart", "those that start together")
+                    starts_of_segments += starts[:1]
                     add_channels(channels, segment.analogsignals)
             break
         except BadInput:
             if reader is readers[-1]:
                 raise
-    found = []
-    for (*_, name, unit), sweeps in channels.items():
-        if len(sweeps) >= len(segments) and unit_of(unit)[0] != "other":
-            dt = one_sampling(f"{path}, {name}", [dt for dt, _ in sweeps])
-            found.append(Signal(name, *unit_of(unit), dt, [values for _, values in sweeps]))
+    found, ours = [], {key: sweeps for key, sweeps in channels.items() if unit_of(key[-1])[0] != "other"}
+    missing = [f"{name} ({len(sweeps)})" for (*_, name, _), sweeps in ours.items() if len(sweeps) < len(segments)]
+    left_out = f"{path}: left out is what is not in all of its {len(segments)} sweeps: {listed(missing)}"
+    notes = (left_out,) * bool(missing)
+    for (*_, name, unit), sweeps in ours.items():
+        if len(sweeps) >= len(segments):
+            dt, values = one_sampling(f"{path}, {name}", [dt for dt, _ in sweeps]), [values for _, values in sweeps]
+            found.append(Signal(name, *unit_of(unit), dt, values, starts_of_segments[0], notes))
+    if missing and not found:
+        raise bad(path, left_out.removeprefix(f"{path}: "), "channels that all sweeps have")
     return found
 
 
@@ -595,7 +664,7 @@ def add_channels(channels: dict[tuple[Any, ...], list[tuple[float, np.ndarray]]]
 
 
 READERS: dict[str, Callable[[Path], list[Signal]]] = dict.fromkeys((".csv", ".tsv", ".txt"), read_csv)
-READERS |= {".abf": read_abf, ".npz": read_npz, ".nwb": read_nwb}
+READERS |= {".abf": read_abf, ".npz": read_npz, ".nwb": read_nwb, ".mat": read_mat}
 
 
 @np.errstate(all="ignore")

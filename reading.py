@@ -297,6 +297,16 @@ def check(sweeps: Sweeps) -> None:
             raise bad(name, f"{found} ({span_V / span_I:.2g} Mohm)", f"1 to 20000 Mohm {unit}")
 
 
+def check_sweep(sweeps: Sweeps, i: int) -> None:
+    """Raise `BadInput` where one sweep among others, which has potentials, is not of a neuron."""
+    V, expected = sweeps.V[i][np.isfinite(sweeps.V[i])], "those of a neuron, or that it is left out (--sweeps)"
+    changes = np.ptp(sweeps.current[i]) > 0.01 * max(map(np.ptp, sweeps.current))
+    if not -200 <= (low := np.percentile(V, 1)) <= -20:
+        raise bad(sweeps.names[i], f"potentials from {low:.3g} mV (1st percentile)", expected)
+    if np.ptp(V) < 0.01 and changes:
+        raise bad(sweeps.names[i], f"potentials that stay at {V[0]:.4g} mV while the current changes", expected)
+
+
 def check_potentials(name: str, potentials: Sequence[np.ndarray]) -> float:
     """The range of potentials (mV), if a neuron can have them."""
     V, unit = np.concatenate(potentials), "is --voltage_unit right?"

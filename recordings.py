@@ -23,9 +23,10 @@ from jax.typing import ArrayLike
 import reading
 from file_formats import CURRENT_UNITS, VOLTAGE_UNITS
 from reading import Files, Sweeps
-from spike_trains import SpikeLevel, away_from_spikes, detect_spikes, find_level, sample_noise
+from spike_trains import SpikeLevel, away_from_spikes, detect_spikes, find_level, peak, sample_noise
 
 T_START = 256.0  # ms, the most from which the potential at the start is taken
+PEAKS = -30.0, 80.0  # mV, of action potentials
 HOLD_OUT = 1000.0  # ms; of longer recordings a part is held out
 
 
@@ -541,6 +542,7 @@ def assemble(
             V[:n, trace], V[n:, trace] = recorded, recorded[-1]
             if not known.any():
                 raise BadInput(f"{sweeps.names[piece.sweep]}: found no potential in the part to use, expected some")
+            reading.check_sweep(sweeps, piece.sweep)
             mask[first:n, trace] = known[first:]
             spikes[:n, trace] = detect_spikes(recorded[:, None], level.level, level.rearm)[:, 0]
         if sweeps.spike_times is not None:
@@ -624,6 +626,11 @@ def describe(recordings: Mapping[str, Recording], sweeps: Sweeps, level: SpikeLe
         where = " where their times are not given" * (sweeps.spike_times is not None)
         crossings = f"crossings of {level.level:.4g} mV (again after a fall by {level.rearm:.3g} mV)"
         lines.append(f"spikes are {crossings}{where}")
+        top = peak(fit.V, fit.spikes * fit.observed, fit.dt)
+        if (top < PEAKS[0] or top > PEAKS[1]) and not where:
+            usual = "{:g} to {:g} mV".format(*PEAKS)
+            says = "if they are postsynaptic potentials or artefacts, --spike_level or --exclude says so"
+            lines.append(f"WARNING: spikes reach {top:.3g} mV, in the median, where most reach {usual}: {says}")
     else:
         hint = "if there are spikes, --spike_level or --spike_times says where"
         lines.append(f"WARNING: no spike found: V goes up to {known.max():.4g} mV ({hint})")

@@ -118,8 +118,11 @@ def put(header, offset, layout, *values):
     struct.pack_into("<" + layout, header, offset, *values)
 
 
-def abf1(path, channels, epochs=(), holding=0.0, blocks=12):
-    """ABF 1.83; epochs [(type, level, increment, duration, increment)] are those of the first output, in pA."""
+def abf1(path, channels, epochs=(), holding=0.0, blocks=12, telegraphed=()):
+    """ABF 1.83; epochs [(type, level, increment, duration, increment)] are those of the first output, in pA.
+
+    telegraphed: [(enabled, instrument, mode)] of the channels.
+    """
     data, n_point, n_sweep = interleaved(channels)
     header = bytearray(6144)
     put(header, 0, "4sfhihi", b"ABF ", 1.83, 5, n_point, 0, n_sweep)
@@ -148,14 +151,19 @@ def abf1(path, channels, epochs=(), holding=0.0, blocks=12):
             (2308, 2348, 2428, 2508, 2588), (2, 4, 4, 4, 4), "hffii", (kind, level, by, duration, longer), strict=True
         ):
             put(header, offset + size * i, layout, value)
+    for i, fields in enumerate(telegraphed):
+        for offset, field in zip((4512, 4544, 4768), fields, strict=True):
+            put(header, offset + 2 * i, "h", field)
     each = n_point // n_sweep
     synch = b"".join(struct.pack("<ii", i * each, each) for i in range(n_sweep))
     path.write_bytes(bytes(header[: 512 * blocks]) + data.ljust(-(-len(data) // 512) * 512, b"\0") + synch)
     return path
 
 
-def abf2(path, channels, epochs=(), holding=0.0, mode=5, lengths=None, dac_unit="pA", keep_level=False, **dac):
-    """ABF 2.9; epochs as in `abf1`, with the period and width of pulses behind those of pulses.
+def abf2(
+    path, channels, epochs=(), holding=0.0, mode=5, lengths=None, dac_unit="pA", keep_level=False, telegraphed=(), **dac
+):
+    """ABF 2.9; epochs as in `abf1`, with the period and width of pulses behind those of pulses, and so `telegraphed`.
 
     Args:
         mode: 5 is episodic, 3 gap-free, 1 of variable length; lengths: of the sweeps, then.
@@ -176,6 +184,8 @@ def abf2(path, channels, epochs=(), holding=0.0, mode=5, lengths=None, dac_unit=
         put(adc, 128 * i + 24, "hhf", i, i, 1)
         put(adc, 128 * i + 40, "ffff", scale_of(lsb), 0, 1, 0)
         put(adc, 128 * i + 74, "ii", 5 + 2 * i, 6 + 2 * i)
+    for i, (enabled, instrument, clamp) in enumerate(telegraphed):
+        put(adc, 128 * i + 2, "hhf8xh", enabled, instrument, 1.0, clamp)
     output = bytearray(256)
     put(output, 8, "fff", 1, holding, 1)
     put(output, 24, "ii", 3, 4)

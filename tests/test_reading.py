@@ -8,8 +8,10 @@ from pathlib import Path
 from runs import BadInput
 
 import formats
+import h5py
 import numpy as np
 import pytest
+import scipy.io
 from formats import DT, LSB_I, LSB_V
 
 import file_formats
@@ -66,6 +68,23 @@ def csv_recording(path, names=NAMES, time=TIME, **how):
     return formats.columns(path, names, [time, *I, *V], **how)
 
 
+def mat(path, **arrays):
+    scipy.io.savemat(path, arrays)
+    return path
+
+
+def mat_of_hdf5(path, **arrays):
+    """As MATLAB's version 7.3, which has columns for rows."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, x in arrays.items():
+            file[name] = np.atleast_2d(x).T
+            file[name].attrs["MATLAB_class"] = np.bytes_("double")
+        file["V_unit"] = np.array([[109], [86]], np.uint16)
+        file["V_unit"].attrs["MATLAB_class"] = np.bytes_("char")
+        file.create_group("cell")["V_mV"] = 1.0
+    return path
+
+
 RECORDINGS = {
     "csv": lambda folder: csv_recording(folder / "r.csv"),
     "csv, time in s": lambda folder: csv_recording(folder / "r.csv", ["time/s", *NAMES[1:]], TIME * 1e-3),
@@ -75,6 +94,14 @@ RECORDINGS = {
     "csv, ; and decimal commas": lambda folder: csv_recording(folder / "r.csv", separator=";", comma=True),
     "npz": lambda folder: npz(folder / "r.npz", current_nA=I, V_mV=V, dt_ms=DT),
     "npz, other names": lambda folder: npz(folder / "r.npz", I_pA=CURRENT.T, Vm_V=V.T * 1e-3, dt_s=DT * 1e-3),
+    "npz, a time, and other numbers": lambda folder: npz(
+        folder / "r.npz", I_nA=I, V_mV=V, t_ms=TIME, t_stop_ms=0.5, dt_ms=DT, t_pulse=0.1, x=np.array("a")
+    ),
+    "npz, sampling interval": lambda folder: npz(folder / "r.npz", I_nA=I, V_mV=V, sampling_interval_us=DT * 1e3),
+    "mat": lambda folder: mat(
+        folder / "r.mat", current_nA=I, V_mV=V, dt_ms=DT, V_unit="mV", V_rest_mV=-70.0, t_ms=[], cell=dict(V_mV=1.0)
+    ),
+    "mat 7.3": lambda folder: mat_of_hdf5(folder / "r.mat", I_pA=CURRENT, Vm_V=V * 1e-3, dt_s=DT * 1e-3),
     "nwb": lambda folder: formats.nwb(folder / "r.nwb", CURRENT, V),
     "nwb, by time": lambda folder: formats.nwb(folder / "r.nwb", CURRENT, V, table=False),
     "nwb, by sweep number": lambda folder: formats.nwb(folder / "r.nwb", CURRENT, V, table=False, numbers=True),
@@ -156,6 +183,29 @@ def test_segments_of_neo_are_sweeps(tmp_path):
             block.segments[-1].analogsignals.append(neo.AnalogSignal(values[:, None], **how))
     neo.io.NeoMatlabIO(str(tmp_path / "r.mat")).write_block(block)
     assert_example(reading.read(Files(recording=[tmp_path / "r.mat"])))
+    # A channel of some of them is none, and that is said.
+    extra = neo.AnalogSignal(V[0][:, None], units="mV", sampling_rate=1 / DT * quantities.kHz, name="V2")
+    block.segments[1].analogsignals.append(extra)
+    neo.io.NeoMatlabIO(str(tmp_path / "s.mat")).write_block(block)
+    sweeps = reading.read(Files(recording=[tmp_path / "s.mat"]))
+    assert_example(sweeps)
+    assert sweeps.said[3:] == [f"{tmp_path / 's.mat'}: left out is what is not in all of its 3 sweeps: V2 (1)"]
+
+
+def test_files_of_neo_that_begin_apart_are_refused(tmp_path):
+    import neo
+    import quantities
+
+    files = []
+    for name, x, units, start in (("I", CURRENT[0], "pA", 0), ("V", V[0], "mV", 200)):
+        how = dict(units=units, sampling_rate=1 / DT * quantities.kHz, t_start=start * quantities.ms)
+        segment, block = neo.Segment(), neo.Block()
+        segment.analogsignals.append(neo.AnalogSignal(x[:, None], name=name, **how))
+        block.segments.append(segment)
+        files.append(tmp_path / f"{name}.mat")
+        neo.io.NeoMatlabIO(str(files[-1])).write_block(block)
+    text = refusal(Files(current=files[:1], voltage=files[1:]))
+    assert text == f"{files[1]}: found times that begin 200 ms after those of {files[0]}, expected the same start"
 
 
 @pytest.mark.skipif(not CELL.is_dir(), reason="the recording is not here")
@@ -366,6 +416,7 @@ BAD_ARRAYS = {
     "dt of two axes": (dict(V_mV=V, dt_ms=V), "found dt_ms of float64 and shape (3, 400)"),
     "dt without unit": (dict(V_mV=V, dt=3.0), "found times in steps of 3, expected their unit"),
     "negative dt": (dict(V_mV=V, dt_ms=-0.1), "found unequal steps in dt_ms"),
+    "times of another dt": (dict(V_mV=V, t_ms=TIME, dt_ms=0.1), "found samples every 0.05 and every 0.1 ms"),
 }
 
 
@@ -374,6 +425,18 @@ def test_arrays_that_are_refused(name, tmp_path):
     arrays, message = BAD_ARRAYS[name]
     np.savez(tmp_path / "V.npz", **arrays)
     assert message in refusal(Files(current=[tmp_path / "V.npz"], dt=DT))
+
+
+def test_a_time_that_is_no_sampling(tmp_path):
+    path = npz(tmp_path / "r.npz", I_nA=I, V_mV=V, t_pulse_ms=0.5)
+    assert "argument --dt: found nothing, expected the time between samples (ms)" in refusal(Files(recording=[path]))
+    sweeps = reading.read(Files(recording=[path], dt=DT))
+    assert_example(sweeps)
+    assert sweeps.said[3:] == [f"{path}: not taken for the sampling: t_pulse_ms"]
+    path = mat(tmp_path / "s.mat", data=dict(current_nA=I, V_mV=V))
+    assert "found arrays data, expected names such as current_nA, V_mV and dt_ms (not in a struct)" in refusal(
+        Files(recording=[path])
+    )
 
 
 EPOCHS = [(1, 50.0, 25.0, 100, 10), (2, 200.0, 0.0, 60, 0), (1, -25.0, 0.0, 30, 0)]
@@ -548,7 +611,7 @@ def test_times_that_do_not_begin_at_0(tmp_path):
     path = csv_recording(tmp_path / "r.csv", time=TIME + 100)
     sweeps = reading.read(Files(recording=[path]))
     assert_example(sweeps)
-    assert sweeps.said[-1] == f"times of {path} begin at 100 ms; those of arguments and results count from there"
+    assert sweeps.said[3] == f"times of {path} begin at 100 ms; those of arguments and results count from there"
     (tmp_path / "spikes.txt").write_text("1\n2\n3\n")
     text = refusal(Files(recording=[path], spike_times=tmp_path / "spikes.txt"))
     assert text == f"{path}: found times from 100 ms beside spike times, expected times from 0 in both"
@@ -575,6 +638,24 @@ def test_columns_of_several_signals_are_no_sweeps(tmp_path):
     sweeps = reading.read(Files(recording=[path], voltage_channel="V_dend (mV)"))
     np.testing.assert_allclose(sweeps.V, V[1:2])
     np.testing.assert_allclose(sweeps.current, I[:1])
+
+
+def test_columns_that_are_taken_for_sweeps_are_said(tmp_path):
+    names = ["t (ms)", "I (nA)", "Vm1 (mV)", "Vm2 (mV)"]
+    path = formats.columns(tmp_path / "r.csv", names, [TIME, I[0], V[0], V[1]])
+    said = reading.read(Files(recording=[path])).said
+    assert said[3:] == [f"{path}: Vm1 (mV) to Vm2 (mV) are taken for sweeps of one cell"]
+
+
+@pytest.mark.parametrize("write", [formats.abf1, formats.abf2])
+def test_an_amplifier_in_voltage_clamp_is_refused(write, tmp_path):
+    """Where it says so: only that of an instrument 24, a MultiClamp, is its mode."""
+    for telegraphed, refused in ((((1, 24, 0),) * 2, True), (((1, 24, 1),) * 2, False), (((1, 15, 0),) * 2, False)):
+        path = write(tmp_path / "r.abf", two_channels(), telegraphed=telegraphed)
+        if refused:
+            assert "found a recording in voltage clamp, as its amplifier says" in refusal(Files(recording=[path]))
+        else:
+            assert_example(reading.read(Files(recording=[path])))
 
 
 def test_a_channel_is_chosen_by_its_name(tmp_path):
