@@ -348,7 +348,7 @@ def markdown_of(study: Study, plan: Plan, comparison: Comparison) -> str:
     if equal:
         note += f" A gradient counts as {comparison.gradient_cost:.2f} simulations."
     if equal and "bayesian" in plan.methods:
-        note += f" bayesian has {BAYESIAN_EVALUATIONS} evaluations, which take it longer than the others have."
+        note += f" bayesian has {BAYESIAN_EVALUATIONS} evaluations, and more where the others have more seconds."
     return "\n".join("| " + " | ".join(line) + " |" for line in grid) + f"\n\n{note}\n"
 
 

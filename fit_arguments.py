@@ -39,6 +39,8 @@ NOT_OF_PREDICTIONS = ("mode", "method", "fit_target", "fit_parameters", "constan
 NOT_OF_PREDICTIONS += ("noise_std", "spike_jitter", "validation_recording", "validation_current", "validation_voltage")
 NOT_OF_PREDICTIONS += ("validation_spike_times", "validation_sweeps", "validation_t_start", "validation_t_stop")
 NOT_OF_PREDICTIONS += ("scheme", "escape", "model_terms", "t_blank", "tau_noise", "width_floor", "protocol")
+NOT_OF_PREDICTIONS += ("n_sample", "n_iter", "tau_rossum", "target", "validation")
+OF_COMPARISONS = ("methods", "repeats", "protocol_budget", "gradient_cost")
 
 
 def parse_fit_arguments(parser: runs.Parser, argv: Sequence[str] | None, shipped: bool) -> argparse.Namespace:
@@ -50,9 +52,7 @@ def parse_fit_arguments(parser: runs.Parser, argv: Sequence[str] | None, shipped
         args = parser.parse_args(argv)
         if args.initial == "paper":
             parser.error("argument --initial: found paper with --load, expected recorded, or neither")
-        for name in NOT_OF_PREDICTIONS:  # of which some are of one neuron alone
-            if getattr(args, name, None) != parser.get_default(name):
-                parser.error(f"argument --{name}: found it with --load, which fits nothing; expected neither, or a fit")
+    refuse_idle_arguments(parser, args, parser.given(argv))
     own = args.voltage or args.recording or args.spike_times
     target = args.target or ("recorded" if own or shipped else "simulated")
     if target == "simulated" and (args.exclude or args.initial == "recorded"):
@@ -69,6 +69,17 @@ def parse_fit_arguments(parser: runs.Parser, argv: Sequence[str] | None, shipped
         if "CMA" in chosen and len(set(args.fit_parameters or "ab")) == 1:
             parser.error(f"argument --{name}: found CMA with one parameter to fit, expected two or more")
     return argparse.Namespace(**vars(args) | dict(target=target, methods=methods))
+
+
+def refuse_idle_arguments(parser: runs.Parser, args: argparse.Namespace, given: set[str]) -> None:
+    """Refuse arguments that are given and have no effect in this mode, or with --load."""
+    if args.load and (idle := given & {*NOT_OF_PREDICTIONS, *OF_COMPARISONS}):
+        parser.error(f"argument --{min(idle)}: found it with --load, which fits nothing; expected neither, or a fit")
+    if args.mode != "compare" and (idle := given & {*OF_COMPARISONS}):
+        parser.error(f"argument --{min(idle)}: found it with --mode {args.mode}, expected --mode compare")
+    if args.mode != "fit" and "method" in given:
+        expected = "--methods" if args.mode == "compare" else "--mode fit"
+        parser.error(f"argument --method: found it with --mode {args.mode}, expected {expected}")
 
 
 def add_fit_arguments(

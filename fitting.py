@@ -561,6 +561,8 @@ def conclude(problem: FitProblem, minimum: Minimum, seed: int) -> Fit:
             information = widened(determined(at_level, box, best.x), box, minimum)
     except KeyboardInterrupt:
         minimum = dataclasses.replace(minimum, interrupted=True)
+        if problem.journal:
+            problem.journal.save()
     return Fit(
         parameters=box.values(best.x),
         loss=minimum.released.loss if minimum.released else best.loss,

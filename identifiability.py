@@ -80,6 +80,7 @@ LITTLE = 0.05  # of an autocorrelation
 # A fit is not at an optimum where the linearised data would move a parameter by more than so many standard errors and
 # more than this share of its range.
 FAR, FAR_IN_BOX = 3.0, 0.002
+ROUNDING = 1e-5  # of a second derivative in float32, relative to the largest
 
 
 class Undetermined(ValueError):
@@ -163,6 +164,7 @@ def identifiability(
         raise Undetermined("the derivatives of the predictions are not finite")
     scores = None
     if clusters is not None:
+        clusters = np.unique(clusters, return_inverse=True)[1]  # one that is empty would count in C
         scores = np.zeros((1 + max(clusters), len(x)))
         np.add.at(scores, clusters, J * r[:, None])
     information = Information(J.T @ J, J.T @ r, scores, moved)
@@ -195,14 +197,19 @@ def of_likelihood(box: Box, x: np.ndarray, likelihood: Likelihood) -> Identifiab
 
 
 def autocorrelation_time(x: np.ndarray, mask: np.ndarray) -> float:
-    """1 + 2 sum of the autocorrelation of x (n_trace, T), which is 0 where the mask is, as far as it exceeds LITTLE."""
+    """1 + 2 sum of the autocorrelation of x (n_trace, T), which is 0 where the mask is, as far as it exceeds LITTLE.
+
+    In samples that the mask counts: lags that no two of them have, as where every tenth counts, are none.
+    """
     n = x.shape[1]
 
     def products(y):
         return np.fft.irfft(np.sum(np.abs(np.fft.rfft(y, 2 * n, axis=1)) ** 2, axis=0))[:n]
 
-    correlation = products(x) / np.maximum(products(mask.astype(float)), 0.5)
-    if not correlation[0] > 0:
+    pairs = products(mask.astype(float))
+    lags = np.flatnonzero(pairs > 0.5)
+    correlation = products(x)[lags] / pairs[lags]
+    if not (len(lags) and correlation[0] > 0):
         return 1.0
     correlation = correlation / correlation[0]
     small = np.flatnonzero(correlation < LITTLE)
@@ -233,7 +240,7 @@ def _concluded(box, x, information, noise, misfits, independent):
     errors, least = (np.sqrt(np.diag(_covariance(each)) + each.moved) for each in (information, independent))
     step = _step_left(x, independent)
     far = np.where(np.abs(step) > FAR_IN_BOX, np.abs(step) / least, 0)
-    reasons = _reasons(box, x, far, misfits)
+    reasons = _reasons(box, x, far, [*misfits, *_downhill(box, x, information.F)])
     errors = np.sqrt(errors**2 + step**2) * (box.high - box.low)
     return Identifiability(
         noise=noise,
@@ -299,6 +306,16 @@ def _step_left(x: np.ndarray, information: Information) -> np.ndarray:
     return step
 
 
+def _downhill(box: Box, x: np.ndarray, F: np.ndarray) -> list[str]:
+    """Why this is no minimum, if it is none: F curves down, by more than the bounds say, and than rounding."""
+    names, free = np.array(list(box.units)), _free(x)
+    values, vectors = np.linalg.eigh(F[np.ix_(free, free)])
+    if not len(free) or values[0] > -max(12, ROUNDING * values[-1]):
+        return []
+    (direction,) = _name_directions(vectors[:, :1], names[free])
+    return [f"not at a minimum: the loss falls both ways along {direction}"]
+
+
 def _reasons(box: Box, x: np.ndarray, far: np.ndarray, misfits: Sequence[str]) -> dict[str, str]:
     """{parameter: why it has no standard error}; `far` is the step that is left in standard errors."""
     names = list(box.units)
@@ -328,7 +345,7 @@ def plot_identifiability(information: Identifiability) -> plt.Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(runs.WIDTH, 2.8), layout="constrained")
     left.bar(index, information.direction_errors, color=np.where(eigenvalues < 12, "C1", "0.4"))
     left.axhline(12**-0.5, color="k", lw=0.8, ls="--")
-    left.set(yscale="log", xticks=index, xlabel="eigenvector", ylabel="standard error (units of the bounds)")
+    left.set(yscale="log", xticks=index, xlabel="eigenvector", ylabel="error by this matrix (units of the bounds)")
     left.set_title("dashed: what the bounds alone say; orange: the data say less")
     size = np.abs(information.eigenvectors).T
     image = right.imshow(size, cmap="Greys", vmin=0, vmax=1, aspect="auto")

@@ -97,7 +97,8 @@ OF_SILENCE = {"R", "tau", "V_rest", "R_s", "tau_s"}  # of recordings without spi
 # Of what is not fitted, where regression says nothing.
 WITHOUT = {"a": 0.0, "b": 0.1, "k1": 0.2, "k2": 0.02, "A1": 0.0, "A2": 0.0, "R1": 1.0, "R2": 1.0, "A_th": 0.0}
 WITHOUT |= {"A_th2": 0.0, "b2": 0.01, "V_i": -50.0, "k_i": 0.0, "width": 1.0, "tau_s": 0.0, "A3": 0.0, "k3": 0.005}
-WITHOUT |= {"A_g": 0.0, "k_g": 0.05, "E_g": -80.0, "lapse": 0.0}
+WITHOUT |= {"A_g": 0.0, "k_g": 0.05, "E_g": -80.0, "lapse": 0.0, "t_ref": 0.0}
+NEEDED = {"V_i": "k_i", "k_g": "A_g", "E_g": "A_g", "b2": "A_th2", "k3": "A3", "tau_s": "R_s"}  # else without effect
 TARGETS = {
     "potential": "spikes and potentials by their likelihood, or mean squared error of the latter in a simulation",
     "spike": "the likelihood of the spikes, or their van Rossum distance in a simulation",
@@ -110,8 +111,8 @@ ESCAPES = ("exponential", "threshold")
 IDLE = {"exponential": (["width_floor"], "--escape threshold"), "threshold": (["tau_noise"], "--escape exponential")}
 IDLE["simulation"] = ["escape", "model_terms", "tau_noise", "t_blank", "width_floor"], "--objective likelihood"
 PROTOCOLS = {"paper": PAPER_PARAMETERS, "identifiable": PAPER_PARAMETERS | {"A1": 1.0, "A2": -0.1}}
-# Table S2 (loss in mV^2); 100 starts of L-BFGS-B.
-PAPER_STARTS = 100
+# Table S2 (loss in mV^2, of 100 points of a trace); 100 starts of L-BFGS-B.
+PAPER_STARTS, PAPER_POINTS = 100, 100
 PAPER_RESULTS = {
     "L-BFGS-B": PaperResult(6.799, 4.623, 5.404, 0.294),
     "DE": PaperResult(9.966, 2.281, 1.172, 0.09),
@@ -434,7 +435,8 @@ def study_of(
     else:
         recordings.require_potentials(target)
     targets = {**targets, "fit": target}
-    objective = settings.objective or ("likelihood" if target.spikes.any() or source.own else "simulation")
+    recorded = source.own and source.target == "recorded"
+    objective = settings.objective or ("likelihood" if target.spikes.any() or recorded else "simulation")
     if escape_of(settings, objective, target, source) == "exponential":
         return escaping_study(settings, targets)
     settings = dataclasses.replace(settings, fit_parameters=settings.fit_parameters or FITTED)
@@ -517,6 +519,7 @@ def escaping_study(settings: Settings, targets: Mapping[str, Recording]) -> stud
         and (has_spikes or name in OF_SILENCE)
     ]
     values = studies.select_constants(WITHOUT | estimates.values, settings.constants, fitted)
+    studies.require_effect(values, fitted, NEEDED)
     ranges = RANGES | {name: u.Quantity(limits, unit=UNITS[name]) for name, limits in (WIDE | estimates.bounds).items()}
     constants = {name: value * UNITS[name] for name, value in values.items() if name not in fitted}
     noise = teacher_forcing.Noise(settings.tau_noise or estimates.tau_noise, with_potentials)
@@ -597,8 +600,17 @@ def make_more(
 
 
 def values_of(settings: Settings) -> dict[str, float]:
-    """{name: value} of the protocol's neuron, where --constants has no others: those not fitted keep these."""
-    return studies.select_constants(PROTOCOLS[settings.protocol], settings.constants, settings.fit_parameters)
+    """{name: value} of the protocol's neuron, where --constants has no others: those not fitted keep these.
+
+    What that neuron does not have is there if it is fitted or given, or belongs to what is.
+    """
+    asked = {*settings.fit_parameters, *dict(settings.constants)}
+    groups = ["A_th"], ["t_ref"], ["A_g", "k_g", "E_g"], *(TERMS[term] for term in TERMS if term not in ("g", "lapse"))
+    beyond = {name for group in groups if asked.intersection(group) for name in group}
+    values = {name: x for name, x in WITHOUT.items() if name in beyond} | PROTOCOLS[settings.protocol]
+    values = studies.select_constants(values, settings.constants, settings.fit_parameters)
+    studies.require_effect(values, settings.fit_parameters, NEEDED)
+    return values
 
 
 def with_units(values: Mapping[str, float]) -> Parameters:
@@ -695,7 +707,7 @@ def make_plan(args: argparse.Namespace, study: studies.Study) -> comparing.Plan:
     names = [name for name in study.bounds if not (without_currents and name in ("k1", "k2", "R1", "R2"))]
     own = study.annealing or args.current or args.recording or args.noise_std or args.constants or args.bounds
     own = own or args.fit_parameters or args.fit_target != "potential" or args.protocol != "paper"
-    paper = {} if own else PAPER_RESULTS
+    paper = {} if own or args.n_point != PAPER_POINTS else PAPER_RESULTS
     n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
     return runs.pick(comparing.Plan, args, n_start=n_start, names=names, paper=paper)
 

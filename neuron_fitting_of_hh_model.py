@@ -63,8 +63,8 @@ RANGES = {
     "R_s": u.Quantity([-20.0, 40.0], unit=u.Mohm),
 }
 FITTED = ["gL", "gNa", "gK", "V_T"]
-# Table S3 (loss in mV^2); 20 starts of L-BFGS-B.
-PAPER_STARTS = 20
+# Table S3 (loss in mV^2, of 10 points of a trace); 20 starts of L-BFGS-B.
+PAPER_STARTS, PAPER_POINTS = 20, 10
 PAPER_RESULTS = {
     "L-BFGS-B": PaperResult(2.3e-8, 1.55e-8, 3.818, 0.725),
     "DE": PaperResult(24.42, 22.55, 0.619, 0.139),
@@ -198,14 +198,20 @@ def spike_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studie
         if (off := recording.dt * np.sqrt(np.mean((step - step_data) ** 2))) > settings.delta:
             far = f"its spikes are {off:.3g} ms off in root mean square, more than --delta, {settings.delta:g} ms"
             raise Undetermined(f"this model does not describe these data: {far}")
+        # A spike that is late makes those after it late: in the order of samples whose errors may depend on each other.
+        n_spike = np.bincount(trace, minlength=observed.shape[1])
+        counts = np.arange(n_spike.max())[:, None] < n_spike
+        order = np.lexsort((trace, np.concatenate([np.arange(n) for n in n_spike])))
+        trace, step, step_data = trace[order], step[order], step_data[order]
 
         def times(x, recording, held=None):
             V = study.model(box.parameters(x) | (held or {}), recording, 0.0)["V"]
             before, after = V[step, trace], V[step + 1, trace]
             return recording.dt * (step + (level - before) / jax.lax.stop_gradient(after - before))
 
-        target, more = recording.dt * (step_data + 0.5), dict(data=(recording,), held=studies.by_held(study, times))
-        return {"spike_times_ms": Prediction(times, target, recording.dt / 12**0.5, **more)}, None
+        more = dict(data=(recording,), held=studies.by_held(study, times), counts=counts)
+        target, noise = recording.dt * (step_data + 0.5), recording.dt / 12**0.5
+        return {"spike_times_ms": Prediction(times, target, noise, **more)}, None
 
     return studies.Loss(distance, "van Rossum distance of the spikes", spike_times)
 
@@ -263,6 +269,8 @@ def make_study(
         seed: of noise that is added.
     """
     values = studies.select_constants(known or DEFAULTS, settings.constants, settings.fit_parameters)
+    studies.require_effect(values, settings.fit_parameters, {"tau_max": "gM"})
+    others = {name: x for name, x in values.items() if name not in settings.fit_parameters}
     cell, dt = functools.partial(utils.HH, scheme=scheme), data.recordings["fit"].dt
     free_run = make_free_run(cell, known or values, source.dt_sim, data.spike_level)
     targets = recordings.make_targets(source, data, free_run, {}, seed)
@@ -281,8 +289,8 @@ def make_study(
         bounds=studies.select_bounds(settings.fit_parameters, RANGES, settings.bounds),
         recordings=targets,
         free_run=make_free_run(cell, values, source.dt_sim, data.spike_level),
-        constants={name: value for name, value in values.items() if name not in settings.fit_parameters},
-        held=with_units({name: x for name, x in values.items() if x and name not in settings.fit_parameters}),
+        constants=others,
+        held={name: x for name, x in with_units(others).items() if u.get_mantissa(studies.step_of(x))},
         known=known,
         delta=settings.delta,
         finer=studies.simulation(cell, with_units(values), half) if source.own and scheme == "staggered" else None,
@@ -304,7 +312,9 @@ def objective_of(args: argparse.Namespace, data: Data) -> str:
     """The objective that the arguments ask for, or else the one that finds the cell."""
     recording, fit_target = data.recordings["fit"], args.fit_target or "potential"
     late = recording if recording.V is None else synchronisation.counted_in(recording)
-    methods = (None, *METHODS[fit_target])
+    methods = (None, *METHODS[fit_target]) if fit_target in METHODS else ()
+    if args.objective == "synchronised" and not methods:
+        raise BadInput(f"argument --objective: found synchronised with --fit_target {fit_target}, expected simulation")
     if args.objective == "synchronised" and args.method not in methods:
         expected = f"expected {' or '.join(methods[1:])} with --fit_target {fit_target}"
         raise BadInput(f"argument --method: found {args.method} with --objective synchronised, {expected}")
@@ -444,6 +454,21 @@ def seeds_of(search: fitting.Search) -> list[int]:
     return np.random.SeedSequence(search.seed).generate_state(N_RUN + 1).tolist()
 
 
+def better_target(judged: Mapping[str, studies.Released]) -> str:
+    """Which of "potential" and "both" predicts the judge's spikes better, and tell: "both" by more than an error.
+
+    The standard error of a share p of n spikes is (p (1 - p) / n)^(1/2).
+    """
+    by_potential, by_both = (judged[name].gamma or 0.0 for name in ("potential", "both"))
+    share = min(max((by_potential + by_both) / 2, 0.0), 1.0)
+    error = math.sqrt(share * (1 - share) / max(judged["both"].n_spikes, 1))
+    target = "both" if by_both > by_potential + error else "potential"
+    texts = [f"{name} {released.text}" for name, released in judged.items()]
+    kept = f"(the standard error of either is {error:.2f}): kept is what {target} gives"
+    print(f"of the last third of the spikes: by {'; by '.join(texts)} {kept}")
+    return target
+
+
 class BySpikes(NamedTuple):
     """Spikes and potentials as problems: of what precedes the judge's spikes, and of all; and how they are solved."""
 
@@ -460,28 +485,23 @@ def judged_fit(
 ) -> Synchronised:
     """The fit of spikes and potentials, if what it finds predicts the judge's spikes better than what potentials found.
 
-    Better by more than a standard error, which for a share p of n spikes is (p (1 - p) / n)^(1/2). What is kept goes on
-    from there with all that is fitted, the judge's spikes among it.
+    What is kept goes on from there with all that is fitted, the judge's spikes among it. Where Ctrl-C ends the search
+    of `both`, nothing is judged and that of potentials is kept.
 
     Args:
         problem, found: of potentials.
         judge: (parameters) -> what the released cell does where it was not fitted to spikes.
     """
     early, whole, search = by_spikes
-    last = minimise_spikes(early, search)
-    judged = {name: judge(problem.box.parameters(x.best.x)) for name, x in (("potential", found), ("both", last))}
-    by_potential, by_both = (released.gamma or 0.0 for released in judged.values())
-    share = min(max((by_potential + by_both) / 2, 0.0), 1.0)
-    error = math.sqrt(share * (1 - share) / max(judged["both"].n_spikes, 1))
-    better = by_both > by_potential + error
-    extra = dict(driven=found.released, judged=judged, fit_target="both" if better else "potential")
-    texts = [f"{name} {released.text}" for name, released in judged.items()]
-    kept = f"(the standard error of either is {error:.2f}): kept is what {extra['fit_target']} gives"
-    print(f"of the last third of the spikes: by {'; by '.join(texts)} {kept}")
-    if better:
+    last, extra = minimise_spikes(early, search), dict(driven=found.released, fit_target="potential")
+    if not last.interrupted:
+        judged = {name: judge(problem.box.parameters(x.best.x)) for name, x in (("potential", found), ("both", last))}
+        extra |= dict(judged=judged, fit_target=better_target(judged))
+    if extra["fit_target"] == "both":
         whole.reset()  # its time begins here
-        fit, others = fitting.conclude(whole, nearer(whole, search, last), search.seed), (early, problem)
-        study = whole.study
+        nearest = nearer(whole, search, last)
+        kept, other = (whole, early) if whole.history else (early, whole)  # after Ctrl-C there may be nothing of it
+        fit, study, others = fitting.conclude(kept, nearest, search.seed), kept.study, (other, problem)
     else:
         fit = fitting.conclude(problem, dataclasses.replace(found, interrupted=last.interrupted), search.seed)
         extra |= {problem.study.annealing.label: fit.minimum.level}
@@ -506,7 +526,7 @@ def known_parameters(source: recordings.Source) -> dict[str, float] | None:
 def make_plan(args: argparse.Namespace) -> comparing.Plan:
     """The comparison that the arguments ask for."""
     own = args.current or args.recording or args.noise_std or args.constants or args.bounds or args.scheme
-    own = own or list(args.fit_parameters) != list(FITTED)
+    own = own or list(args.fit_parameters) != list(FITTED) or args.n_point != PAPER_POINTS
     as_paper = args.target == "simulated" and args.fit_target in (None, "potential") and not own
     n_start = PAPER_STARTS if args.protocol_budget == "paper" else args.n_sample
     paper = PAPER_RESULTS if as_paper else {}

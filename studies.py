@@ -455,6 +455,14 @@ def select_constants(
     return {**values, **dict(own)}
 
 
+def require_effect(values: Mapping[str, float], fitted: Sequence[str], needed: Mapping[str, str]) -> None:
+    """Raise `BadInput` where a parameter is fitted that has no effect: the one that it needs is held at 0."""
+    for name, other in needed.items():
+        if name in fitted and other not in fitted and not values.get(other):
+            expected = f"expected both, or another value by --constants {other}=..."
+            raise BadInput(f"argument --fit_parameters: found {name} without {other}, which is held at 0; {expected}")
+
+
 def select_bounds(
     names: Sequence[str], ranges: Mapping[str, u.Quantity], own: Sequence[tuple[str, list[float]]]
 ) -> dict[str, u.Quantity]:

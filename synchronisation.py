@@ -577,11 +577,12 @@ def predicted(model: studies.Model, finer: studies.Model | None, release: Releas
             recorded, now = windows.recording, errors(x, windows)
 
             def redrawn(key):
+                key, key_before = jax.random.split(key)
                 V = recorded.V + noise_V * jax.random.normal(key, recorded.V.shape)
                 drawn_by = dataclasses.replace(windows, recording=dataclasses.replace(recorded, V=V))
                 if windows.before_V is not None:
                     of_mean = noise_V * jnp.sqrt(recorded.dt / jnp.maximum(windows.before_dt, recorded.dt))
-                    before_V = windows.before_V + of_mean * jax.random.normal(key, windows.before_V.shape)
+                    before_V = windows.before_V + of_mean * jax.random.normal(key_before, windows.before_V.shape)
                     drawn_by = dataclasses.replace(drawn_by, before_V=before_V)
                 return (errors(x, windows, drawn_by) - now) / math.sqrt(N_DRAW)
 

@@ -479,6 +479,9 @@ def test_the_response_to_a_new_current(script, fit, tmp_path, hh_cell, gif_cell)
     assert f"argument {idle[0]}: found it with --load" in line
     _, line = fit(script, "--load", tmp_path / "run0", *alone, "--noise_std", 1, status=2)
     assert "argument --noise_std: found it with --load, which fits nothing" in line
+    for argument in ("--n_sample 3", "--target simulated", "--validation none", "--methods DE"):
+        _, line = fit(script, "--load", tmp_path / "run0", *alone, *argument.split(" "), status=2)
+        assert f"argument {argument.split(' ')[0]}: found it with --load" in line
     other = gif if script is hh else hh
     _, line = fit(other, "--load", tmp_path / "run0", *alone, status=2)
     assert "argument --load: found a run of another script" in line

@@ -18,7 +18,7 @@ import solvers
 import studies
 import utils
 from fitting import FitProblem, Search
-from identifiability import Box, Prediction, identifiability
+from identifiability import Box, Likelihood, Prediction, identifiability, of_likelihood
 from recordings import Recording
 from studies import Loss, Study
 
@@ -257,6 +257,11 @@ def test_clusters_allow_for_residuals_that_depend_on_each_other(x64):
     spread = np.sqrt(np.mean(np.square(errors), axis=0))
     np.testing.assert_allclose(np.mean(said, axis=0), spread, rtol=0.3)
     assert (np.mean(naive, axis=0) < 0.5 * spread).all()
+    few = np.repeat([0, 1, 7, 20], len(clusters) // 4)  # 4, as those without a number are none
+    few_in_turn = np.repeat(np.arange(4), len(clusters) // 4)
+    prediction = {"y": Prediction(predict, target, 1e-9)}
+    reports = [identifiability(box, fitted, prediction, each).standard_errors for each in (few, few_in_turn)]
+    assert reports[0] == reports[1]
 
 
 def test_what_a_constant_that_is_held_moves(x64):
@@ -292,6 +297,13 @@ def test_correlated_residuals_and_few_numbers_widen_the_standard_errors(x64):
         for reports, counts in ((said, np.ones((n, 1), bool)), (naive, None)):
             prediction = Prediction(predict, target, 1e-9, counts=counts)
             reports.append(list(identifiability(box, fitted, {"y": prediction}).standard_errors.values()))
+    # Fewer samples, a tenth or all those in turn for a while, are no better known than all of them.
+    for left in (np.arange(n) % 10 == 0, np.arange(n) // 100 % 2 == 0):
+        prediction = Prediction(lambda x, at=left: predict(x)[at], target[left], 1e-9, counts=left[:, None])
+        fewer = identifiability(box, np.linalg.lstsq(X[left], target[left], rcond=None)[0], {"y": prediction})
+        ratio = np.array(list(fewer.standard_errors.values())) / said[-1]
+        assert (ratio > 0.8).all()
+        assert (ratio < 2.5).all()
     spread = np.sqrt(np.mean(np.square(errors), axis=0))
     np.testing.assert_allclose(np.mean(said, axis=0), spread, rtol=0.35)
     assert (np.mean(naive, axis=0) < 0.3 * spread).all()
@@ -349,6 +361,42 @@ def test_no_standard_error_away_from_an_optimum_or_of_a_model_that_does_not_desc
     assert all(math.isnan(error) for error in report.standard_errors.values())
     report = identifiability(box, np.array([0.4, 0.6]), {"y": Prediction(predict, target, 1e-3, 0.02)})
     assert report.without_error == {}
+
+
+def test_standard_errors_of_a_likelihood_are_those_of_its_clusters(x64):
+    """Of normal errors of known size: those of linear regression, and their spread where they depend on each other."""
+    rng, n_cluster, n_each, size = np.random.default_rng(0), 60, 10, 0.05
+    clusters = np.repeat(np.arange(n_cluster), n_each)
+    design, truth = rng.standard_normal((n_cluster, 2))[clusters], np.array([0.4, 0.6])
+    box, predict = linear(design)
+    X = np.asarray(jax.jacfwd(predict)(truth))
+    alone = np.sqrt(np.diag(np.linalg.inv(X.T @ X))) * size * (box.high - box.low)
+    for shared, ratio in ((0.0, 1.0), (2 * size, np.sqrt(1 + 4 * n_each))):
+        errors, said = [], []
+        for _ in range(40):
+            noise = size * rng.standard_normal(len(clusters)) + shared * rng.standard_normal(n_cluster)[clusters]
+            target = X @ truth + noise
+
+            def costs(x, target):
+                return jnp.square((predict(x) - target) / size).reshape(n_cluster, n_each).sum(1) / 2
+
+            fitted = np.linalg.lstsq(X, target, rcond=None)[0]
+            report = of_likelihood(box, fitted, Likelihood(costs, {"y": size}, [], (target,)))
+            said.append(list(report.standard_errors.values()))
+            errors.append((fitted - truth) * (box.high - box.low))
+        np.testing.assert_allclose(np.mean(said, axis=0), ratio * alone, rtol=0.1)
+        np.testing.assert_allclose(np.sqrt(np.mean(np.square(errors), axis=0)), ratio * alone, rtol=0.3)
+
+
+def test_no_standard_error_where_a_likelihood_has_no_minimum(x64):
+    """At a saddle the gradient is 0, too."""
+    box = Box(BOUNDS)
+    for sign, reasons in ((1, set()), (-1, {"not at a minimum: the loss falls both ways along a"})):
+        curved = jnp.array([500.0 * sign, 500.0])
+        likelihood = Likelihood(lambda x, c=curved: c * (x - 0.5) ** 2, {"V_mV": 0.1}, [])
+        report = of_likelihood(box, np.array([0.5, 0.5]), likelihood)
+        assert set(report.without_error.values()) == reasons
+        assert np.isnan(list(report.standard_errors.values())).all() == bool(reasons)
 
 
 def test_what_the_integration_moves_is_part_of_the_standard_error(x64):
@@ -556,6 +604,32 @@ def test_a_larger_study_begins_at_the_best_of_a_smaller_one_without_what_that_la
     missed = fitting.multistart(large, random)
     assert min(start.loss for start in missed.starts) > -0.1
     assert fitting.multistart(large, x0).best.loss < -4.09
+
+
+def test_CMA_with_steps_searches_along_them_from_where_it_begins():
+    """The losses are of x0 + steps z: it comes to the minimum along the first two of three, the third being no step."""
+    steps, goal, tried = np.array([[0.1, 0.05, 0.0], [0.0, 0.02, 0.0], [0.3, 0.0, 0.0]]), np.array([1.0, -2.0]), []
+
+    class Valley:
+        n_sample, best, box = 8, {}, Box(BOUNDS | {"c": u.Quantity([0.0, 1.0], unit=u.mV)})
+
+        def evaluate(self, X, what="losses", level=0.0):
+            tried.append(X)
+            losses = np.sum(np.square((X - 0.5 - steps[:, :2] @ goal) / 0.01), axis=1)
+            if not self.best or losses.min() < self.best[0.0].loss:
+                self.best[0.0] = fitting.Start(None, X[losses.argmin()], losses.min())
+            return losses
+
+        def elapsed(self):
+            return 1.0
+
+    search = Search("CMA", n_iter=40, seed=0, n_sample=8, level=0.0, x0=np.full((1, 3), 0.5), steps=steps)
+    minimum = fitting.derivative_free(Valley(), search)
+    np.testing.assert_allclose(minimum.best.x, 0.5 + steps[:, :2] @ goal, atol=0.01)
+    np.testing.assert_array_equal(tried[0][0], np.full(3, 0.5))
+    inside = np.concatenate([X[((X > 0) & (X < 1)).all(axis=1)] for X in tried[:3]]) - 0.5
+    assert np.linalg.svd(inside)[1][1] > 1e-3
+    assert np.linalg.svd(inside)[1][2] < 1e-6
 
 
 def test_steps_of_CMA_from_a_minimum_cost_a_share_of_its_loss_and_no_more_than_the_box_says():

@@ -25,6 +25,7 @@ import neuron_fitting_of_hh_model as hh
 import recordings
 import studies
 import utils
+from identifiability import Box, autocorrelation_time
 from recordings import Recording
 
 SCRIPT = Path(hh.__file__)
@@ -97,6 +98,45 @@ def test_spike_target_puts_every_spike_in_its_place(run, tmp_path):
     assert set(result["identifiability"]["without_error"].values()) == {few}
 
 
+def test_another_loss_is_a_function_and_its_help(tiny, run, tmp_path, monkeypatch):
+    """As EXTENDING.md says; what a recording drives is not made for it."""
+    monkeypatch.setitem(hh.LOSSES, "square", hh.LOSSES["potential"])
+    monkeypatch.setitem(hh.TARGETS, "square", "the same by another name")
+    found = [result_of(run(*tiny, "--fit_target", name, cwd=tmp_path), tmp_path)[0] for name in ("potential", "square")]
+    assert found[0]["parameters"] == found[1]["parameters"]
+    assert found[1]["objective"] == "simulation"
+    arguments = [*tiny, "--fit_target", "square", "--objective", "synchronised"]
+    assert "found synchronised with --fit_target square" in run(*arguments, cwd=tmp_path).stderr
+
+
+def test_lags_of_spikes_are_in_the_order_in_which_they_depend_on_each_other(x64):
+    """The k-th spikes of all traces one after the other, by which those that are late together count as one."""
+    recording = Recording(np.repeat([[1.0, 2.0, 0.0]], 6000, axis=0), dt=0.01)
+    V, spikes = hh.make_free_run(utils.HH, hh.DEFAULTS, 0.01, hh.SpikeLevel())(hh.with_units(GOAL), recording)
+    assert np.ptp(spikes.sum(0)) > 2
+    late = dataclasses.replace(recording, V=V, spikes=0 * spikes)
+    for trace in range(3):  # the more, the more of them there have been
+        steps = np.flatnonzero(spikes[:, trace])
+        late.spikes[steps + 20 + 5 * np.arange(len(steps)), trace] = 1
+    study = hh.make_study(
+        studies.FitSettings(fit_target="spike", fit_parameters=list(GOAL)),
+        recordings.Data({"fit": dataclasses.replace(late, mask=np.ones_like(V), observed=np.ones_like(V))}),
+        recordings.Source(target="recorded", dt_sim=0.01),
+    )
+    box = Box(study.bounds)
+    x = (np.array(list(GOAL.values())) - box.low) / (box.high - box.low)
+    prediction = study.loss.predictions(study, box, x)[0]["spike_times_ms"]
+    times = np.full(prediction.counts.shape, np.nan)
+    times[prediction.counts] = prediction.target
+    for i, trace in enumerate(times.T):
+        np.testing.assert_allclose(trace[~np.isnan(trace)], 0.01 * (np.flatnonzero(late.spikes[:, i]) + 0.5))
+    lags = np.zeros(times.shape)
+    lags[prediction.counts] = prediction.target - prediction.function(x, *prediction.data)
+    expected = 0.2 + 0.05 * np.repeat(np.arange(len(lags))[:, None], 3, axis=1)
+    np.testing.assert_allclose(lags[prediction.counts], expected[prediction.counts], atol=0.01)
+    assert autocorrelation_time(lags.T, prediction.counts.T) > 5
+
+
 def test_what_held_constants_move_is_what_other_fits_find(x64, tmp_path):
     """Those with ENa higher by 0.1 mV, or C by 0.1 %, a tenth of the steps, from where the script ends."""
     done = scripts.run(hh, "--n_sample", 4, cwd=tmp_path)
@@ -133,9 +173,10 @@ def test_spikes_that_are_further_off_than_those_that_count_as_one_tell_nothing(d
 
 
 def test_the_papers_numbers_stand_beside_its_own_protocol_alone():
-    paper = ["--target", "simulated", "--mode", "compare"]
+    paper = ["--target", "simulated", "--mode", "compare", "--n_point", "10"]
     assert hh.make_plan(hh.parse_args([*paper, "--fit_parameters", *hh.FITTED])).paper
-    for other in ("--bounds gL=0.001:0.1", "--fit_parameters gL gNa", "--scheme staggered", "--noise_std 1"):
+    others = "--bounds gL=0.001:0.1", "--fit_parameters gL gNa", "--scheme staggered", "--noise_std 1", "--n_point 50"
+    for other in others:
         assert not hh.make_plan(hh.parse_args([*paper, *other.split(" ")])).paper
 
 
@@ -151,9 +192,9 @@ def test_without_potentials_there_is_no_free_running_error():
 # ---- What it writes -------------------------------------------------------------------------------------------------
 
 
-def test_result_and_history_are_complete(tiny, tmp_path):
-    done = scripts.run(hh, *tiny, "--precision", 64, "--devices", 0, "--output", "out", cwd=tmp_path)
-    result, folder = result_of(done, tmp_path)
+def test_result_and_history_are_complete(tiny, run, tmp_path):
+    arguments = [*tiny, "--precision", 64, "--devices", 0, "--output", "out"]
+    result, folder = result_of(run(*arguments, cwd=tmp_path), tmp_path)
     assert folder == tmp_path / "out"
     assert result["units"] == {"gL": "uS", "gNa": "uS", "gK": "uS", "V_T": "mV"}
     assert (result["seed"], result["validation"], result["known_parameters"]) == (0, None, None)
@@ -441,6 +482,9 @@ BAD_ARGUMENTS = {
     "--method CMA --fit_parameters gL": "argument --method: found CMA with one parameter to fit",
     "--mode compare --resume nowhere": "argument --resume: found no config.json of a run in nowhere",
     "--gate h": "unrecognized arguments: --gate h",
+    "--methods DE": "argument --methods: found it with --mode fit, expected --mode compare",
+    "--mode visualize --repeats 2": "argument --repeats: found it with --mode visualize, expected --mode compare",
+    "--mode compare --method DE": "argument --method: found it with --mode compare, expected --methods",
 }
 
 

@@ -213,11 +213,20 @@ def test_what_is_printed():
     assert "from 8 runs; the repeats' own reliability" in second
 
 
+def test_spikes_with_noise_are_counted_where_a_trace_is_observed():
+    recording = dataclasses.replace(repeats(), observed=np.ones_like(repeats().V))
+    recording.observed[:1000, 1] = 0
+    trains = np.zeros((len(recording.V), recording.V.shape[1], 2))
+    trains[[500, 600, 1500], 1, 0] = trains[1500, :, 1] = 1
+    score = scoring.score(recording, same(recording, stochastic=trains))
+    assert score.n_spikes_noise[:2] == [0.5, 1.0]
+
+
 # ---- Figures --------------------------------------------------------------------------------------------------------
 
 
 def saved(recording, prediction, folder):
-    """Names of the figures, made without a warning; where /tmp/scoring_figures exists they stay there to be seen."""
+    """Names of the figures, made without a warning, as of axes that have no place."""
 
     class Run:
         def save(self, name, figure):
@@ -231,11 +240,12 @@ def saved(recording, prediction, folder):
     return sorted(Path(folder).glob("*.png"))
 
 
-def names(*args):
-    return [path.name for path in saved(*args)]
+@pytest.fixture
+def names(layouts):
+    return lambda *args: [path.name for path in saved(*args)]
 
 
-def test_figures_of_repeats(tmp_path):
+def test_figures_of_repeats(names, tmp_path):
     recording = repeats(30000)
     trains = poisson(recording.spikes.mean(1), 12, 6).reshape(-1, 4, 3)
     prediction = same(recording, stochastic=trains, V_forced=recording.V + 0.5)
@@ -247,14 +257,14 @@ def test_figures_of_repeats(tmp_path):
     assert names(gaps, few, tmp_path) == ["raster_fit.png", "window_fit.png"]
 
 
-def test_figures_of_two_groups_of_repeats(tmp_path):
+def test_figures_of_two_groups_of_repeats(names, tmp_path):
     recording = repeats()
     recording = dataclasses.replace(recording, current=recording.current * [1, 2, 1, 2])
     assert names(recording, same(recording), tmp_path) == ["raster_fit.png", "raster_fit_2.png", "window_fit.png"]
 
 
 @pytest.mark.parametrize("change", ["none", "spike times", "silent", "nothing observed"])
-def test_figures_of_steps(tmp_path, change):
+def test_figures_of_steps(names, tmp_path, change):
     recording, zeros = steps(), np.zeros((8000, 5))
     changes = {"spike times": dict(V=zeros, mask=zeros), "silent": dict(spikes=zeros)}
     changes |= {"nothing observed": dict(mask=zeros, observed=zeros), "none": {}}
@@ -263,7 +273,7 @@ def test_figures_of_steps(tmp_path, change):
     assert names(recording, model, tmp_path) == ["f_I_fit.png", "window_fit.png"]
 
 
-def test_figures_of_silent_repeats_and_short_traces(tmp_path):
+def test_figures_of_silent_repeats_and_short_traces(names, tmp_path):
     recording = dataclasses.replace(repeats(300), spikes=np.zeros((300, 4)))
     assert names(recording, same(recording), tmp_path) == ["window_fit.png"]
     (row,) = scoring.score(recording, same(recording)).repeats

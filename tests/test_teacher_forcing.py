@@ -148,6 +148,30 @@ def test_in_parallel_it_is_the_neuron_step_by_step(changes, held, x64):
     assert not np.asarray(driven.silent)[~free].any()
 
 
+def test_rates_far_above_the_threshold_and_improbable_spikes_cost_what_they_should(x64):
+    """From STEEPEST on, exp(x) is its tangent, in value and slope; -log(1 - exp(-m)) keeps its digits for any m."""
+    steepest = teacher_forcing.STEEPEST
+    for lapse in (0.0, 1e-3):
+        for x in (-30.0, steepest - 0.1, steepest + 0.1, steepest + 10.0):
+            rate = math.exp(min(x, steepest)) * (1 + max(x - steepest, 0)) + lapse
+            slope = (math.exp(min(x, steepest)) if x < steepest else math.exp(steepest)) / rate
+            found = jax.value_and_grad(lambda x, lapse=lapse: teacher_forcing.log_escape_rate(x, lapse))(x)
+            np.testing.assert_allclose(found, (math.log(rate), slope), rtol=1e-9)
+    recording = Recording(np.zeros((20, 1)), V=np.zeros((20, 1)), spikes=np.zeros((20, 1)), dt=DT)
+    recording.spikes[10] = 1
+    driven = teacher_forcing.driven_by(
+        dataclasses.replace(recording, mask=np.ones((20, 1)), observed=np.ones((20, 1))), 4.0
+    )
+    for log_mean in (-60.0, -12.1, -11.9, 0.0, 2.0):
+        log_rate = jnp.full((1, 20), log_mean - math.log(DT))
+        _, cost = teacher_forcing.spike_costs(log_rate, driven)
+        exact = -(log_mean - math.exp(log_mean) / 2) if log_mean < -20 else -math.log(-math.expm1(-math.exp(log_mean)))
+        assert float(cost.sum()) == pytest.approx(exact, rel=1e-9)
+        by_rate = jax.grad(lambda x: teacher_forcing.spike_costs(x, driven)[1].sum())(log_rate)
+        mean = math.exp(log_mean)
+        assert float(by_rate.sum()) == pytest.approx(-mean / math.expm1(mean), rel=1e-4)
+
+
 def test_intervals_have_the_law_of_the_escape_rate(x64):
     """At a constant current, with a threshold that stays: survival is the exponential of the integral of the rate."""
     values = NEURON | {"a": 0.0, "A_th": 0.0, "A3": 0.0, "A_th2": 0.0, "A1": 0.0, "A2": 0.0, "R_s": 0.0, "width": 3.0}
