@@ -641,7 +641,7 @@ RULES: dict[str, Rule] = {
     "bptt": Rule(bptt, "backpropagation through time"),
     "diag": Rule(
         diag,
-        "D-RTRL, online and exact",
+        "D-RTRL, online, exact within each neuron and without what neurons do with each other's spikes",
         {
             "trace_chunk": CHUNK,
             "trace_batch": setting(

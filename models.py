@@ -121,6 +121,8 @@ def refuse_unused(settings: NetworkSettings, given: Collection[str]) -> None:
     if not any(fitted):
         unused |= dict.fromkeys(of_fitted, "--exc_neuron or --inh_neuron, whose neurons it is about")
         unused["no_spike_currents"] = "--exc_neuron or --inh_neuron; --beta 0 for the neurons of the paper"
+        if not settings.beta:
+            unused |= dict.fromkeys(("tau_a", "etrace_stretches"), "--beta other than 0, as nothing adapts")
     if all(fitted):
         unused |= dict.fromkeys(of_paper, "it without --exc_neuron or --inh_neuron: all neurons are fitted")
     if settings.is_connectome and {"n_rec", "w_ei_ratio"} & set(given):

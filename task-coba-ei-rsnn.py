@@ -24,6 +24,7 @@ import math
 import sys
 import textwrap
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,10 +144,9 @@ def complete(parser: runs.Parser, args: argparse.Namespace) -> argparse.Namespac
         runs.pick(TASK, args)
     except ValueError as error:
         parser.error(f"argument --{error}")
-    seeds = split_seed(args.seed)
-    conn_seed = seeds.conn if args.conn_seed is None else args.conn_seed
-    weight_seed = seeds.weight if args.weight_seed is None else args.weight_seed
-    return argparse.Namespace(**vars(args) | dict(conn_seed=conn_seed, weight_seed=weight_seed))
+    seeds = dict(conn_seed=split_seed(args.seed).conn, weight_seed=split_seed(args.seed).weight)
+    given = {name: getattr(args, name) for name in seeds if getattr(args, name) is not None}
+    return argparse.Namespace(**vars(args) | seeds | given)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -155,7 +155,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("what to do").add_argument
     mode = "train the network; or only simulate it, and with --load also test what it has learned"
     add("--mode", choices=("train", "sim"), default="train", help=mode)
-    load = "run folder whose best network is the one to start from; its network and task are the defaults then"
+    load = "run folder whose best network is the one to start from, on other trials; its network and task are defaults"
     add("--load", type=Path, metavar="RUN", help=load)
     resume = "run folder of an interrupted training to go on with; its arguments are the defaults then"
     add("--resume", type=Path, metavar="RUN", help=resume)
@@ -180,9 +180,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         args = parser.parse_args(argv)
     if args.load and not args.resume:
         trials = ("heldout_seed", "n_heldout", "precision") if args.mode == "sim" else ()  # those of its accuracy
-        brought = (*NETWORK_ARGUMENTS, *TASK_ARGUMENTS, *trials)
         saved = runs.saved_arguments(args.load, "load", parser.prog)
-        parser.set_defaults(**{name: saved[name] for name in brought if name in saved})
+        brought = saved.keys() & {*NETWORK_ARGUMENTS, *TASK_ARGUMENTS, *trials}
+        parser.set_defaults(**{name: saved[name] for name in brought})
         args = parser.parse_args(argv)
         for name in INITIAL_ARGUMENTS:
             ours, theirs = (runs.to_json(x) for x in (getattr(args, name), parser.get_default(name)))
@@ -286,8 +286,7 @@ def make_update(
         new_weights = optax.apply_updates(weights, steps)
         both = jax.tree.map(lambda grad, w: jnp.isfinite(grad).all() & jnp.isfinite(w).all(), grads, new_weights)
         finite = {name: ok & jnp.isfinite(loss) for name, ok in both.items()}
-        rates_Hz = rates.mean(axis=0) * 1000 / model.task.dt
-        metrics = dict(loss=loss, accuracy=accuracy, rates_Hz=rates_Hz, finite=finite)
+        metrics = dict(loss=loss, accuracy=accuracy, rates_Hz=rates.mean(axis=0) * 1000 / model.task.dt, finite=finite)
         return dataclasses.replace(model, weights=new_weights), optimiser_state, metrics
 
     return update
@@ -446,8 +445,10 @@ class Training:
     ):
         self.settings, self.run = settings, run
         copied, optimiser = NamedSharding(mesh, COPIED), make_optimiser(settings)
-        key = jax.random.key_data(jax.random.key(seed))
-        loaded, start = run.args.load, (model, optimiser.init(model.weights), key, model.weights)
+        loaded, key = run.args.load, jax.random.key(seed)
+        if loaded:  # not the trials again that it was trained on
+            key = jax.random.fold_in(key, zlib.crc32(np.asarray(model.weights["in"])))
+        start = (model, optimiser.init(model.weights), jax.random.key_data(key), model.weights)
         self.model, self.optimiser_state, self.key, self.initial = jax.device_put(start, copied)
         self.history: list[Row] = []
         self.best: tuple[Row, Weights] | None = None  # in validation, of equal ones the latest
@@ -501,8 +502,7 @@ class Training:
             self.best = row, best
         for row in self.history:
             self._warn(diagnose(self.model, row.rate_exc, row.rate_inh))
-        before = len(self.run.load("config.json")["devices"])
-        if before != mesh.size:
+        if (before := len(self.run.load("config.json")["devices"])) != mesh.size:
             self._warn(f"{mesh.size} devices instead of {before}: numbers differ by rounding from here on")
         return checkpoints
 

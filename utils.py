@@ -138,8 +138,8 @@ class GIF(brainpy.state.Neuron):
     A step floors V_th at V_th_reset. If V >= V_th + V_th2 at its start it emits a spike: V -> V_reset (`spk_reset`
     'hard') or V - V_th ('soft'), V_th -> V_th + A_th, V_th2 -> V_th2 + A_th2, and at the end of t_ref, until which V is
     held and no spike emitted, I_j -> R_j I_j + A_j and g -> g + A_g. Then it integrates by exponential Euler. The
-    surrogate gradient `spk_fun` acts on (V - V_th) / |V_th|. What cannot change is not integrated: V_th if a, b and
-    A_th are 0, and what decays if its increment is. The f with k_i is as in the iGIF of Mensi et al. (2016).
+    surrogate gradient `spk_fun` acts on (V - V_th) / |V_th|; with t_ref, I_j and g have that of spikes that are there
+    alone. What cannot change is not integrated. The f with k_i is as in the iGIF of Mensi et al. (2016).
 
     Args:
         in_size: number or shape of the neurons.

@@ -294,6 +294,26 @@ def test_autapses_stay_and_what_cannot_be_swapped_too():
         np.testing.assert_array_equal(new.connections[name][1], full[name][1])
 
 
+def test_autapses_stay_among_connections_that_are_swapped():
+    connections, rng = utils.connect("rand", 80, 20, 0), np.random.default_rng(0)
+    pairs, first = {}, dict(exc=0, inh=80)
+    for name, (indptr, post) in connections.items():
+        post = np.array(post)
+        for i in rng.permutation(len(indptr) - 1)[:8]:
+            row = post[indptr[i] : indptr[i + 1]]
+            row[0] = row[0] if first[name] + i in row else first[name] + i
+            row.sort()
+        pairs[name] = indptr, post
+    new = connectome.shuffled(Wiring(80, 20, pairs), 1).connections
+    for name, (indptr, post) in pairs.items():
+        pre = first[name] + np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        np.testing.assert_array_equal(pre[new[name][1] == pre], pre[post == pre])
+        assert (post == pre).sum() >= 8
+        before, after = (set(zip(pre.tolist(), x.tolist(), strict=True)) for x in (post, new[name][1]))
+        assert len(after) == len(post)
+        assert len(before & after) < 0.4 * len(post)
+
+
 def test_the_report_says_where_too_few_could_be_swapped():
     full = {name: [np.delete(np.arange(40), first + i) for i in range(20)] for name, first in (("exc", 0), ("inh", 20))}
     connections = {name: (np.arange(21) * 39, np.concatenate(rows)) for name, rows in full.items()}
@@ -394,11 +414,12 @@ def test_which_products_a_network_takes():
 
 
 def test_training_on_a_connectome(tmp_path, monkeypatch, capsys):
-    """By a subprocess and then here: trained, loaded, resumed; the connections in weights.npz are those of the file."""
+    """Trained, loaded, resumed; the connections in weights.npz are those of the file."""
     path = tmp_path / "connectome.csv"
     path.write_bytes(script.Path("data/connectome.csv").read_bytes())
     common = [*scripts.SMALL_NETWORK[2:], "--batch_size", 4, "--n_heldout", 8, "--conn_method", path]
-    done = scripts.run(script, *common, "--epochs", 2, "--eval_every", 1, "--schedule", "constant", cwd=tmp_path)
+    training = [*common, "--epochs", 2, "--eval_every", 1, "--schedule", "constant"]
+    done = scripts.done_here(script, monkeypatch, capsys, tmp_path, *training)
     _, folder = result_of(done, tmp_path)
     assert "160 excitatory and 40 inhibitory neurons, 5891 connections" in done.stdout
     assert folder.name == "train_bptt_connectome_200_seed0"

@@ -274,9 +274,9 @@ def test_loaded_network_is_the_trained_one(trained, monkeypatch, tmp_path, capsy
         assert name == "out" or weights["after"][name]["mean"] == np.abs(w.astype(float)).mean()
 
 
-def test_a_network_trained_in_float32_is_loaded_in_float64(trained, tmp_path):
+def test_a_network_trained_in_float32_is_loaded_in_float64(trained, monkeypatch, capsys, tmp_path):
     arguments = ["--mode", "sim", "--load", trained[1], "--batch_size", 4, "--n_heldout", 32, "--precision", 64]
-    result, _ = result_of(run(*arguments, "--output", "sim", cwd=tmp_path), tmp_path)
+    result, _ = scripts.run_here(script, monkeypatch, capsys, tmp_path, *arguments, "--output", "sim")
     after = trained[0]["simulation"]["weights"]["before"]["in"]["mean"]
     assert result["weights"]["before"]["in"]["mean"] == pytest.approx(after, rel=1e-6)
     accuracy = {row["t_delay"]: row["accuracy"] for row in result["behaviour"]["delays"]}[30]
@@ -407,27 +407,6 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(patch, trained, mo
         assert all(path.name.isdigit() for path in (tmp_path / "run" / "checkpoints").iterdir())
 
 
-# Files get no larger than {limit} bytes from the second checkpoint, or from the {call}-th other file on; those of the
-# compilation cache would not either, so that there are no more of them.
-FULL_DISK = """
-import resource
-import runs
-import jax
-def limited(function, call, calls):
-    def run(*arguments):
-        calls.append(0)
-        if len(calls) == call:
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
-            resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
-        return function(*arguments)
-    return run
-if {call}:
-    runs.save = limited(runs.save, {call}, [])
-else:
-    script.Checkpoints.save = limited(script.Checkpoints.save, 2, [])
-"""
-
-
 @pytest.mark.newest
 @pytest.mark.parametrize(
     ("call", "limit", "what"),
@@ -436,12 +415,11 @@ else:
 def test_a_training_whose_disk_fills_up_resumes_to_the_same_numbers(
     call, limit, what, trained, monkeypatch, tmp_path, capsys
 ):
-    """It tells its numbers all the same, and leaves nothing that is not whole."""
+    """From the second checkpoint or the call-th other file on: it tells its numbers, and leaves nothing half."""
     _, folder = trained
-    root = script.Path(script.__file__).parent
-    code = PATCHED.format(root=str(root), patch=FULL_DISK.format(call=call, limit=limit))
-    command = [sys.executable, "-c", code, *TINY, "--output", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    of = (runs, "save", call) if call else (script.Checkpoints, "save", 2)
+    with scripts.full_disk(*of, limit):
+        done = scripts.done_here(script, monkeypatch, capsys, tmp_path, *TINY, "--output", "run")
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith(
@@ -513,6 +491,9 @@ def test_training_goes_on_from_a_loaded_network_and_resumes(trained, tmp_path, m
     loaded = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("run", "whole")]
     assert loaded[0]["loaded_validation_accuracy"] == loaded[1]["loaded_validation_accuracy"] > 0
     assert "update 0: accuracy in validation" in capsys.readouterr().out
+    kept = [script.Checkpoints.of(path, "load") for path in (folder, tmp_path / "whole")]
+    keys = [checkpoints.restore(checkpoints.best)[0]["key"] for checkpoints in kept]
+    assert (keys[0] != keys[1]).any(), "of the same seed, and other trials"
 
 
 def test_a_network_that_is_better_before_its_training_is_said_to_be(trained, tmp_path, monkeypatch, capsys):
@@ -638,6 +619,8 @@ def test_training_by_another_package(engine, method, monkeypatch, tmp_path, caps
             ["--method", "expsm_diag", "--etrace_groups", 1, "--etrace_stretches", 2],
             ["--etrace_stretches", "--etrace_groups 1", "expected 2 of them"],
         ),
+        (["--method", "expsm_diag", "--beta", 0, "--etrace_stretches", 2], ["--etrace_stretches", "--beta other than"]),
+        (["--beta", 0, "--tau_a", 500], ["--tau_a", "--beta other than 0, as nothing adapts"]),
     ],
 )
 def test_bad_arguments_get_one_line(arguments, texts, monkeypatch, tmp_path, capsys):

@@ -205,7 +205,7 @@ def test_gradients_with_fitted_neurons_in_float32(folders, rule):
 def test_rules_differ_with_fitted_neurons(folders):
     """What the online rules leave out is there to be left out."""
     model, keys, _ = rich_model(folders)
-    gradients = {rule: ours(model, keys)[1] for rule, (ours, _, _) in RULES.items()}
+    gradients = {rule: jax.jit(ours)(model, keys)[1] for rule, (ours, _, _) in RULES.items()}
     for one, other in itertools.combinations(gradients.values(), 2):
         assert all(relative_errors(one, other)[name] > 0.01 for name in ("in", "exc", "inh"))
 
@@ -214,11 +214,12 @@ def test_rules_differ_with_fitted_neurons(folders):
 
 
 def test_training_with_fitted_neurons(folders, tmp_path, monkeypatch, capsys):
-    """By a subprocess; it is loaded again here, with the constants in weights.npz and adaptation silenced."""
+    """And loaded again, with the constants in weights.npz and adaptation silenced."""
     exc, inh = folders["layer 5"], folders["rig"]
     common = [*scripts.SMALL_NETWORK, *FITTED, "--batch_size", 4, "--n_heldout", 8]
     neurons = ["--exc_neuron", exc, folders["all terms"], "--inh_neuron", inh]
-    done = scripts.run(script, *common, *neurons, "--epochs", 2, "--eval_every", 1, cwd=tmp_path)
+    common += [*neurons, "--epochs", 2, "--eval_every", 1]
+    done = scripts.done_here(script, monkeypatch, capsys, tmp_path, *common)
     result, folder = result_of(done, tmp_path)
     assert result["updates"] == 2
     assert f"exc: {exc}: tau 26.1 ms, threshold 17.2 mV above rest, t_ref 3.4 ms (3 here)" in done.stdout

@@ -18,6 +18,7 @@ import models
 import utils
 
 CONN_METHODS = utils.CONN_METHODS
+bptt = jax.jit(learning_rules.bptt)
 
 
 @pytest.mark.parametrize("conn_method", CONN_METHODS)
@@ -39,9 +40,9 @@ def test_gradient_is_that_of_a_plain_reference(x64, conn_method):
             matrices[name] = full_matrix(weights[name], connections[name], n_pre, network.n_rec)
         return plain_loss(neurons, matrices, trials, decay_out)
 
-    (expected, raster), expected_gradient = jax.value_and_grad(reference, has_aux=True)(weights)
+    (expected, raster), expected_gradient = jax.jit(jax.value_and_grad(reference, has_aux=True))(weights)
     keys = jax.random.split(key, 4)
-    loss, gradient, _, rates = learning_rules.bptt(model, keys)
+    loss, gradient, _, rates = bptt(model, keys)
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
     assert raster[..., : network.n_exc].sum() > 20
     assert raster[..., network.n_exc :].sum() > 5
@@ -66,10 +67,10 @@ def test_sparse_network_is_the_masked_dense_one(conn_method):
     """In float32: losses, rates and the gradient at the connections that exist."""
     model = script.make_model(arguments("--conn_method", conn_method, "--n_rec", 50))
     keys = jax.random.split(jax.random.key(0), 8)
-    loss, gradient, _, rates = learning_rules.bptt(model, keys)
+    loss, gradient, _, rates = bptt(model, keys)
     matrices, masks = dense_copy(model)
     dense = dataclasses.replace(model, weights=matrices, connections={"exc": None, "inh": None})
-    dense_loss, dense_gradient, _, dense_rates = learning_rules.bptt(dense, keys)
+    dense_loss, dense_gradient, _, dense_rates = bptt(dense, keys)
     assert rates.sum() > 1
     np.testing.assert_allclose(loss, dense_loss, rtol=1e-5)
     np.testing.assert_allclose(rates, dense_rates, atol=1e-6)
@@ -85,7 +86,7 @@ def test_event_driven_simulation_is_that_of_training(conn_method):
     keys = jax.random.split(jax.random.key(0), 8)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("batch",))
     activity = script.simulate(model, keys, mesh)
-    _, correct, rates = learning_rules.run_trials(model, keys)
+    _, correct, rates = jax.jit(learning_rules.run_trials)(model, keys)
     assert activity.spikes.sum() > 20
     np.testing.assert_array_equal(activity.correct, correct)
     np.testing.assert_allclose(activity.rates, rates, atol=1e-6)
@@ -132,8 +133,8 @@ def test_signs_of_weights_do_not_matter():
     keys = jax.random.split(jax.random.key(0), 4)
     flipped = {name: w if name == "out" else -w for name, w in model.weights.items()}
     assert all((w < 0).any() and (w > 0).any() for w in model.weights.values())
-    loss, gradient, _, rates = learning_rules.bptt(model, keys)
-    other_loss, other_gradient, _, _ = learning_rules.bptt(dataclasses.replace(model, weights=flipped), keys)
+    loss, gradient, _, rates = bptt(model, keys)
+    other_loss, other_gradient, _, _ = bptt(dataclasses.replace(model, weights=flipped), keys)
     assert rates.sum() > 1
     assert loss == other_loss
     for name in ("in", "exc", "inh"):
@@ -270,7 +271,7 @@ def test_update_follows_the_clipped_gradient_and_the_penalties():
     update = jax.jit(script.make_update(settings, learning_rules.bptt, optimiser, mesh))
     after, _, metrics = update(model, optimiser.init(weights), jax.random.key_data(key), 3)
     keys = jax.random.split(jax.random.fold_in(key, 3), 4)
-    loss, gradient, _, _ = learning_rules.bptt(model, keys)
+    loss, gradient, _, _ = bptt(model, keys)
     total = {
         name: np.asarray(gradient[name]) + (0.5 * np.sign(w) + 2 * 2.0 * np.asarray(w)) / w.size
         for name, w in weights.items()
