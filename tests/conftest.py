@@ -7,12 +7,15 @@ from pathlib import Path
 # Of the scripts that are started, too: two devices where there is one core; as most of the time of a test is
 # compilation, XLA's older code of fused operations, which compiles in half the time and changes numbers by rounding
 # alone, and no optimisation but in files whose tests run longer than they compile; and what was compiled once is kept.
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+os.environ["JAX_NUM_CPU_DEVICES"] = "2"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 QUICK = "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1"
 if version("jaxlib").startswith("0.9."):  # that of requirements.txt; newer ones may lack the option, and end at it
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
+found, started = os.environ.get("PYTHONPATH", "").split(os.pathsep), str(Path(__file__).parent / "started")
+os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*filter(None, found), started]))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/differentiable-brain-modeling-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
@@ -24,8 +27,9 @@ import jax
 import pytest
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-gc.set_threshold(50_000, 20, 50)  # what is traced makes many objects, nearly all of which stay
+gc.set_threshold(50_000, 20, 50)  # what is traced makes many objects, nearly all of which stay; see started/
 
+EXECUTE = ConstrainedLayoutEngine.execute
 LONGEST = (
     "test_reference",
     "test_processes",
@@ -51,6 +55,12 @@ def plot_style():
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *arguments: None)
         yield
+
+
+@pytest.fixture
+def layouts(monkeypatch):
+    """With that search, which warns where there is no place."""
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", EXECUTE)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,17 @@
 """Running a script as a user does, for the tests of all of them."""
 
+import contextlib
 import csv
 import importlib
 import json
 import re
+import resource
 import subprocess
 import sys
+import warnings
 
+import brainstate
+import jax
 import numpy as np
 import pytest
 
@@ -36,16 +41,26 @@ def result_of(done, cwd):
 
 
 def exit_status(script, monkeypatch, folder, arguments):
-    """Exit status of a script, run in this process in a folder."""
+    """Exit status of a script, run in this process in a folder; what it sets of JAX is as it was after it."""
     monkeypatch.chdir(folder)
-    return script.main(arguments)
+    names = ("jax_enable_x64", "jax_default_device", "jax_default_matmul_precision")
+    before, precision = {name: getattr(jax.config, name) for name in names}, brainstate.environ.get_precision()
+    try:
+        return script.main(arguments)
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        brainstate.environ.set(precision=precision)
 
 
 def done_here(script, monkeypatch, capsys, cwd, *arguments):
     """What `run` says, of a run in this process, which saves the start of another one."""
     capsys.readouterr()
-    status = exit_status(script, monkeypatch, cwd, list(map(str, arguments)))
-    return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+    with warnings.catch_warnings(record=True) as caught:
+        status = exit_status(script, monkeypatch, cwd, list(map(str, arguments)))
+    output, errors = capsys.readouterr()
+    errors += "".join(f"{each.category.__name__}: {each.message}\n" for each in caught)
+    return subprocess.CompletedProcess(arguments, status, output, errors)
 
 
 def here(script):
@@ -75,6 +90,30 @@ def interrupt(monkeypatch, when, error=KeyboardInterrupt):
 
     monkeypatch.setattr(fitting.FitProblem, "evaluate", interrupted)
     return lambda: monkeypatch.setattr(fitting.FitProblem, "evaluate", evaluate)
+
+
+@contextlib.contextmanager
+def full_disk(module, name, call, limit):
+    """No file gets larger than `limit` bytes from the call-th call of module.name on, and no compilation is cached."""
+    function, calls, before = getattr(module, name), [], resource.getrlimit(resource.RLIMIT_FSIZE)
+    key = "jax_persistent_cache_min_compile_time_secs"
+    seconds = getattr(jax.config, key)
+
+    def limited(*arguments, **kwargs):
+        calls.append(0)
+        if len(calls) == call:
+            jax.config.update(key, 1e9)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        return function(*arguments, **kwargs)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(module, name, limited)
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            jax.config.update(key, seconds)
+    assert len(calls) >= call
 
 
 def contents(folder):

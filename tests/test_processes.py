@@ -1,5 +1,7 @@
 """Several processes of one run, on the loopback address: the numbers of one, and an end when one of them dies."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -21,7 +23,7 @@ TRAIN = "--batch_size 4 --n_heldout 8 --eval_every 2 --save_every 2 --precision 
 TRAIN = (*scripts.SMALL_NETWORK, *TRAIN.split(" "))
 ENDLESS = ("--epochs", 100000, "--schedule", "constant", "--threshold", 1, "--lr", 1e-9)  # it learns nothing
 COMPARE = "--mode compare --repeats 3 --n_sample 2 --gradient_cost 3 --methods L-BFGS-B random"
-ei = scripts.import_script("task-coba-ei-rsnn")
+ei, hh = scripts.import_script("task-coba-ei-rsnn"), scripts.import_script("neuron_fitting_of_hh_model")
 
 
 def weights_of(folder):
@@ -35,14 +37,23 @@ def assert_equal(ours, theirs):
         np.testing.assert_allclose(w, theirs[name], rtol=1e-12, err_msg=name)
 
 
+def alone(script, folder, *arguments):
+    """The exit status of a run by one process, this one, which has two devices."""
+    output, errors, patches = io.StringIO(), io.StringIO(), pytest.MonkeyPatch.context()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), patches as monkeypatch:
+        status = scripts.exit_status(script, monkeypatch, folder, list(map(str, arguments)))
+    assert errors.getvalue() == ""
+    return status
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with run "one", by a process with two devices, and "two", by two processes with one each."""
     folder = tmp_path_factory.mktemp("trained")
     arguments = (*TRAIN, "--schedule", "constant", "--epochs", 4, "--output")
-    (one,) = many.run(1, "task-coba-ei-rsnn", (*arguments, "one", "--devices", "0,1"), folder)
+    assert alone(ei, folder, *arguments, "one", "--devices", "0,1") == 0
     first, second = many.run(2, "task-coba-ei-rsnn", (*arguments, "two"), folder)
-    for run in (one, first, second):
+    for run in (first, second):
         assert (run.status, run.errors) == (0, "")
     return folder, first, second
 
@@ -69,10 +80,12 @@ def test_the_first_process_writes_and_prints(trained):
 
 def test_what_two_processes_have_saved_one_goes_on_with(trained, tmp_path):
     """And what one has saved, two go on with, to the same numbers."""
-    for name, n, devices in (("one", 2, ()), ("two", 1, ("--devices", "0,1"))):
+    for name in ("one", "two"):
         shutil.copytree(trained[0] / name, tmp_path / name)
-        ended = many.run(n, "task-coba-ei-rsnn", ("--resume", name, "--epochs", 6, *devices), tmp_path)
-        assert [run.status for run in ended] == [0] * n, [run.errors for run in ended]
+    ended = many.run(2, "task-coba-ei-rsnn", ("--resume", "one", "--epochs", 6), tmp_path)
+    assert [run.status for run in ended] == [0, 0], [run.errors for run in ended]
+    assert alone(ei, tmp_path, "--resume", "two", "--epochs", 6, "--devices", "0,1") == 0
+    for name in ("one", "two"):
         assert json.loads((tmp_path / name / "result.json").read_text())["updates"] == 6
     assert_equal(weights_of(tmp_path / "one"), weights_of(tmp_path / "two"))
 
@@ -80,7 +93,7 @@ def test_what_two_processes_have_saved_one_goes_on_with(trained, tmp_path):
 def test_two_processes_fit_as_one(tmp_path):
     """As SLURM would start them."""
     arguments = ("--n_sample", 4)
-    many.run(1, "neuron_fitting_of_hh_model", (*arguments, "--output", "one", "--devices", "0,1"), tmp_path)
+    assert alone(hh, tmp_path, *arguments, "--output", "one", "--devices", "0,1") == 0
     first, second = many.run(2, "neuron_fitting_of_hh_model", (*arguments, "--output", "two"), tmp_path, slurm=True)
     assert (first.status, second.status, first.errors, second.errors) == (0, 0, "", "")
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
@@ -91,7 +104,7 @@ def test_two_processes_fit_as_one(tmp_path):
 
 def test_two_processes_split_the_repeats_of_a_comparison(tmp_path):
     arguments = COMPARE.split(" ")
-    many.run(1, "neuron_fitting_of_hh_model", (*arguments, "--output", "one", "--devices", "0"), tmp_path)
+    assert alone(hh, tmp_path, *arguments, "--output", "one", "--devices", "0") == 0
     first, second = many.run(2, "neuron_fitting_of_hh_model", (*arguments, "--output", "two"), tmp_path)
     assert (first.status, second.status, first.errors, second.errors) == (0, 0, "", "")
     names = [f"{method}_{repeat}.json" for method in ("L-BFGS-B", "random") for repeat in range(3)]

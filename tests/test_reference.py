@@ -5,15 +5,18 @@ tolerances: of a CSV column, or of rows whose `quantity` is named, ("relative", 
 With one device instead of two, which rounds otherwise, they differed by a third of these or less.
 """
 
+import contextlib
 import csv
+import importlib.util
+import io
 import json
 import shutil
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
+import scripts
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 ITEMS = ("fits", "recording", "hh_length", "hh_methods", "gif_methods", "equal_budget", "as_typed", "training")
@@ -89,15 +92,28 @@ def agree(value: float, expected: float, tolerance: tuple[str, float]) -> bool:
     return abs(value - expected) <= x * (abs(expected) if kind == "relative" else 1)
 
 
-def make(*arguments: Any) -> None:
-    """Run make.py, which must end well."""
-    command = [sys.executable, REFERENCE / "make.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def make():
+    """make.py, whose scripts run in this process, which saves that they are started."""
+    spec = importlib.util.spec_from_file_location("make", REFERENCE / "make.py")
+    module = importlib.util.module_from_spec(spec)
+
+    def start(command: Sequence[str]) -> int:
+        script = scripts.import_script(Path(command[0]).stem)
+        with contextlib.redirect_stdout(io.StringIO()), pytest.MonkeyPatch.context() as monkeypatch:
+            return scripts.exit_status(script, monkeypatch, REFERENCE.parents[1], command[1:])
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(sys.modules, "make", module)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(module, "start", start)
+        monkeypatch.chdir(REFERENCE.parents[1])
+        yield lambda *arguments: module.main(list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(make, tmp_path_factory):
     """Folder of the small variants, all run again."""
     folder = tmp_path_factory.mktemp("reference")
     make("all", "--laptop", "--output", folder, "--runs", folder / "runs")
@@ -145,7 +161,7 @@ def test_readme_has_the_tables_and_figures_that_are_kept(item):
     assert all(f"]({path.name})" in readme for path in REFERENCE.glob(f"{item}*.png"))
 
 
-def test_readme_is_what_make_writes(tmp_path):
+def test_readme_is_what_make_writes(make, tmp_path):
     files = [path for path in REFERENCE.iterdir() if path.suffix in (".md", ".png")]
     for path in files:
         shutil.copyfile(path, tmp_path / path.name)

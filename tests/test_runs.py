@@ -6,17 +6,18 @@ import errno
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import runs
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import scipy.stats
 import scripts
 
 import comparing
@@ -189,28 +190,11 @@ def test_a_run_that_breaks_off_says_what_is_kept(n_file, error, tmp_path, monkey
         assert (output, errors) == ("", f"test_runs.py: {what}{nothing}\n")
 
 
-def limited(module, call, limit):
-    """Code that runs a script whose files get no larger than `limit` bytes from the `call`-th file on."""
-    return f"""
-import importlib, resource, sys
-sys.path.insert(0, {str(Path(runs.__file__).parent)!r})
-import runs
-script, save, calls = importlib.import_module({module.SCRIPT!r}), runs.save, []
-def limited(*arguments):
-    calls.append(0)
-    if len(calls) == {call}:
-        resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {resource.RLIM_INFINITY}))
-    save(*arguments)
-runs.save = limited
-sys.exit(script.main())
-"""
-
-
 @pytest.mark.parametrize(("limit", "kept"), [(10, False), (20_000, True)])
-def test_a_fit_whose_disk_fills_up(limit, kept, tmp_path):
+def test_a_fit_whose_disk_fills_up(limit, kept, tmp_path, monkeypatch, capsys):
     arguments = [*ONE_PARAMETER, "--method", "random", "--n_iter", "1", "--n_sample", "3"]
-    command = [sys.executable, "-c", limited(hh, 1, limit), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    with scripts.full_disk(runs, "save", 1, limit):
+        done = scripts.done_here(hh, monkeypatch, capsys, tmp_path, *arguments)
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert re.match(r"neuron_fitting_of_hh_model.py: error: out/\S+: File too large; ", line)
@@ -306,6 +290,35 @@ def test_the_papers_columns_are_there_where_it_has_a_compared_method(method, pap
     assert table[0].keys() == table[1].keys()
     assert [row.get("paper_loss") for row in table] == ([1.0, None] if paper else [None, None])
     assert ("paper_seconds_sd" in table[0]) == paper
+
+
+def test_the_table_of_a_comparison_has_the_statistics_of_its_repeats(tmp_path):
+    """Tested in pairs, repeat by repeat, and in the order in which they are kept."""
+    rng = np.random.default_rng(0)
+    losses = {name: rng.random(9) + shift for name, shift in (("L-BFGS-B", 0.0), ("DE", 0.3))}
+    numbers = dict(free_running_mse=1.0, recovered=True, seconds=1.0, seconds_compile=1.0, seed=0, n_start=1)
+    numbers |= dict(n_simulations=1, n_gradients=0, level=0.0, parameters={}, curve=[])
+    repeats = [
+        comparing.Repeat(method=name, repeat=i, loss=loss, loss_equal_time=2 * loss, **numbers)
+        for name, of_method in losses.items()
+        for i, loss in enumerate(of_method)
+    ]
+    plan = comparing.Plan(methods=tuple(losses))
+    table = {row["method"]: row for row in comparing.table_of(plan, comparing.Comparison(repeats, {}, 1.0))}
+    for name, of_method in losses.items():
+        found = [table[name][key] for key in ("loss", "loss_sd", "loss_median", "loss_equal_time_median")]
+        medians = np.median([of_method, 2 * of_method], axis=1)
+        assert found == pytest.approx([of_method.mean(), of_method.std(ddof=1), *medians])
+    assert table["L-BFGS-B"]["p"] is None
+    assert table["DE"]["p"] == pytest.approx(scipy.stats.wilcoxon(losses["DE"], losses["L-BFGS-B"]).pvalue)
+    assert table["DE"]["p"] < 0.2
+
+
+def test_the_last_round_within_a_limit_is_the_first_if_none_is():
+    rounds = [SimpleNamespace(n=n, seconds=s, best_loss=x) for n, s, x in ((1, 5, 9.0), (2, 6, 8.0), (3, 20, 7.0))]
+    assert comparing.last_within(rounds, lambda row: row.n, 3).best_loss == 7.0
+    assert comparing.last_within(rounds, lambda row: row.seconds, 19.9).best_loss == 8.0
+    assert comparing.last_within(rounds, lambda row: row.seconds, 1).best_loss == 9.0
 
 
 def test_arrays_that_are_not_whole_are_said_to_be(tmp_path):

@@ -138,11 +138,9 @@ class Item:
             if first:
                 shutil.rmtree(part, ignore_errors=True)
             print(f"{self.name}: {shlex.join(command)}", flush=True)
-            whole = [sys.executable, *command, "--output", str(part)]
-            whole += self.place.arguments if self.place.several else []
-            done = subprocess.run(whole, cwd=ROOT, stdout=subprocess.DEVNULL)
-            if done.returncode:
-                sys.exit(f"{name}: ended with status {done.returncode}, expected 0")
+            status = start([*command, "--output", str(part), *(self.place.arguments if self.place.several else [])])
+            if status:
+                sys.exit(f"{name}: ended with status {status}, expected 0")
             if first:
                 part.rename(folder)
             while not folder.exists():
@@ -182,6 +180,11 @@ class Item:
             if name.endswith(".png"):
                 shrink(self.folder / name)
         print(table, end="")
+
+
+def start(command: Sequence[str]) -> int:
+    """The exit status of a script, in a process of its own."""
+    return subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL).returncode
 
 
 def shrink(path: Path) -> None:
