@@ -345,7 +345,7 @@ def plot_identifiability(information: Identifiability) -> plt.Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(runs.WIDTH, 2.8), layout="constrained")
     left.bar(index, information.direction_errors, color=np.where(eigenvalues < 12, "C1", "0.4"))
     left.axhline(12**-0.5, color="k", lw=0.8, ls="--")
-    left.set(yscale="log", xticks=index, xlabel="eigenvector", ylabel="error by this matrix (units of the bounds)")
+    left.set(yscale="log", xticks=index, xlabel="eigenvector", ylabel="error by Fisher matrix (units of bounds)")
     left.set_title("dashed: what the bounds alone say; orange: the data say less")
     size = np.abs(information.eigenvectors).T
     image = right.imshow(size, cmap="Greys", vmin=0, vmax=1, aspect="auto")
