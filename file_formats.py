@@ -311,8 +311,8 @@ def signals_of(path: Path, names: Sequence[str], table: np.ndarray) -> list[Sign
             if sweeps:
                 name, unit = names[sweeps[0]].strip() or "traces", what[sweeps[0]][1]
                 values = list(np.ascontiguousarray(table[:, sweeps].T))
-                notes = [f"{path}: {name} to {names[sweeps[-1]].strip()} are taken for sweeps of one cell"]
-                notes = tuple(notes) * (len(sweeps) > 1 and kind == "voltage")
+                taken = f"{path}: {name} to {names[sweeps[-1]].strip()} are taken for sweeps of one cell"
+                notes = (taken,) * (len(sweeps) > 1 and kind == "voltage")
                 signals.append(Signal(name, kind, unit, dt, values, start, notes))
     return signals
 
@@ -341,28 +341,31 @@ def read_mat(path: Path) -> list[Signal]:
     What a workspace has besides is not looked at: text, structs, what is empty, and numbers that are no times.
     """
     with foreign(path, "MAT"):
-        import h5py
-
-        arrays = mat_of_hdf5(path) if h5py.is_hdf5(path) else scipy.io.loadmat(path)
+        arrays = arrays_of_mat(path)
     if "block" in arrays:
         return read_neo(path)
-    kept = {name: None for name in arrays if not name.startswith("__")}
-    for name in kept:
-        x = np.asarray(arrays[name])
-        if np.issubdtype(x.dtype, np.number) and x.size > (named(name)[0] != "time"):
+    kept: dict[str, np.ndarray | None] = dict.fromkeys(arrays)
+    for name, x in arrays.items():
+        kind = named(name)[0]
+        if kind in UNITS and np.issubdtype(x.dtype, np.number) and x.size > (kind != "time"):
             kept[name] = x
     return signals_of_arrays(path, kept)
 
 
-def mat_of_hdf5(path: Path) -> dict[str, np.ndarray | None]:
-    """What is in a file of MATLAB's version 7.3, and None for what is no array of numbers."""
+def arrays_of_mat(path: Path) -> dict[str, np.ndarray]:
+    """{name: array} of a MAT file; of version 7.3, with an object for what is not numbers or empty."""
     import h5py
 
+    if not h5py.is_hdf5(path):
+        return {name: np.asarray(x) for name, x in scipy.io.loadmat(path).items() if not name.startswith("__")}
+
+    def array(x):
+        is_text = str(np.array(x.attrs.get("MATLAB_class", ""), "U")) in ("char", "cell")
+        whole = isinstance(x, h5py.Dataset) and not is_text and "MATLAB_empty" not in x.attrs
+        return np.asarray(x[()] if whole else None)
+
     with h5py.File(path) as file:
-        other = {name for name, x in file.items() if not isinstance(x, h5py.Dataset) or "MATLAB_empty" in x.attrs}
-        types = {name: str(np.array(x.attrs.get("MATLAB_class", ""), "U")) for name, x in file.items()}
-        other |= {name for name, what in types.items() if what in ("char", "cell")}
-        return {name: None if name in other else x[()] for name, x in file.items()}
+        return {name: array(x) for name, x in file.items()}
 
 
 def signals_of_arrays(path: Path, arrays: Mapping[str, np.ndarray | None]) -> list[Signal]:
@@ -373,9 +376,9 @@ def signals_of_arrays(path: Path, arrays: Mapping[str, np.ndarray | None]) -> li
     """
     dts, start, signals, others = [], 0.0, [], []
     for name, array in arrays.items():
-        (kind, unit), array = named(name), np.squeeze(array)
-        if kind not in UNITS or arrays[name] is None:
+        if array is None:
             continue
+        (kind, unit), array = named(name), np.squeeze(array)
         found, n = f"{name} of {array.dtype} and shape {array.shape}", array.ndim
         if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
             raise bad(path, found, "real numbers")
@@ -620,18 +623,16 @@ def read_neo(path: Path) -> list[Signal]:
     if not readers:
         return read_csv(path)
     for reader in readers:
-        channels: dict[tuple[Any, ...], list[tuple[float, np.ndarray]]] = {}
+        channels: dict[tuple[Any, ...], list[tuple[float, float, np.ndarray]]] = {}
         try:
             with foreign(path, f"{path.suffix} by neo's {reader.__name__}"):
                 if path.suffix == ".ibw":
                     checked_header(path)
-                starts_of_segments = []
                 segments = [segment for block in reader(str(path)).read() for segment in block.segments]
                 for segment in segments:
                     starts = [float(signal.t_start.rescale("ms")) for signal in segment.analogsignals]
                     if starts and np.ptp(starts) > float(segment.analogsignals[0].sampling_period.rescale("ms")) / 2:
                         raise bad(path, f"channels that start {np.ptp(starts):g} ms apart", "those that start together")
-                    starts_of_segments += starts[:1]
                     add_channels(channels, segment.analogsignals)
             break
         except BadInput:
@@ -639,19 +640,22 @@ def read_neo(path: Path) -> list[Signal]:
                 raise
     found, ours = [], {key: sweeps for key, sweeps in channels.items() if unit_of(key[-1])[0] != "other"}
     missing = [f"{name} ({len(sweeps)})" for (*_, name, _), sweeps in ours.items() if len(sweeps) < len(segments)]
-    left_out = f"{path}: left out is what is not in all of its {len(segments)} sweeps: {listed(missing)}"
-    notes = (left_out,) * bool(missing)
+    left_out = f"left out is what is not in all of its {len(segments)} sweeps: {listed(missing)}"
+    notes = (f"{path}: {left_out}",) * bool(missing)
     for (*_, name, unit), sweeps in ours.items():
         if len(sweeps) >= len(segments):
-            dt, values = one_sampling(f"{path}, {name}", [dt for dt, _ in sweeps]), [values for _, values in sweeps]
-            found.append(Signal(name, *unit_of(unit), dt, values, starts_of_segments[0], notes))
+            starts, dts, values = (list(each) for each in zip(*sweeps, strict=True))
+            dt = one_sampling(f"{path}, {name}", dts)
+            found.append(Signal(name, *unit_of(unit), dt, values, starts[0], notes))
     if missing and not found:
-        raise bad(path, left_out.removeprefix(f"{path}: "), "channels that all sweeps have")
+        raise bad(path, left_out, "channels that all sweeps have")
     return found
 
 
-def add_channels(channels: dict[tuple[Any, ...], list[tuple[float, np.ndarray]]], signals: Sequence[Any]) -> None:
-    """Add to {(position, channel, name, unit): [(dt in ms, values)]} those of neo; columns without names are sweeps."""
+def add_channels(
+    channels: dict[tuple[Any, ...], list[tuple[float, float, np.ndarray]]], signals: Sequence[Any]
+) -> None:
+    """Add {(position, channel, name, unit): [(start, dt, values)]} (ms) of neo; columns without names are sweeps."""
     for position, signal in enumerate(signals):
         unit = signal.units.dimensionality.string
         for known in ("pA", "mV") if unit_of(unit)[0] == "other" else ():
@@ -660,7 +664,7 @@ def add_channels(channels: dict[tuple[Any, ...], list[tuple[float, np.ndarray]]]
         names, dt = signal.array_annotations.get("channel_names", []), float(signal.sampling_period.rescale("ms"))
         for k, values in enumerate(np.asarray(signal.magnitude, float).T):
             key = (position, k, str(names[k]), unit) if len(names) else (position, 0, signal.name or "channel", unit)
-            channels.setdefault(key, []).append((dt, values))
+            channels.setdefault(key, []).append((float(signal.t_start.rescale("ms")), dt, values))
 
 
 READERS: dict[str, Callable[[Path], list[Signal]]] = dict.fromkeys((".csv", ".tsv", ".txt"), read_csv)

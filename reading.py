@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import runs
@@ -297,14 +297,15 @@ def check(sweeps: Sweeps) -> None:
             raise bad(name, f"{found} ({span_V / span_I:.2g} Mohm)", f"1 to 20000 Mohm {unit}")
 
 
-def check_sweep(sweeps: Sweeps, i: int) -> None:
-    """Raise `BadInput` where one sweep among others, which has potentials, is not of a neuron."""
-    V, expected = sweeps.V[i][np.isfinite(sweeps.V[i])], "those of a neuron, or that it is left out (--sweeps)"
-    changes = np.ptp(sweeps.current[i]) > 0.01 * max(map(np.ptp, sweeps.current))
-    if not -200 <= (low := np.percentile(V, 1)) <= -20:
-        raise bad(sweeps.names[i], f"potentials from {low:.3g} mV (1st percentile)", expected)
-    if np.ptp(V) < 0.01 and changes:
-        raise bad(sweeps.names[i], f"potentials that stay at {V[0]:.4g} mV while the current changes", expected)
+def check_each(sweeps: Sweeps, chosen: Iterable[int]) -> None:
+    """Raise `BadInput` where one of the sweeps that are chosen, all of which have potentials, is not of a neuron."""
+    much, expected = 0.01 * max(map(np.ptp, sweeps.current)), "those of a neuron, or that it is left out (--sweeps)"
+    for i in chosen:
+        V = sweeps.V[i][np.isfinite(sweeps.V[i])]
+        if not -200 <= (low := np.percentile(V, 1)) <= -20:
+            raise bad(sweeps.names[i], f"potentials from {low:.3g} mV (1st percentile)", expected)
+        if np.ptp(V) < 0.01 and np.ptp(sweeps.current[i]) > much:
+            raise bad(sweeps.names[i], f"potentials that stay at {V[0]:.4g} mV while the current changes", expected)
 
 
 def check_potentials(name: str, potentials: Sequence[np.ndarray]) -> float:

@@ -542,7 +542,6 @@ def assemble(
             V[:n, trace], V[n:, trace] = recorded, recorded[-1]
             if not known.any():
                 raise BadInput(f"{sweeps.names[piece.sweep]}: found no potential in the part to use, expected some")
-            reading.check_sweep(sweeps, piece.sweep)
             mask[first:n, trace] = known[first:]
             spikes[:n, trace] = detect_spikes(recorded[:, None], level.level, level.rearm)[:, 0]
         if sweeps.spike_times is not None:
@@ -555,6 +554,8 @@ def assemble(
             observed[:n, trace] *= known  # what draws a model is where potentials are known
     if sweeps.V is None and sweeps.spike_times is None:
         return Recording(current, observed=observed, dt=sweeps.dt)
+    if sweeps.V is not None:
+        reading.check_each(sweeps, dict.fromkeys(piece.sweep for piece in pieces))
     if sweeps.V is not None and not mask.any():
         raise BadInput(f"{sweeps.names[pieces[0].sweep]}: found no potential in the part to use, expected some")
     # Before the part that counts, spikes are kept where they are known: they drive a model that is told of them.

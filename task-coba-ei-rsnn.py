@@ -144,7 +144,7 @@ def complete(parser: runs.Parser, args: argparse.Namespace) -> argparse.Namespac
         runs.pick(TASK, args)
     except ValueError as error:
         parser.error(f"argument --{error}")
-    seeds = dict(conn_seed=split_seed(args.seed).conn, weight_seed=split_seed(args.seed).weight)
+    seeds = dict(zip(("conn_seed", "weight_seed"), split_seed(args.seed)[:2], strict=True))
     given = {name: getattr(args, name) for name in seeds if getattr(args, name) is not None}
     return argparse.Namespace(**vars(args) | seeds | given)
 

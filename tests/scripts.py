@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import importlib
+import io
 import json
 import re
 import resource
@@ -51,6 +52,14 @@ def exit_status(script, monkeypatch, folder, arguments):
         for name, value in before.items():
             jax.config.update(name, value)
         brainstate.environ.set(precision=precision)
+
+
+def done_alone(script, folder, *arguments):
+    """What `run` says, of a run in this process, which needs no fixture of a test."""
+    output, errors, patches = io.StringIO(), io.StringIO(), pytest.MonkeyPatch.context()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), patches as monkeypatch:
+        status = exit_status(script, monkeypatch, folder, list(map(str, arguments)))
+    return subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
 
 
 def done_here(script, monkeypatch, capsys, cwd, *arguments):

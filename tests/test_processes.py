@@ -1,7 +1,5 @@
 """Several processes of one run, on the loopback address: the numbers of one, and an end when one of them dies."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -39,11 +37,9 @@ def assert_equal(ours, theirs):
 
 def alone(script, folder, *arguments):
     """The exit status of a run by one process, this one, which has two devices."""
-    output, errors, patches = io.StringIO(), io.StringIO(), pytest.MonkeyPatch.context()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), patches as monkeypatch:
-        status = scripts.exit_status(script, monkeypatch, folder, list(map(str, arguments)))
-    assert errors.getvalue() == ""
-    return status
+    done = scripts.done_alone(script, folder, *arguments)
+    assert done.stderr == ""
+    return done.returncode
 
 
 @pytest.fixture(scope="module")

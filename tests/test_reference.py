@@ -5,10 +5,8 @@ tolerances: of a CSV column, or of rows whose `quantity` is named, ("relative", 
 With one device instead of two, which rounds otherwise, they differed by a third of these or less.
 """
 
-import contextlib
 import csv
 import importlib.util
-import io
 import json
 import shutil
 import sys
@@ -99,9 +97,9 @@ def make():
     module = importlib.util.module_from_spec(spec)
 
     def start(command: Sequence[str]) -> int:
-        script = scripts.import_script(Path(command[0]).stem)
-        with contextlib.redirect_stdout(io.StringIO()), pytest.MonkeyPatch.context() as monkeypatch:
-            return scripts.exit_status(script, monkeypatch, REFERENCE.parents[1], command[1:])
+        done = scripts.done_alone(scripts.import_script(Path(command[0]).stem), REFERENCE.parents[1], *command[1:])
+        assert done.returncode == 0, done.stderr
+        return done.returncode
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setitem(sys.modules, "make", module)
