@@ -65,17 +65,38 @@ FreeRun = Callable[[dict[str, u.Quantity], Recording], tuple[np.ndarray, np.ndar
 
 
 def groups_of(currents: Sequence[np.ndarray]) -> list[list[int]]:
-    """Indices of the sweeps under the same current (to a thousandth of its range), group by group."""
+    """Indices of the sweeps under the same current, group by group."""
     groups: list[list[int]] = []
     for i, current in enumerate(currents):
         for group in groups:
             other = currents[group[0]]
-            if len(other) == len(current) and np.abs(other - current).max() <= 1e-3 * np.ptp(current) + 1e-9:
+            if len(other) == len(current) and (are_equal(current, other) or differ_by_noise(current, other)):
                 group.append(i)
                 break
         else:
             groups.append([i])
     return groups
+
+
+def are_equal(current: np.ndarray, other: np.ndarray) -> bool:
+    """Whether currents (T,) are the same to a thousandth of their range."""
+    return bool(np.abs(other - current).max() <= 1e-3 * np.ptp(current) + 1e-9)
+
+
+def differ_by_noise(current: np.ndarray, other: np.ndarray) -> bool:
+    """Whether currents (T,) are one current but for the noise with which it has been measured.
+
+    That is at most a fifth of their standard deviation, and the more samples a mean is of, the smaller it is, as the
+    root of their number: the number times the mean square of such means does not grow from 16 samples on. Where steps
+    are of other heights, or noise is not the same, it does.
+    """
+    difference = other - current
+    if np.sqrt(np.mean(difference**2)) > 0.2 * np.std(current):
+        return False
+    lengths = [n for n in 16 << np.arange(32) if 16 * n <= len(difference)]
+    means = [difference[: len(difference) // n * n].reshape(-1, n).mean(axis=1) for n in lengths]
+    growing = [n * np.mean(mean**2) for n, mean in zip(lengths, means, strict=True)]
+    return len(growing) > 1 and bool(max(growing) <= 3 * growing[0])
 
 
 def repeats_of(recording: Recording) -> list[list[int]]:
@@ -612,8 +633,12 @@ def describe(recordings: Mapping[str, Recording], sweeps: Sweeps, level: SpikeLe
         counted = recording.observed.sum() * recording.dt / 1000
         line = f"{name}: {recording.current.shape[1]} sweeps, {counted:.4g} s"
         line += f", {int((recording.spikes * recording.observed).sum())} spikes"
-        repeats = [len(group) for group in repeats_of(recording)]
-        lines.append(line + (f", {' + '.join(map(str, repeats))} of them repeats of one current" if repeats else ""))
+        repeats, currents = repeats_of(recording), np.asarray(recording.current).T
+        if repeats:
+            line += f", {' + '.join(str(len(group)) for group in repeats)} of them repeats of one current"
+            exact = all(are_equal(currents[i], currents[group[0]]) for group in repeats for i in group)
+            line += "" if exact else ", but for the noise with which it was measured"
+        lines.append(line)
     fit = recordings["fit"]
     if sweeps.V is None:
         return lines

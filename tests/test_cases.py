@@ -383,8 +383,12 @@ def test_parts_and_what_is_held_out(fit, tmp_path):
     third = len(V) * 2 // 3
     result, output = fit(gif, *recording)
     assert "held out: the last third of the time of sweeps 0-1" in output
-    assert "2 of them repeats of one current" in output
+    assert "2 of them repeats of one current\n" in output
     assert result["n_spikes_fit"] == spikes[:third].sum(0).tolist()
+    measured = current * 4 + 0.02 * np.random.default_rng(0).standard_normal(current.shape)
+    as_measured = write(tmp_path, measured, V, dt, ("measured.csv", "V.csv"))
+    _, output = fit(gif, *as_measured, *GIF_FIT, "--mode", "visualize")
+    assert "2 of them repeats of one current, but for the noise with which it was measured\n" in output
     none, _ = fit(gif, *recording, "--validation", "none")
     assert none["n_spikes_fit"] == spikes.sum(0).tolist()
     assert "n_spikes_validation" not in none

@@ -320,6 +320,27 @@ def test_repeats_are_found_up_to_the_noise_of_the_converter():
     assert recordings.repeats_of(dataclasses.replace(recording, current=current)) == [[0, 1, 2, 3]]
 
 
+def test_repeats_are_found_up_to_the_noise_of_a_measurement():
+    """Filtered, as by an amplifier; steps of other heights, a pulse more and other noise are other currents."""
+    rng, T, t = np.random.default_rng(0), 40000, np.arange(40000)
+
+    def measured(currents, sd=0.005):
+        white = rng.standard_normal((len(currents), T + 3))
+        filtered = np.stack([np.convolve(row, np.full(4, 0.5), "valid") for row in white])
+        return list(np.asarray(currents) + sd * filtered)
+
+    noise = np.convolve(0.1 * rng.standard_normal(T + 59), np.full(60, 60**-0.5), "valid")
+    steps = [height * ((t > 8000) & (t < 28000)) for height in np.arange(-0.1, 0.5, 0.01)]
+    pulse = steps[-1] + 0.02 * ((t > 30000) & (t < 31000))
+    groups = recordings.groups_of(measured([noise, noise, noise, noise[::-1], *steps, pulse, *2 * [steps[-1]]]))
+    last = 4 + len(steps)
+    assert [group for group in groups if len(group) > 1] == [[0, 1, 2], [last - 1, last + 1, last + 2]]
+    white = [rng.standard_normal(T) for _ in range(2)]
+    slow = [noise, noise + 0.004 * np.sin(2 * np.pi * t / 20000)]
+    for others in (white, slow, [noise[:500], noise[:500] + 0.005 * rng.standard_normal(500)]):
+        assert recordings.groups_of(others) == [[0], [1]]
+
+
 def test_a_prediction_has_the_coincidence_window_that_is_asked_for():
     current, spikes = np.zeros((5000, 1)), np.zeros((5000, 1))
     spikes[500::700] = 1
