@@ -24,12 +24,12 @@ import runs
 import brainstate
 import brainunit as u
 import jax
+import matplotlib.pyplot as plt
 import pytest
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 gc.set_threshold(50_000, 20, 50)  # what is traced makes many objects, nearly all of which stay; see started/
 
-EXECUTE = ConstrainedLayoutEngine.execute
+LAYOUT_ENGINE, PLOT_STYLE = plt.Figure.get_layout_engine, runs.use_plot_style
 LONGEST = (
     "test_reference",
     "test_processes",
@@ -48,19 +48,25 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
 
 
+def coarse_plot_style():
+    PLOT_STYLE()
+    plt.rcParams["savefig.dpi"] = 80
+
+
 @pytest.fixture(scope="session", autouse=True)
 def plot_style():
-    """That of the scripts, without the search for a layout, half of the time that a figure takes."""
-    runs.use_plot_style()
+    """That of the scripts, of fewer pixels and without a search for a layout, which is half of the time of a figure."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *arguments: None)
+        monkeypatch.setattr(runs, "use_plot_style", coarse_plot_style)
+        monkeypatch.setattr(plt.Figure, "get_layout_engine", lambda figure: None)
+        runs.use_plot_style()
         yield
 
 
 @pytest.fixture
 def layouts(monkeypatch):
     """With that search, which warns where there is no place."""
-    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", EXECUTE)
+    monkeypatch.setattr(plt.Figure, "get_layout_engine", LAYOUT_ENGINE)
 
 
 @contextlib.contextmanager

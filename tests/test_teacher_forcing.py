@@ -99,7 +99,8 @@ def test_a_filter_in_parallel_is_the_recursion(rate, n_step, x64):
     last = np.array([2.0, -1.0])
     for k in range(n_step):
         y[:, k], last = last, math.exp(-rate) * last + x[:, k]
-    np.testing.assert_allclose(exponential_filter(jnp.asarray(x), rate, jnp.array([2.0, -1.0])), y, atol=1e-11)
+    filtered = jax.jit(exponential_filter)(jnp.asarray(x), rate, jnp.array([2.0, -1.0]))
+    np.testing.assert_allclose(filtered, y, atol=1e-11)
 
 
 def test_a_filter_whose_rate_changes_is_the_recursion(x64):
@@ -107,7 +108,8 @@ def test_a_filter_whose_rate_changes_is_the_recursion(x64):
     x, rate, y = rng.normal(size=(2, 3000)), 10.0 ** rng.uniform(-4, 3, (2, 3000)), np.empty((2, 3000))
     for k in range(3000):
         y[:, k], last = last, np.exp(-rate[:, k]) * last + x[:, k]
-    np.testing.assert_allclose(exponential_filter(jnp.asarray(x), rate, jnp.array([2.0, -1.0])), y, atol=1e-11)
+    filtered = jax.jit(exponential_filter)(jnp.asarray(x), rate, jnp.array([2.0, -1.0]))
+    np.testing.assert_allclose(filtered, y, atol=1e-11)
 
 
 @pytest.mark.parametrize("rate", [0.3, np.linspace(0.1, 0.4, 200).reshape(2, 100)], ids=["constant", "changing"])
@@ -117,7 +119,7 @@ def test_derivatives_of_a_filter_in_both_modes(rate, x64):
     def f(x, rate, start):
         return jnp.sum(jnp.sin(exponential_filter(x, rate, start)))
 
-    check_grads(f, (x, rate, jnp.ones(2)), order=2, modes=("fwd", "rev"))
+    check_grads(jax.jit(f), (x, rate, jnp.ones(2)), order=2, modes=("fwd", "rev"))
 
 
 @pytest.mark.parametrize("changes", [{}, PLAIN, {"t_ref": 0.1}], ids=["all", "plain", "one step"])
@@ -138,7 +140,7 @@ def test_in_parallel_it_is_the_neuron_step_by_step(changes, held, x64):
     recording, distance, rate = recorded(values, held=held)
     assert recording.spikes.sum() > 15
     driven = teacher_forcing.driven_by(recording, values["t_ref"])
-    out = teacher_forcing.trajectories({})(with_units(values), driven)
+    out = jax.jit(lambda driven: teacher_forcing.trajectories({})(with_units(values), driven))(driven)
     np.testing.assert_allclose(out["V"], recording.V, atol=1e-10)
     free = rate > 0
     low = free & (distance < teacher_forcing.STEEPEST * values["width"])
@@ -288,7 +290,7 @@ def test_clusters_are_of_the_samples_that_count(x64, monkeypatch):
         study = dataclasses.replace(few.study, windows=driven, recordings={"fit": data})
         x = np.full(len(FITTED), 0.42)
         told = study.loss.predictions(study, few.box, x)
-        found.append(np.asarray(told.costs(x, *told.data)))
+        found.append(np.asarray(jax.jit(told.costs)(x, *told.data)))
     assert len(found[0]) == len(found[1]) > 10
     np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
 
