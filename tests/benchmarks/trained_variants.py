@@ -1,11 +1,14 @@
-"""What changes the accuracy of the online rules, as the paper types them: one argument at a time, trained to the end.
+"""What changes the accuracy that a network comes to: one argument at a time, trained to the end.
 
-    python tests/benchmarks/trained_variants.py [pairs] [diag] [--seed 0]
+    python tests/benchmarks/trained_variants.py [pairs] [diag] [synapses] [--seed 0]
 
 pairs: products of eligibility that `expsm_diag` keeps of each synapse, by --etrace_groups and --etrace_stretches; diag:
-learning rates, clipped gradients and a penalty on the weights. 300 updates of 128 trials each, half an hour on two
-cores for either. The accuracy is that on 1024 held-out trials, of the best weights in validation, with its 95 %
-interval; the last line says the best variant of the last group.
+learning rates, clipped gradients and a penalty on the weights, both of the online rules as the paper types them, 300
+updates of 128 trials each. synapses: how fast those of the README's multi-scale network decay, with its weights as they
+are, or so much larger that the conductance after a spike has the same integral; the neurons are those which the first
+commands there fit, into results/regular and results/fast. Half an hour on two cores for each group. The accuracy is
+that on 1024 held-out trials, of the best weights in validation, with its 95 % interval; the last line says the best
+variant of the last group.
 """
 
 import argparse
@@ -17,8 +20,20 @@ from typing import Any
 
 from common import fit
 
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "task-coba-ei-rsnn.py"
+CELLS = ("results/regular", "results/fast")
+MULTI_SCALE = "--conn_method data/connectome.csv --t_delay 250 --lr 1e-3 --grad_clip 1 --batch_size 64 --epochs 200"
+MULTI_SCALE += " --exc_neuron {} --inh_neuron {}".format(*CELLS)
+FF_SCALE, REC_SCALE, TAU_SYN = 0.005, 0.0005, 200  # ms
 GROUPED = "--method expsm_diag --etrace_decay 0.98"
+
+
+def synapses(tau_syn: float, larger: float = 1.0) -> str:
+    """Arguments of the multi-scale network whose synapses decay in tau_syn (ms), with so many times larger weights."""
+    return f"{MULTI_SCALE} --tau_syn {tau_syn:g} --ff_scale {larger * FF_SCALE:g} --rec_scale {larger * REC_SCALE:g}"
+
+
 VARIANTS = {
     "pairs": {
         "1": f"{GROUPED} --etrace_groups 1",
@@ -30,6 +45,11 @@ VARIANTS = {
         "lr 4e-3": "--method diag --lr 4e-3",
         "clipped to 0.02": "--method diag --grad_clip 0.02",
         "weight_L2 0.3": "--method diag --weight_L2 0.3",
+    },
+    "synapses": {
+        f"{TAU_SYN} ms": synapses(TAU_SYN),
+        **{f"{tau} ms": synapses(tau) for tau in (100, 50, 10)},
+        **{f"{tau} ms, weights times {TAU_SYN // tau}": synapses(tau, TAU_SYN / tau) for tau in (100, 50, 10)},
     },
 }
 
@@ -45,12 +65,15 @@ def trained(arguments: str, seed: int) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("groups", nargs="*", metavar="{pairs,diag}")
+    parser.add_argument("groups", nargs="*", metavar="{pairs,diag,synapses}")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if not set(args.groups) <= set(VARIANTS):
         parser.error(f"argument groups: found {args.groups}, expected some of {list(VARIANTS)}")
-    for group in args.groups or VARIANTS:
+    groups = args.groups or list(VARIANTS)
+    if "synapses" in groups and not all((ROOT / cell / "result.json").exists() for cell in CELLS):
+        parser.error(f"argument groups: found synapses without {' and '.join(CELLS)}, expected the README's fits there")
+    for group in groups:
         print(f"| {group} | held-out (95 %) | in validation, after updates | E rate at the end, Hz |")
         print("|---|---|---|---|")
         found = {}
