@@ -42,11 +42,11 @@ class Box:
 class Prediction(NamedTuple):
     """Numbers that a model predicts: function of x, data -> y (n,), target (n,), and the smallest noise there can be.
 
-    Where their errors are beyond `largest_noise`, the model does not describe the data. `nuisances`, a function of x
-    and data too, are the changes (n, m) of y by what is not known besides: a column each, by one standard error of it.
+    Where their errors are beyond `largest_noise`, the model does not describe the data. `nuisances`, a function of x, y
+    and data, are the changes (n, m) of y by what is not known besides: a column each, by one standard error of it.
     Arrays of a recording are in `data`, as XLA takes GB to compile a program that has long ones for constants. `counts`
-    (T, n_trace) is where among samples the numbers are, in order, if they may depend on each other. `held`, a function
-    of x and data, has the change (n,) of y by a step of each constant that is not fitted, {name: change}.
+    (T, n_trace) is where among samples the numbers are, in order, if they may depend on each other. `held` are names of
+    constants that are not fitted: the function takes by how many steps each is higher, as `steps`, {name: number}.
     """
 
     function: Callable[..., jax.Array]
@@ -56,7 +56,7 @@ class Prediction(NamedTuple):
     nuisances: Callable[..., jax.Array] | None = None
     data: tuple[Any, ...] = ()
     counts: np.ndarray | None = None
-    held: Callable[..., dict[str, jax.Array]] | None = None
+    held: tuple[str, ...] = ()
 
 
 # How well a fit is determined is asked of these, and of the cluster of each number where they depend on each other.
@@ -140,7 +140,7 @@ def identifiability(
     few = [f"{n} numbers are too few for {k} parameters and their noise"] if n <= k else []
     J, r, alone, noise, at, misfits, moved, by_held = [], [], [], {}, jnp.asarray(x), few, np.zeros(len(x)), {}
     for name, (predict, target, smallest, largest, nuisances, data, counts, held) in predictions.items():
-        y, jacobian = jax.jit(lambda x, *data, f=predict: (f(x, *data), jax.jacfwd(f)(x, *data)))(at, *data)
+        y, jacobian, changes = with_derivatives(predict, held, at, data)
         residual = np.asarray(y, np.float64) - target
         rms = float(np.sqrt(np.mean(residual**2))) if len(target) else 0.0
         if rms > largest:
@@ -151,10 +151,9 @@ def identifiability(
         r.append(residual / size)
         alone.append(np.full(len(target), size / noise[name]))
         if nuisances:
-            moved = moved + np.square(_solve(J[-1], np.asarray(jax.jit(nuisances)(at, *data)) / size)).sum(1)
+            moved = moved + np.square(_solve(J[-1], np.asarray(jax.jit(nuisances)(at, y, *data)) / size)).sum(1)
         if held:
-            changes, free = jax.jit(held)(at, *data), _free(x)
-            steps = np.zeros((len(x), len(changes)))
+            free, steps = _free(x), np.zeros((len(x), len(held)))
             steps[free] = -_solve(J[-1][:, free], np.stack(list(changes.values()), axis=1) / size)
             for constant, step in zip(changes, (steps.T * (box.high - box.low)).tolist(), strict=True):
                 by_held[constant] = dict(zip(box.units, step, strict=True))
@@ -174,6 +173,20 @@ def identifiability(
     return dataclasses.replace(_concluded(box, x, information, noise, misfits, independent), by_held=by_held)
 
 
+def with_derivatives(
+    predict: Callable[..., jax.Array], held: Sequence[str], x: jax.Array, data: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """y (n,), dy / dx (n, k) and {constant: change (n,) of y by a step of it}, by one simulation in forward mode."""
+
+    def predicted(x, steps, *data):
+        y = predict(x, *data, steps=steps) if held else predict(x, *data)
+        return y, y
+
+    program = jax.jit(jax.jacfwd(predicted, argnums=(0, 1), has_aux=True))
+    (jacobian, changes), y = program(x, dict.fromkeys(held, 0.0), *data)
+    return y, jacobian, changes
+
+
 def of_likelihood(box: Box, x: np.ndarray, likelihood: Likelihood) -> Identifiability:
     """As `identifiability`, with the second derivatives of a negative log-likelihood for F and its scores for G.
 
@@ -181,12 +194,15 @@ def of_likelihood(box: Box, x: np.ndarray, likelihood: Likelihood) -> Identifiab
         Undetermined: the derivatives are not finite.
     """
 
-    def along_all(function, x):
-        return jax.lax.map(lambda v: jax.jvp(function, (x,), (v,))[1], jnp.eye(len(x)))
-
     def derivatives(x, *data):
-        total = jax.grad(lambda x: jnp.sum(likelihood.costs(x, *data)))
-        return along_all(total, x), total(x), along_all(lambda x: likelihood.costs(x, *data), x)
+        def total(x):
+            costs = likelihood.costs(x, *data)
+            return jnp.sum(costs), costs
+
+        # One program has them all: that each direction has the gradient again costs less than to compile it apart.
+        along = lambda v: jax.jvp(jax.grad(total, has_aux=True), (x,), (v,))  # noqa: E731
+        (gradient, _), (F, scores) = jax.lax.map(along, jnp.eye(len(x)))
+        return F, gradient[0], scores
 
     derived = jax.jit(derivatives)(jnp.asarray(x), *likelihood.data)
     F, gradient, scores = (np.asarray(y, np.float64) for y in derived)

@@ -204,12 +204,12 @@ def spike_loss(settings: studies.FitSettings, spike_level: SpikeLevel) -> studie
         order = np.lexsort((trace, np.concatenate([np.arange(n) for n in n_spike])))
         trace, step, step_data = trace[order], step[order], step_data[order]
 
-        def times(x, recording, held=None):
-            V = study.model(box.parameters(x) | (held or {}), recording, 0.0)["V"]
+        def times(x, recording, steps=None):
+            V = study.model(box.parameters(x) | studies.stepped(study, steps), recording, 0.0)["V"]
             before, after = V[step, trace], V[step + 1, trace]
             return recording.dt * (step + (level - before) / jax.lax.stop_gradient(after - before))
 
-        more = dict(data=(recording,), held=studies.by_held(study, times), counts=counts)
+        more = dict(data=(recording,), held=tuple(study.held), counts=counts)
         target, noise = recording.dt * (step_data + 0.5), recording.dt / 12**0.5
         return {"spike_times_ms": Prediction(times, target, noise, **more)}, None
 

@@ -23,7 +23,7 @@ from fitting import Fit, FitProblem, Minimum, Round, Search, random_starts
 from identifiability import Box, plot_identifiability
 from recordings import Data, Recording
 from spike_trains import SpikeLevel
-from studies import SQUARED_ERROR, Study, n_traces, step_of, unit_name
+from studies import SQUARED_ERROR, STEPS_OF_ONE, Study, n_traces, unit_name
 
 T_LOOK = 1000.0  # ms of a recording that a look at it shows beside models
 T_SETTLE = 1000.0  # ms for which a model is held at the first current before one that it has not been fitted to
@@ -199,7 +199,8 @@ def lines_of_held(study: Study, fit: Fit) -> list[str]:
             if abs(change) > fit.identifiability.standard_errors[name]:
                 beyond = "" if low <= fit.parameters[name] + change <= high else " (beyond its bounds)"
                 changes.append(f"{name} {change:+.2g} {unit_name(study.bounds[name].unit)}{beyond}")
-        higher = "1 mV" if u.get_unit(step_of(study.held[constant])) == u.mV else "1 %"
+        unit = u.get_unit(study.held[constant])
+        higher = f"1 {unit_name(unit)}" if unit in STEPS_OF_ONE else "1 %"
         if changes:
             moves = f"{constant} higher by {higher}, of which no error above knows, moves, to first order"
             lines.append(f"  {moves}: {', '.join(changes)}")

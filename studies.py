@@ -332,22 +332,18 @@ def potential_errors(output: Mapping[str, jax.Array], recording: Recording) -> j
     return recording.mask * (output["V"] - recording.V)
 
 
+STEPS_OF_ONE = (u.mV, u.Mohm)
+
+
 def step_of(value: u.Quantity) -> u.Quantity:
-    """How far off a constant that is held may well be: 1 mV of a potential, and 1 % of others."""
-    return 1 * u.mV if u.get_unit(value) == u.mV else 0.01 * value
+    """How far off a constant that is held may well be: 1 mV of a potential, 1 Mohm of R_s, and 1 % of others."""
+    unit = u.get_unit(value)
+    return 1 * unit if unit in STEPS_OF_ONE else 0.01 * value
 
 
-def by_held(study: Study, predict: Callable[..., jax.Array]) -> Callable[..., dict[str, jax.Array]] | None:
-    """`Prediction.held` of a study, if there is any: predict(x, *data, held={name: value with unit}) -> y (n,)."""
-
-    def changes(x: ArrayLike, *data: Any) -> dict[str, jax.Array]:
-        def moved(steps):
-            higher = {name: value + steps[name] * step_of(value) for name, value in study.held.items()}
-            return predict(x, *data, held=higher)
-
-        return jax.jacfwd(moved)(dict.fromkeys(study.held, 0.0))
-
-    return changes if study.held else None
+def stepped(study: Study, steps: Mapping[str, ArrayLike] | None) -> Parameters:
+    """{name: value with unit} of the constants that are held, each higher by as many of its steps, or none at all."""
+    return {name: study.held[name] + n * step_of(study.held[name]) for name, n in (steps or {}).items()}
 
 
 def predicted_potentials(study: Study, box: Box, x: np.ndarray) -> Predictions:
@@ -355,12 +351,12 @@ def predicted_potentials(study: Study, box: Box, x: np.ndarray) -> Predictions:
     recording = study.recordings["fit"]
     counts = np.asarray(recording.mask) > 0
 
-    def potentials(x, recording, model=study.model, held=None):
-        return model(box.parameters(x) | (held or {}), recording, 0.0)["V"][counts]
+    def potentials(x, recording, model=study.model, steps=None):
+        return model(box.parameters(x) | stepped(study, steps), recording, 0.0)["V"][counts]
 
-    def nuisances(x, recording):
+    def nuisances(x, V, recording):
         """The error of the integration, and what V would be if each trace had started a standard error higher."""
-        columns, V = [], potentials(x, recording)
+        columns = []
         if study.finer:
             columns.append(4 / 3 * (potentials(x, recording, study.finer) - V))
         if recording.V_start_error is not None:
@@ -371,7 +367,7 @@ def predicted_potentials(study: Study, box: Box, x: np.ndarray) -> Predictions:
 
     known = study.finer is None and recording.V_start_error is None
     noise, moved = (V_RESOLUTION, largest_error(recording)), None if known else nuisances
-    held = by_held(study, potentials)
+    held = tuple(study.held)
     return {"V_mV": Prediction(potentials, recording.V[counts], *noise, moved, (recording,), counts, held)}, None
 
 

@@ -569,12 +569,12 @@ def predicted(model: studies.Model, finer: studies.Model | None, release: Releas
         if coupling and 1 + max(clusters) < 2 * len(x):
             raise Undetermined(f"{1 + max(clusters)} windows are too few for errors that depend on each other")
 
-        def errors(x, windows, drawn_by=None, model=model, held=None):
-            output = model(box.parameters(x) | (held or {}), drawn_by or windows, coupling)
+        def errors(x, windows, drawn_by=None, model=model, steps=None):
+            output = model(box.parameters(x) | studies.stepped(study, steps), drawn_by or windows, coupling)
             return weighted_errors(output, windows)[counts]
 
-        def nuisances(x, windows):
-            recorded, now = windows.recording, errors(x, windows)
+        def nuisances(x, now, windows):
+            recorded = windows.recording
 
             def redrawn(key):
                 key, key_before = jax.random.split(key)
@@ -593,7 +593,7 @@ def predicted(model: studies.Model, finer: studies.Model | None, release: Releas
 
         noise, few = (studies.V_RESOLUTION, largest), 1 + max(clusters) < 2 * len(x)
         at = counts if few else None
-        held, target = studies.by_held(study, errors), np.zeros(counts.sum())
+        held, target = tuple(study.held), np.zeros(counts.sum())
         return {"V_mV": Prediction(errors, target, *noise, nuisances, (windows,), at, held)}, None if few else clusters
 
     return predictions

@@ -316,7 +316,7 @@ def likelihood(constants: Parameters, noise: Noise) -> studies.Loss:
 
     def clustered(study: studies.Study, box: Box, x: np.ndarray) -> Likelihood:
         driven, dt = study.windows, study.windows.recording.dt
-        V, _ = respond(box.parameters(x), driven)
+        V, _ = jax.jit(lambda x, driven: respond(box.parameters(x), driven))(x, driven)
         recording = driven.recording
         rms = float(np.sqrt(np.sum(errors_of(V, driven) ** 2) / max(np.sum(recording.mask), 1)))
         size, largest = max(rms, studies.V_RESOLUTION), studies.largest_error(study.recordings["fit"], *MISFIT)

@@ -271,11 +271,15 @@ def test_what_a_constant_that_is_held_moves(x64):
     X = np.asarray(jax.jacfwd(predict)(truth))
     target = X @ truth + 1e-3 * np.random.default_rng(0).standard_normal(200)
     fitted, moved = (np.linalg.lstsq(X, target - c * t**2, rcond=None)[0] for c in (0, 0.01))
-    prediction = Prediction(predict, target, 1e-9, held=lambda x: {"c": 0.01 * t**2})
+
+    def stepped(x, steps=None):
+        return predict(x) + (steps["c"] * 0.01 * t**2 if steps else 0)
+
+    prediction = Prediction(stepped, target, 1e-9, held=("c",))
     report = identifiability(box, fitted, {"y": prediction})
     expected = (moved - fitted) * (box.high - box.low)
     np.testing.assert_allclose(list(report.by_held["c"].values()), expected, rtol=1e-4)
-    assert report.standard_errors == identifiability(box, fitted, {"y": prediction._replace(held=None)}).standard_errors
+    assert report.standard_errors == identifiability(box, fitted, {"y": prediction._replace(held=())}).standard_errors
     assert (np.abs(expected) > 3 * np.array(list(report.standard_errors.values()))).all()
     pinned = np.array([0.0, 0.5])  # where the constant is at its bound, and the slope has to do it alone
     exact = {"y": prediction._replace(target=X @ pinned)}
@@ -404,7 +408,7 @@ def test_what_the_integration_moves_is_part_of_the_standard_error(x64):
     design = np.random.default_rng(0).standard_normal((400, 2))
     box, predict = linear(design)
     at, moved = np.array([0.4, 0.6]), np.array([0.01, -0.02])
-    nuisances = lambda x: jnp.stack([predict(x + moved) - predict(x), 0 * predict(x)], axis=1)  # noqa: E731
+    nuisances = lambda x, y: jnp.stack([predict(x + moved) - y, 0 * y], axis=1)  # noqa: E731
     prediction = Prediction(predict, np.asarray(predict(at)), 1e-6, nuisances=nuisances)
     errors = identifiability(box, at, {"y": prediction}).standard_errors
     np.testing.assert_allclose(list(errors.values()), np.abs(moved) * (box.high - box.low), rtol=1e-3)

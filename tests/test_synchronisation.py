@@ -269,8 +269,8 @@ def test_a_recording_is_no_constant_of_the_programs_of_standard_errors(objective
     x = np.full(len(study.bounds), 0.5)
     predictions, _ = study.loss.predictions(study, fitting.Box(study.bounds), x)
     (prediction,) = predictions.values()
-    for function in (prediction.function, prediction.nuisances):
-        arrays = jax.make_jaxpr(function)(x, *prediction.data).consts
+    for function, given in ((prediction.function, ()), (prediction.nuisances, (prediction.target,))):
+        arrays = jax.make_jaxpr(function)(x, *given, *prediction.data).consts
         others = [array for array in arrays if np.size(array) > 100 and np.asarray(array).dtype.kind == "f"]
         assert not others
     taken = jax.make_jaxpr(lambda x: prediction.function(x, *prediction.data))(x).consts
