@@ -21,6 +21,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 import reading
+import stimuli
 from file_formats import CURRENT_UNITS, VOLTAGE_UNITS
 from reading import Files, Sweeps
 from spike_trains import SpikeLevel, away_from_spikes, detect_spikes, find_level, peak, sample_noise
@@ -64,44 +65,10 @@ FreeRun = Callable[[dict[str, u.Quantity], Recording], tuple[np.ndarray, np.ndar
 # ---- Noise, repeats and steps ---------------------------------------------------------------------------------------
 
 
-def groups_of(currents: Sequence[np.ndarray]) -> list[list[int]]:
-    """Indices of the sweeps under the same current, group by group."""
-    groups: list[list[int]] = []
-    for i, current in enumerate(currents):
-        for group in groups:
-            other = currents[group[0]]
-            if len(other) == len(current) and (are_equal(current, other) or differ_by_noise(current, other)):
-                group.append(i)
-                break
-        else:
-            groups.append([i])
-    return groups
-
-
-def are_equal(current: np.ndarray, other: np.ndarray) -> bool:
-    """Whether currents (T,) are the same to a thousandth of their range."""
-    return bool(np.abs(other - current).max() <= 1e-3 * np.ptp(current) + 1e-9)
-
-
-def differ_by_noise(current: np.ndarray, other: np.ndarray) -> bool:
-    """Whether currents (T,) are one current but for the noise with which it has been measured.
-
-    That is at most a fifth of their standard deviation, and the more samples a mean is of, the smaller it is, as the
-    root of their number: the number times the mean square of such means does not grow from 16 samples on. Where steps
-    are of other heights, or noise is not the same, it does.
-    """
-    difference = other - current
-    if np.sqrt(np.mean(difference**2)) > 0.2 * np.std(current):
-        return False
-    lengths = [n for n in 16 << np.arange(32) if 16 * n <= len(difference)]
-    means = [difference[: len(difference) // n * n].reshape(-1, n).mean(axis=1) for n in lengths]
-    growing = [n * np.mean(mean**2) for n, mean in zip(lengths, means, strict=True)]
-    return len(growing) > 1 and bool(max(growing) <= 3 * growing[0])
-
-
 def repeats_of(recording: Recording) -> list[list[int]]:
     """Indices of the traces under the same current, for each current that comes more than once."""
-    return [group for group in groups_of(np.asarray(recording.current).T) if len(group) > 1]
+    groups = stimuli.groups_of(list(np.asarray(recording.current).T), recording.dt)
+    return [group for group in groups if len(group) > 1]
 
 
 def repeat_noise(recording: Recording, t_around: tuple[float, float] = (5.0, 20.0)) -> float | None:
@@ -125,46 +92,10 @@ def noise_of(recording: Recording) -> float:
     return sample_noise(np.asarray(recording.V)) if noise is None else noise
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A step of current: its height above what was before (nA), and the samples from `first` to before `last`."""
-
-    height: float
-    first: int
-    last: int
-
-
-def step_of(current: np.ndarray, scale: float | None = None) -> Step | None:
-    """The one step of a current (T,), or None where it is something else.
-
-    Nine in ten of the samples that differ from the first ones do so by nearly the same: to a tenth of the scale (nA),
-    which is that of the whole family.
-    """
-    scale = float(np.ptp(current)) if scale is None else scale
-    base = np.median(current[: max(len(current) // 20, 1)])
-    changed = np.flatnonzero(np.abs(current - base) > 0.1 * scale)
-    if not len(changed):
-        middle = len(current) // 2  # of a family, the step of height 0
-        return Step(float(np.median(current) - base), middle // 2, middle + middle // 2)
-    plateau = np.median(current[changed])
-    same = np.abs(current[changed] - plateau) <= 0.1 * scale
-    whole = len(changed) > 0.9 * (changed[-1] + 1 - changed[0])
-    if same.mean() < 0.9 or not whole:
-        return None
-    return Step(float(plateau - base), int(changed[0]), int(changed[-1]) + 1)
-
-
-def steps_of(recording: Recording) -> list[Step] | None:
-    """The step of every trace, where these are at least three of different heights; else None."""
-    return family_of(list(np.asarray(recording.current).T))
-
-
-def family_of(currents: Sequence[np.ndarray]) -> list[Step] | None:
-    """The steps of a step family, or None where the currents are none."""
-    scale = max((float(np.ptp(current)) for current in currents), default=0.0)
-    steps = [step_of(current, scale) for current in currents]
-    heights = {round(step.height / scale, 2) for step in steps if step} if scale else set()
-    return None if any(step is None for step in steps) or len(heights) < 3 else [step for step in steps if step]
+def steps_of(recording: Recording) -> dict[int, stimuli.Step]:
+    """{trace: its step} of those that are steps of one family, of three heights or more; else none."""
+    traces = zip(np.asarray(recording.current).T, observed_in(recording).T, strict=True)
+    return stimuli.family_among([current[: len(seen) - np.argmax(seen[::-1])] for current, seen in traces])
 
 
 # ---- Files, and which part of them ----------------------------------------------------------------------------------
@@ -284,7 +215,7 @@ def add_data_arguments(parser: runs.Parser) -> None:
             add(f"--{prefix}t_{end}", type=number(float, low=0), metavar="MS", help=help)
     validation = (
         "auto: without any --validation_ argument, hold out a part of your recordings if they are longer than a "
-        "second, every third sweep of a step family and the last third of the time of others; none: fit all"
+        "second, every third height of a step family and the last third of the time of others; none: fit all"
     )
     add("--validation", choices=("auto", "none"), default="auto", help=validation)
     exclude = "windows to leave out of every recorded sweep, such as artefacts (ms)"
@@ -465,17 +396,15 @@ def from_the_start(pieces: Sequence[Piece]) -> list[Piece]:
 def held_out(sweeps: Sweeps, pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece], list[str]]:
     """Pieces to fit, pieces to hold out, and what to say: a third of recordings that are longer than HOLD_OUT.
 
-    Of a step family every third sweep; of others, and of repeats of one current, the last third of the time.
+    Of a step family every third height; of others, and of repeats of one current, the last third of the time.
     """
     if sum(piece.last - piece.first for piece in pieces) * sweeps.dt <= HOLD_OUT:
         return list(pieces), [], []
     currents = [sweeps.current[piece.sweep][piece.first : piece.last] for piece in pieces]
-    groups = groups_of(currents)
-    single = [group[0] for group in groups if len(group) == 1]
-    family = single if family_of([currents[i] for i in single]) else []
-    out = family[2::3]
-    fit = [pieces[i] for i in family if i not in out]
-    validation = [pieces[i] for i in out]
+    groups = stimuli.groups_of(currents, sweeps.dt)
+    heights = [groups[i] for i in stimuli.family_among([currents[group[0]] for group in groups])]
+    family, out = (sorted(i for group in of for i in group) for of in (heights, heights[2::3]))
+    fit, validation = [pieces[i] for i in family if i not in out], [pieces[i] for i in out]
     split = [i for i in range(len(pieces)) if i not in family]
     for i in split:
         piece = pieces[i]
@@ -636,7 +565,7 @@ def describe(recordings: Mapping[str, Recording], sweeps: Sweeps, level: SpikeLe
         repeats, currents = repeats_of(recording), np.asarray(recording.current).T
         if repeats:
             line += f", {' + '.join(str(len(group)) for group in repeats)} of them repeats of one current"
-            exact = all(are_equal(currents[i], currents[group[0]]) for group in repeats for i in group)
+            exact = all(stimuli.are_equal(currents[i], currents[group[0]]) for group in repeats for i in group)
             line += "" if exact else ", but for the noise with which it was measured"
         lines.append(line)
     fit = recordings["fit"]

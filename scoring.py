@@ -14,6 +14,7 @@ import numpy as np
 import scipy.ndimage
 
 import recordings
+import stimuli
 from recordings import Recording
 from spike_trains import away_from_spikes, coincidence_factor, md_star, reliability
 
@@ -48,14 +49,17 @@ class RepeatScore:
 
     Args:
         traces: which traces these repeats are.
-        md_star_4ms, md_star_2ms: Md* (Naud et al. 2011), which divides the repeats' own variability out.
+        md_star_4ms, md_star_2ms: Md* (Naud et al. 2011), which divides the repeats' own variability out, and
+        md_star_4ms_error, md_star_2ms_error: their standard errors, by the jackknife over parts of the time.
         reliability_4ms, reliability_2ms: coincidences of two different repeats, over those of a repeat with itself.
         n_run: trains of the model; 1 of a deterministic one.
     """
 
     traces: list[int]
     md_star_4ms: float | None
+    md_star_4ms_error: float | None
     md_star_2ms: float | None
+    md_star_2ms_error: float | None
     reliability_4ms: float | None
     reliability_2ms: float | None
     n_run: int
@@ -76,7 +80,8 @@ class Score:
         gamma: coincidence factors (Jolivet et al. 2008).
         n_spikes, n_spikes_model, n_spikes_same_step: spikes of the recording, of the model, and of both in one step.
         n_spikes_noise: the mean of runs with the model's own noise; None where it has none.
-        rate, rate_model: spikes of the recording and of the model over the observed time (Hz).
+        rate, rate_model, rate_noise: spikes of the recording, of the model, and the mean of runs with the model's own
+            noise, if there are any, over the observed time (Hz).
         repeats: of every current that comes more than once.
     """
 
@@ -91,6 +96,7 @@ class Score:
     n_spikes_noise: list[float] | None
     rate: float | None
     rate_model: float | None
+    rate_noise: float | None
     repeats: list[RepeatScore]
 
 
@@ -106,7 +112,8 @@ def score(recording: Recording, prediction: Prediction, delta: float = 4.0) -> S
     groups = recordings.repeats_of(recording)
     repeats = [score_repeats(recording, prediction, group) for group in groups]
     noisy = counts_with_noise(prediction, observed)
-    return Score(*score_potentials(recording, prediction), gamma, *counts, noisy, rate, rate_model, repeats)
+    rates = rate, rate_model, sum(noisy) / seconds if noisy and seconds else None
+    return Score(*score_potentials(recording, prediction), gamma, *counts, noisy, *rates, repeats)
 
 
 def counts_with_noise(prediction: Prediction, observed: np.ndarray) -> list[float] | None:
@@ -152,10 +159,15 @@ def potential_error(recording: Recording, V: np.ndarray, use: np.ndarray) -> tup
 def score_repeats(recording: Recording, prediction: Prediction, group: list[int]) -> RepeatScore:
     """The score of repeats, the traces of a group, as far as all of them are observed."""
     data, model = repeats_and_runs(recording, prediction, group)
-    dt, windows = recording.dt * u.ms, (4.0 * u.ms, 2.0 * u.ms)
-    numbers = [md_star(data, model, dt, delta) for delta in windows]
+    dt, windows, seen = recording.dt * u.ms, (4.0 * u.ms, 2.0 * u.ms), observed_together(recording, group)
+    numbers = [x for delta in windows for x in md_star(data, model, dt, delta, seen[:, 0])]
     numbers += [reliability(data, dt, delta) for delta in windows]
     return RepeatScore(group, *map(defined, numbers), n_run=model.shape[1])
+
+
+def observed_together(recording: Recording, group: list[int]) -> np.ndarray:
+    """Whether all traces of a group are observed, (T, 1)."""
+    return recordings.observed_in(recording)[:, group].all(1, keepdims=True)
 
 
 def repeats_and_runs(recording: Recording, prediction: Prediction, group: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +175,7 @@ def repeats_and_runs(recording: Recording, prediction: Prediction, group: list[i
 
     All runs with noise of the model are pooled; of a deterministic model, one train is all there is.
     """
-    together = recordings.observed_in(recording)[:, group].all(1, keepdims=True)
+    together = observed_together(recording, group)
     data = np.asarray(recording.spikes)[:, group] * together
     if prediction.stochastic is None:
         return data, np.asarray(prediction.spikes)[:, group[:1]] * together
@@ -182,10 +194,10 @@ def lines_of(name: str, score: Score) -> list[str]:
         potentials += f", away from spikes {score.rmse_away:.3g} mV" + f" ({'; '.join(explained)})" * bool(explained)
     same = f"{sum(score.n_spikes_same_step)} of {sum(score.n_spikes)} spikes at the same step"
     rates = "" if score.rate is None else f"{score.rate_model:.3g} Hz for {score.rate:.3g} Hz"
-    if rates and score.n_spikes_noise and score.rate:
-        with_noise = score.rate * sum(score.n_spikes_noise) / sum(score.n_spikes)
-        rates += f" ({with_noise:.3g} Hz with its escape noise)"
-    pieces = (potentials, rates, f"Gamma {listed(score.gamma)}", same)
+    if score.rate_noise is not None:
+        rates += f" ({score.rate_noise:.3g} Hz with its escape noise)"
+    silent = [not (n or n_model) for n, n_model in zip(score.n_spikes, score.n_spikes_model, strict=True)]
+    pieces = (potentials, rates, f"Gamma {listed(score.gamma, silent)}", same)
     lines = [f"{name}, free-running: {', '.join(filter(None, pieces))}"]
     for repeats in score.repeats:
         traces = ", ".join(map(str, repeats.traces))
@@ -203,20 +215,24 @@ def decimals(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def listed(values: list[float | None]) -> str:
-    """Up to 8 numbers as they are; of more the mean and range of those that are defined, and how many are not."""
-    numbers = [value for value in values if value is not None]
-    if not numbers or len(values) <= 8:
-        return " ".join(map(decimals, values)) if numbers else "-"
-    undefined = len(values) - len(numbers)
-    others = f"; {undefined} of {len(values)} undefined" * bool(undefined)
+def listed(gamma: list[float | None], silent: list[bool]) -> str:
+    """Up to 8 numbers as they are; of more the mean and range, and how many traces are left out as they are silent.
+
+    Where Gamma is undefined as the model fires throughout, it counts as 0.
+    """
+    numbers = [value or 0.0 for value, none in zip(gamma, silent, strict=True) if not none]
+    if not numbers or len(gamma) <= 8:
+        return " ".join(map(decimals, gamma)) if numbers else "-"
+    others = f"; {len(gamma) - len(numbers)} of {len(gamma)} without a spike" * any(silent)
     return f"{np.mean(numbers):.2f} ({min(numbers):.2f} to {max(numbers):.2f}{others})"
 
 
 def repeat_text(repeats: RepeatScore) -> str:
     """Md* and reliability in words."""
     trains = "one run" if repeats.n_run == 1 else f"{repeats.n_run} runs"
-    text = f"Md* {decimals(repeats.md_star_4ms)} (4 ms), {decimals(repeats.md_star_2ms)} (2 ms) from {trains}"
+    pairs = (repeats.md_star_4ms, repeats.md_star_4ms_error), (repeats.md_star_2ms, repeats.md_star_2ms_error)
+    of_4ms, of_2ms = (decimals(x) + ("" if error is None else f" ± {error:.2f}") for x, error in pairs)
+    text = f"Md* {of_4ms} (4 ms), {of_2ms} (2 ms) from {trains}"
     own = f"{decimals(repeats.reliability_4ms)}, {decimals(repeats.reliability_2ms)}"
     return f"{text}; the repeats' own reliability {own}"
 
@@ -231,7 +247,7 @@ def save_scores(run: runs.RunFolder, name: str, recording: Recording, prediction
         if repeats.md_star_4ms is not None or any(score.n_spikes[trace] for trace in repeats.traces):
             figure = plot_raster(recording, prediction, repeats)
             run.save(f"raster_{name}.png" if i == 0 else f"raster_{name}_{i + 1}.png", figure)
-    if recordings.steps_of(recording) is not None:
+    if recordings.steps_of(recording):
         run.save(f"f_I_{name}.png", plot_f_I(recording, prediction))
 
 
@@ -304,7 +320,7 @@ def potentials_of(recording: Recording, prediction: Prediction, trace: int) -> l
 
 def different_traces(recording: Recording, n: int = 3) -> list[int]:
     """Up to n traces that have different currents, among them those with the fewest and the most spikes."""
-    firsts = np.array([group[0] for group in recordings.groups_of(np.asarray(recording.current).T)])
+    firsts = np.array([group[0] for group in stimuli.groups_of(list(np.asarray(recording.current).T), recording.dt)])
     n_spikes = (np.asarray(recording.spikes) * recordings.observed_in(recording)).sum(0)[firsts]
     order = firsts[np.argsort(n_spikes, kind="stable")]
     return sorted(order[np.unique(np.linspace(0, len(order) - 1, n).round().astype(int))[-n:]].tolist())
@@ -332,11 +348,11 @@ def window_of(recording: Recording, traces: list[int]) -> slice:
 def plot_f_I(recording: Recording, prediction: Prediction) -> plt.Figure:
     """Rates (Hz) during the steps of a family against their height (nA); of a model with noise, those of its runs."""
     figure, axis = plt.subplots(figsize=(runs.WIDTH / 2, 2.8), layout="constrained")
-    observed, steps = recordings.observed_in(recording), recordings.steps_of(recording) or []
+    observed = recordings.observed_in(recording)
     noisy = prediction.stochastic
     model = prediction.spikes if noisy is None else np.mean(noisy, axis=2, dtype=np.float32)
     heights, rates = [], []
-    for trace, step in enumerate(steps):
+    for trace, step in recordings.steps_of(recording).items():
         seen = observed[step.first : step.last, trace]
         trains = (np.asarray(x)[step.first : step.last, trace] for x in (recording.spikes, model))
         if seen.any():

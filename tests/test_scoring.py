@@ -148,7 +148,8 @@ def test_runs_with_noise_and_one_without():
     score = scoring.score(recording, same(recording)).repeats[0]
     assert (score.traces, score.n_run) == ([0, 1, 2, 3], 1)
     expected = scoring.md_star(recording.spikes, recording.spikes[:, :1], DT * scoring.u.ms, 4 * scoring.u.ms)
-    assert score.md_star_4ms == pytest.approx(expected)
+    assert (score.md_star_4ms, score.md_star_4ms_error) == pytest.approx(expected)
+    assert 0 < expected[1] < 0.5
     trains = poisson(recording.spikes.mean(1), 8, 6).reshape(-1, 4, 2)
     scores = [
         scoring.score(recording, same(recording, stochastic=trains.astype(kind))) for kind in (bool, np.uint8, float)
@@ -173,7 +174,7 @@ def test_what_is_undefined_is_none():
     score = scoring.score(silent, Prediction(recording.V, none))
     assert score.gamma == [None] * 4
     assert score.rate == score.rate_model == 0
-    assert score.repeats[0] == scoring.RepeatScore([0, 1, 2, 3], None, None, None, None, 1)
+    assert score.repeats[0] == scoring.RepeatScore([0, 1, 2, 3], *[None] * 6, n_run=1)
     assert scoring.score(silent, Prediction(recording.V, one)).gamma == [None, 0, None, None]
     single = scoring.score(dataclasses.replace(recording, spikes=one), Prediction(recording.V, none))
     assert (single.gamma, single.repeats[0].md_star_4ms) == ([None, 0, None, None], None)
@@ -205,7 +206,8 @@ def test_what_is_printed():
     recording = repeats()
     trains = poisson(recording.spikes.mean(1), 8, 6).reshape(-1, 4, 2)
     score = scoring.score(recording, same(recording, stochastic=trains, V_forced=recording.V))
-    score = dataclasses.replace(score, gamma=[0.5, 0.7] * 5, rmse=3.21456)
+    spikes = dict(n_spikes=[3] * 10, n_spikes_model=[2] * 10, n_spikes_same_step=[1] * 10)
+    score = dataclasses.replace(score, gamma=[0.5, 0.7] * 5, rmse=3.21456, **spikes)
     first, second = scoring.lines_of("validation", score)
     assert first.startswith("validation, free-running: RMSE 3.215 mV, away from spikes 0 mV (100 % of the variance; ")
     assert "Gamma 0.60 (0.50 to 0.70)" in first
@@ -320,27 +322,6 @@ def test_repeats_are_found_up_to_the_noise_of_the_converter():
     assert recordings.repeats_of(dataclasses.replace(recording, current=current)) == [[0, 1, 2, 3]]
 
 
-def test_repeats_are_found_up_to_the_noise_of_a_measurement():
-    """Filtered, as by an amplifier; steps of other heights, a pulse more and other noise are other currents."""
-    rng, T, t = np.random.default_rng(0), 40000, np.arange(40000)
-
-    def measured(currents, sd=0.005):
-        white = rng.standard_normal((len(currents), T + 3))
-        filtered = np.stack([np.convolve(row, np.full(4, 0.5), "valid") for row in white])
-        return list(np.asarray(currents) + sd * filtered)
-
-    noise = np.convolve(0.1 * rng.standard_normal(T + 59), np.full(60, 60**-0.5), "valid")
-    steps = [height * ((t > 8000) & (t < 28000)) for height in np.arange(-0.1, 0.5, 0.01)]
-    pulse = steps[-1] + 0.02 * ((t > 30000) & (t < 31000))
-    groups = recordings.groups_of(measured([noise, noise, noise, noise[::-1], *steps, pulse, *2 * [steps[-1]]]))
-    last = 4 + len(steps)
-    assert [group for group in groups if len(group) > 1] == [[0, 1, 2], [last - 1, last + 1, last + 2]]
-    white = [rng.standard_normal(T) for _ in range(2)]
-    slow = [noise, noise + 0.004 * np.sin(2 * np.pi * t / 20000)]
-    for others in (white, slow, [noise[:500], noise[:500] + 0.005 * rng.standard_normal(500)]):
-        assert recordings.groups_of(others) == [[0], [1]]
-
-
 def test_a_prediction_has_the_coincidence_window_that_is_asked_for():
     current, spikes = np.zeros((5000, 1)), np.zeros((5000, 1))
     spikes[500::700] = 1
@@ -351,10 +332,31 @@ def test_a_prediction_has_the_coincidence_window_that_is_asked_for():
     assert gamma[1] < 0
 
 
-def test_means_of_gamma_say_how_many_are_undefined():
-    assert scoring.listed([1.0, None]) == "1.00 -"
-    assert scoring.listed([0.5, 1.0] * 4 + [None] * 2) == "0.75 (0.50 to 1.00; 2 of 10 undefined)"
-    assert scoring.listed([0.5, 1.0] * 5) == "0.75 (0.50 to 1.00)"
+def test_means_of_gamma_leave_out_what_is_silent_and_nothing_else():
+    """Not traces in which the model fires throughout, of which Gamma is undefined, too."""
+    silent, fires = [False] * 8 + [True] * 2, [False] * 10
+    assert scoring.listed([1.0, None], [False, True]) == "1.00 -"
+    assert scoring.listed([0.5, 1.0] * 4 + [None] * 2, silent) == "0.75 (0.50 to 1.00; 2 of 10 without a spike)"
+    assert scoring.listed([0.5, 1.0] * 4 + [None] * 2, fires) == "0.60 (0.00 to 1.00)"
+    assert scoring.listed([0.5, 1.0] * 5, fires) == "0.75 (0.50 to 1.00)"
+
+
+def test_a_model_that_fires_by_its_noise_alone_is_not_said_to_be_silent():
+    recording = repeats()
+    silent, none = dataclasses.replace(recording, spikes=np.zeros((10000, 4))), np.zeros((10000, 4))
+    score = scoring.score(
+        silent, Prediction(recording.V, none, poisson(np.full(10000, 0.003), 12, 4).reshape(-1, 4, 3))
+    )
+    assert score.rate_noise == pytest.approx(sum(score.n_spikes_noise) / 4)
+    assert score.rate_noise > 10
+    assert f"0 Hz for 0 Hz ({score.rate_noise:.3g} Hz with its escape noise)" in scoring.lines_of("fit", score)[0]
+
+
+def test_a_neuron_that_steps_by_samples_says_where_these_are_longer_than_it_was_fitted_to(capsys):
+    recording, nothing = Recording(np.zeros((50, 1)), V_start=np.zeros(1), dt=1.0), np.zeros((50, 1))
+    for dt, is_said in ((0.05, True), (1.0, False), (None, False)):
+        reports.respond(reports.Responder(lambda recording: (nothing, nothing), dt=dt), recording, 4.0)
+        assert ("WARNING: the neuron has a step a sample, of 1 ms" in capsys.readouterr().out) == is_said
 
 
 def test_nothing_counts_beyond_the_sweeps_of_a_current_alone(tmp_path):
@@ -365,7 +367,7 @@ def test_nothing_counts_beyond_the_sweeps_of_a_current_alone(tmp_path):
     assert recording.observed.sum(0).tolist() == [50, 450]
     spikes = np.where(np.arange(500) % 20 == 10, 1.0, 0.0)[:, None] * [1.0, 1.0]
     run = runs.RunFolder(argparse.Namespace(output=tmp_path / "run", resume=None, figure_format="png"), "x", "x")
-    reports.save_response(run, recording, Prediction(np.full((500, 2), -65.0), spikes), None)
+    reports.save_response(run, recording, Prediction(np.full((500, 2), -65.0), spikes), None, {})
     assert json.loads((tmp_path / "run" / "result.json").read_text())["n_spikes_model"] == [3, 23]
     rows = (tmp_path / "run" / "spikes.csv").read_text().split()[1:]
     assert len(rows) == 26

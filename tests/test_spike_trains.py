@@ -168,7 +168,7 @@ def test_md_star_and_reliability_equal_brute_force(dtype):
     rng = np.random.default_rng(0)
     for n_data, n_model, dt, delta in ((2, 1, 0.1, 4.0), (4, 3, 0.1, 2.0), (3, 5, 0.3, 4.0), (3, 4, 0.5, 200.0)):
         data, model = ((rng.random((600, n)) < 0.02).astype(dtype) for n in (n_data, n_model))
-        found = spike_trains.md_star(data, model, dt * u.ms, delta * u.ms)
+        found, _ = spike_trains.md_star(data, model, dt * u.ms, delta * u.ms)
         assert found == pytest.approx(brute_force_md_star(data, model, dt, delta))
         pairs = [[brute_force_pairs(x, y, dt, delta) for x in data.T] for y in data.T]
         between = (np.sum(pairs) - np.trace(pairs)) / (n_data * (n_data - 1))
@@ -182,20 +182,43 @@ def test_md_star_tells_the_right_rate_from_another():
     data, model = (rng.random((len(t), n)) < rate[:, None] for n in (10, 50))
     late, high, flat = np.roll(model, 300, axis=0), rng.random(model.shape) < 3 * rate[:, None], np.empty_like(model)
     flat[:] = rng.random(model.shape) < rate.mean()
-    found = [spike_trains.md_star(data, x, 0.1 * u.ms, 4 * u.ms) for x in (model, late, high, flat)]
+    found = [spike_trains.md_star(data, x, 0.1 * u.ms, 4 * u.ms)[0] for x in (model, late, high, flat)]
     assert found[0] == pytest.approx(1, abs=0.03)
     assert max(found[1:]) < 0.8
+
+
+@pytest.mark.parametrize("n_repeat", [2, 5])
+def test_the_error_of_md_star_is_what_it_varies_by(n_repeat):
+    """A model that is the cell: 100 recordings of 5 s, with other events in each, of which a repeat has 60 %."""
+    rng, found = np.random.default_rng(3), []
+
+    def trains(times, n):
+        x = np.zeros((50000, n))
+        for i in range(n):
+            kept = times[rng.random(len(times)) < 0.6]
+            x[np.clip((kept + 2 * rng.standard_normal(len(kept))) / 0.1, 0, 49999).astype(int), i] = 1
+        return x
+
+    for _ in range(100):
+        times = rng.uniform(0, 5000, 40)
+        found.append(spike_trains.md_star(trains(times, n_repeat), trains(times, 20), 0.1 * u.ms, 4 * u.ms))
+    values, errors = np.transpose(found)
+    assert values.mean() == pytest.approx(1, abs=0.05)
+    assert values.std() > 0.03
+    assert 0.7 < np.sqrt(np.mean(errors**2)) / values.std() < 1.4
 
 
 def test_md_star_of_one_train_and_of_nothing():
     rng = np.random.default_rng(2)
     train_, none = rng.random((5000, 1)) < 0.004, np.zeros((5000, 3))
-    same, md_star = np.repeat(train_, 3, axis=1), spike_trains.md_star
-    assert md_star(same, train_, 0.1 * u.ms, 4 * u.ms) == pytest.approx(1)
+    same, windows = np.repeat(train_, 3, axis=1), (0.1 * u.ms, 4 * u.ms)
+    assert spike_trains.md_star(same, train_, *windows) == pytest.approx((1, 0))
     assert spike_trains.reliability(same, 0.1 * u.ms, 4000 * u.us) == pytest.approx(1)
-    assert math.isnan(md_star(train_, train_, 0.1 * u.ms, 4 * u.ms))
-    assert math.isnan(md_star(none, none, 0.1 * u.ms, 4 * u.ms))
-    assert md_star(same, none, 0.1 * u.ms, 4 * u.ms) == 0
+    apart = np.zeros((5000, 2))
+    apart[1000, 0] = apart[4000, 1] = 1  # no spike that a model could have in common with both
+    for data, model in ((train_, train_), (none, none), (apart, apart[:, :1])):
+        assert np.isnan(spike_trains.md_star(data, model, *windows)).all()
+    assert spike_trains.md_star(same, none, *windows) == (0, 0)
     assert math.isnan(spike_trains.reliability(none, 0.1 * u.ms, 4 * u.ms))
     assert math.isnan(spike_trains.reliability(train_, 0.1 * u.ms, 4 * u.ms))
 
