@@ -30,8 +30,8 @@ from fitting import (
     starts_from,
     with_cost_of,
 )
-from recordings import Recording, known_potentials
-from studies import Study
+from recordings import Data, Recording, known_potentials
+from studies import Study, unit_name
 
 BAYESIAN_EVALUATIONS = 100  # the time that its Gaussian process takes grows with their cube
 N_TIMED, T_TIMED = 7, 3.0  # times and seconds, in which the cost of a gradient is measured
@@ -80,7 +80,7 @@ class Repeat:
     """One fit by one method.
 
     Args:
-        loss_equal_time: that after as many seconds as L-BFGS-B had.
+        loss_equal_time: that after as many seconds as L-BFGS-B had; None by the budget of the paper.
         free_running_mse: of the potentials of the fitted model (mV^2), if any are known.
         recovered: whether all parameters that have to be found are, if it is known.
         curve: simulations, seconds and best loss so far, wherever it improved at the level of the result.
@@ -91,7 +91,7 @@ class Repeat:
     seed: int
     n_start: int
     loss: float
-    loss_equal_time: float
+    loss_equal_time: float | None
     free_running_mse: float | None
     recovered: bool | None
     seconds: float
@@ -178,6 +178,7 @@ def run_repeat(
         raise BadInput(f"no loss of {method} is finite; {minimum.starts[0].status}")
     comparable = [row for row in problem.history if row.level == minimum.level]
     improved = [row for i, row in enumerate(comparable) if i == 0 or row.best_loss < comparable[i - 1].best_loss]
+    in_time = last_within(problem.history, lambda row: row.seconds, seconds or math.inf).best_loss
     study, known = problem.study, problem.study.known
     parameters = {name: value * problem.box.units[name] for name, value in final.parameters.items()}
     errors = {name: abs(final.parameters[name] - known[name]) for name in plan.names if known and known.get(name)}
@@ -188,7 +189,7 @@ def run_repeat(
         seed=seed,
         n_start=len(minimum.starts),
         loss=final.best_loss,
-        loss_equal_time=last_within(problem.history, lambda row: row.seconds, seconds or math.inf).best_loss,
+        loss_equal_time=in_time if plan.protocol_budget == "equal" else None,
         free_running_mse=free_running_mse(study, parameters),
         recovered=all(recovered) if recovered else None,
         seconds=final.seconds,
@@ -283,8 +284,12 @@ def compare(
         return Comparison(repeats, {}, gradient_cost, interrupted=True)
 
 
-def save_comparison(run: runs.RunFolder, study: Study, plan: Plan, comparison: Comparison) -> None:
-    """Save repeats.csv, comparison.csv, the table in Markdown and the figures."""
+def save_comparison(run: runs.RunFolder, study: Study, plan: Plan, comparison: Comparison, data: Data) -> None:
+    """Save result.json, repeats.csv, comparison.csv, the table in Markdown and the figures."""
+    units = {name: unit_name(bound.unit) for name, bound in study.bounds.items()}
+    result = dict(mode="compare", table=comparison.table, loss_name=study.loss.name, constants=study.constants)
+    result |= dict(units=units, gradient_cost=comparison.gradient_cost, spike_level=data.spike_level, data=data.report)
+    run.save("result.json", result)
     rows = [dataclasses.asdict(row) for row in comparison.repeats]
     rows = [{name: x for name, x in row.items() if name != "curve"} | row["parameters"] for row in rows]
     run.save("repeats.csv", [{name: x for name, x in row.items() if name != "parameters"} for row in rows])
@@ -303,7 +308,8 @@ def table_of(plan: Plan, comparison: Comparison) -> list[dict[str, Any]]:
     unknown = dict.fromkeys(PaperResult._fields) if plan.paper.keys() & methods else {}
     for method, repeats in methods.items():
         line: dict[str, Any] = dict(method=method, n_repeat=len(repeats))
-        for name in ("loss", "loss_equal_time", "free_running_mse", "seconds", "n_simulations", "n_gradients"):
+        timed = ("loss_equal_time",) if plan.protocol_budget == "equal" else ()
+        for name in ("loss", *timed, "free_running_mse", "seconds", "n_simulations", "n_gradients"):
             values = np.array([getattr(row, name) for row in repeats], float)
             line |= {name: values.mean(), f"{name}_sd": values.std(ddof=min(1, len(values) - 1))}
             line[f"{name}_median"] = np.median(values)

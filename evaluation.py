@@ -191,11 +191,14 @@ class FitProblem:
         """
         asked, n_value = _asked(X, what, level), 1 + math.prod(N_VALUES[what](X.shape[1]))
         processes.check_round(asked, self.shared)
-        values = self.journal and self.journal.recall(asked, n_value)
-        if values is None:
+        kept = self.journal.recall(asked, n_value) if self.journal else None
+        if kept:
+            values, seconds = kept
+            self.begin = time.perf_counter() - self.seconds["compile"] - seconds
+        else:
             values = self._evaluate(X, what, level)
             if self.journal:
-                self.journal.add(asked, values)
+                self.journal.add(asked, values, time.perf_counter() - self.begin - self.seconds["compile"])
         losses, more = values[:, 0].copy(), values[:, 1:].copy()
         self._add_round(X, losses, what != "losses", level)
         if what == "losses":

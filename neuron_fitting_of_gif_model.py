@@ -720,15 +720,15 @@ def responder(result: Mapping[str, Any], source: recordings.Source, seed: int) -
         free_run = studies.free_run_of(
             studies.simulation(utils.GIF, parameters | {"V_th_reset": teacher_forcing.NO_FLOOR})
         )
-        parameters = {}
+        parameters, dt = {}, result.get("dt_ms")
     else:
         more = more_by_threshold({}, source.dt_sim) if width else None
-        free_run = studies.free_run_of(studies.simulation(utils.GIF, {}, source.dt_sim))
+        free_run, dt = studies.free_run_of(studies.simulation(utils.GIF, {}, source.dt_sim)), None
 
     def complete(prediction: scoring.Prediction, recording: Recording) -> scoring.Prediction:
         return more(prediction, parameters, recording, width, seed) if more else prediction
 
-    return reports.Responder(functools.partial(free_run, parameters), complete)
+    return reports.Responder(functools.partial(free_run, parameters), complete, dt)
 
 
 @runs.command_line
@@ -758,7 +758,7 @@ def main(argv: Sequence[str]) -> int:
         interrupted = comparison.interrupted
         if not interrupted:
             print(comparing.markdown_of(study, plan, comparison), end="")
-            comparing.save_comparison(run, study, plan, comparison)
+            comparing.save_comparison(run, study, plan, comparison, data)
     elif args.mode == "visualize":
         preview = reports.visualize(study, search, devices)
         reports.print_preview(study, preview)

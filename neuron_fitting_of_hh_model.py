@@ -605,7 +605,7 @@ def main(argv: Sequence[str]) -> int:
         interrupted = comparison.interrupted
         if not interrupted:
             print(comparing.markdown_of(study, plan, comparison), end="")
-            comparing.save_comparison(run, study, plan, comparison)
+            comparing.save_comparison(run, study, plan, comparison, data)
             run.save("figure_2.png", figure_2(study, comparison))
     elif args.mode == "visualize":
         preview = reports.visualize(study, search, devices)
@@ -614,7 +614,8 @@ def main(argv: Sequence[str]) -> int:
         reports.save_preview(run, study, data, preview)
     else:
         journal = runs.Journal(run, functools.partial(run.save_config, argv, devices))
-        extra, coupling = dict(script=SCRIPT, scheme=scheme, objective=objective), None
+        extra = dict(script=SCRIPT, scheme=scheme, objective=objective, method=method, fit_target=fit_target)
+        coupling = None
         if objective == "synchronised":
             ended = synchronised_fit(args, study, make, search, devices, journal, data.spike_level)
             study, fit, extra = ended.study, ended.fit, extra | ended.extra

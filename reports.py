@@ -38,7 +38,7 @@ def result_of(study: Study, data: Data, fit: Fit, seed: int, extra: Mapping[str,
     result = dict(parameters=fit.parameters, units={name: unit_name(unit) for name, unit in box.units.items()})
     result |= dict(constants=study.constants, known_parameters=known, loss=fit.loss, **extra)
     result["loss_name"] = SQUARED_ERROR.name if fit.released else study.loss.name
-    result |= dict(spike_level=data.spike_level, data=data.report)
+    result |= dict(spike_level=data.spike_level, data=data.report, dt_ms=study.recordings["fit"].dt)
     result |= dataclasses.asdict(fit.scores["fit"]) if "fit" in fit.scores else {}
     result |= dict(validation=fit.scores.get("validation"))
     result |= dict(identifiability=fit.identifiability, n_simulations=fit.n_simulations)
@@ -284,10 +284,12 @@ class Responder:
     Args:
         free_run: (recording) -> V (mV) and spikes, each (T, n_trace), when it runs freely.
         complete: (prediction, recording) -> the prediction with what it says besides of a recording with spikes.
+        dt: of the recording to which it was fitted (ms), if its steps are those of the samples.
     """
 
     free_run: Callable[[Recording], tuple[np.ndarray, np.ndarray]]
     complete: Callable[[scoring.Prediction, Recording], scoring.Prediction] = lambda prediction, recording: prediction
+    dt: float | None = None
 
 
 def predict(
@@ -304,15 +306,19 @@ def predict(
         make_responder: (result.json of the fit, source of the currents, seed) -> the model.
     """
     result, source = load_fit(args.load, script), recordings.source_of(args)
-    run = runs.RunFolder(args, script, f"predict_{args.load.name}")
     data = recordings.read_to_predict(source, SpikeLevel(**result["spike_level"]))
+    run = runs.RunFolder(args, script, f"predict_{args.load.name}", checksum=data.checksum)
     print(*data.report, sep="\n")
+    if result.get("interrupted"):
+        print(f"WARNING: the fit in {args.load} was interrupted: these are the best parameters until then")
     seed = int(np.random.SeedSequence(args.seed).generate_state(1)[0])
     result |= dict(spike_level=dataclasses.asdict(data.spike_level))  # spikes of both are counted by one level
     response = respond(make_responder(result, source, seed), data.recordings["fit"], args.delta)
     print_response(*response)
     run.save_config(argv, devices)
-    save_response(run, *response)
+    of_fit = dict(folder=args.load.resolve(), **{name: result[name] for name in ("parameters", "constants")})
+    of_fit |= dict(interrupted=bool(result.get("interrupted")))
+    save_response(run, *response, dict(fit=of_fit, spike_level=data.spike_level, data=data.report))
     return run
 
 
@@ -323,6 +329,9 @@ def respond(
 
     Without V_start, the model is held at the first current for T_SETTLE before.
     """
+    if model.dt and recording.dt > 1.01 * model.dt:
+        finer = f"where the fit had {model.dt:g} ms: sample the currents so that what it says is that neuron's"
+        print(f"WARNING: the neuron has a step a sample, of {recording.dt:g} ms, {finer}")
     if recording.V_start is None:
         before = Recording(np.repeat(recording.current[:1], round(T_SETTLE / recording.dt), axis=0), dt=recording.dt)
         V, spikes = model.free_run(before)
@@ -342,9 +351,15 @@ def counted_spikes(recording: Recording, prediction: scoring.Prediction) -> np.n
 
 
 def save_response(
-    run: runs.RunFolder, recording: Recording, prediction: scoring.Prediction, score: scoring.Score | None
+    run: runs.RunFolder,
+    recording: Recording,
+    prediction: scoring.Prediction,
+    score: scoring.Score | None,
+    of: Mapping[str, Any],
 ) -> None:
     """Save a response as prediction.csv, spikes.csv, prediction.npz and figures, and its score in result.json.
+
+    There is also what it is a response `of`.
 
     In the table, a trace is blank behind its last current and the last sample that is compared.
     """
@@ -364,7 +379,7 @@ def save_response(
     run.save("prediction.png", recordings.plot_traces(recording, **traces))
     if score is not None:
         scoring.save_scores(run, "prediction", recording, prediction, score)
-    run.save("result.json", dict(n_spikes_model=counted.sum(0), score=score))
+    run.save("result.json", dict(n_spikes_model=counted.sum(0), score=score, **of))
 
 
 def print_response(recording: Recording, prediction: scoring.Prediction, score: scoring.Score | None) -> None:

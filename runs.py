@@ -412,6 +412,7 @@ class RunFolder:
         self.args, self.script, self.checksum = args, script, checksum
         self.resumed = self.made = bool(resume)
         self.path: Path = resume or args.output or Path("results", script, name)
+        self.earlier: list[dict[str, Any]] = []
         _run.set(self)
         if resume:
             self._check_arguments({"resume", "output", "figure_format", "devices", *PLACE, *may_change})
@@ -446,11 +447,14 @@ class RunFolder:
 
     def _check_arguments(self, may_change: set[str]) -> None:
         ours, earlier = to_json(vars(self.args)), saved_arguments(self.path, "resume", f"{self.script}.py")
+        config = load_json(self.path / "config.json")
+        last = {name: config[name] for name in ("command", "date", "devices", "python", "packages") if name in config}
+        self.earlier = [*config.get("earlier", []), last]
         for name in sorted((ours.keys() & earlier.keys()) - may_change):
             if ours[name] != earlier[name]:
                 difference = f"found {ours[name]} here and {earlier[name]} in {self.path}"
                 raise BadInput(f"argument --{name}: {difference}, expected the same to resume")
-        if self.checksum != (kept := load_json(self.path / "config.json").get("checksum")):
+        if self.checksum != (kept := config.get("checksum")):
             found = "other numbers in the files of data than those of" if kept else "a run of an earlier version in"
             raise BadInput(f"argument --resume: found {found} {self.path}, expected the same")
 
@@ -484,12 +488,13 @@ class RunFolder:
         return load_json(self.path / name) if self.made else None
 
     def save_config(self, argv: Sequence[str], devices: Sequence[jax.Device]) -> None:
-        """Save in config.json what this run is: command, date, arguments, devices and versions."""
+        """Save in config.json what this run is: command, date, arguments, devices, versions, and those it resumed."""
         names = [f"{device} ({device.device_kind})" for device in devices]
         versions = {name: version_of(name) for name in PACKAGES}
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         config = dict(command=shlex.join([f"{self.script}.py", *argv]), date=date, arguments=vars(self.args))
         config |= {} if self.checksum is None else dict(checksum=self.checksum)
+        config |= dict(earlier=self.earlier) if self.earlier else {}
         self.save("config.json", config | dict(devices=names, python=platform.python_version(), packages=versions))
 
 
@@ -639,7 +644,7 @@ class Journal:
 
     Args:
         run: whose file evaluations.npz it is; it holds the points, the losses and what was asked
-            for besides, row by row.
+            for besides, row by row, and the seconds that the fit had run by then.
         save_config: called before the first file is saved.
     """
 
@@ -648,6 +653,7 @@ class Journal:
     def __init__(self, run: RunFolder, save_config: Callable[[], None]):
         self.run, self.save_config = run, save_config
         self.rounds: list[np.ndarray] = []
+        self.seconds: list[float] = []
         self.n_recalled, self.saved = 0, time.perf_counter()
         path, result = run.path / self.FILE, run.load("result.json")
         if result and not result.get("interrupted") and not path.exists():
@@ -657,21 +663,23 @@ class Journal:
             n_column = file["n_column"]
             rounds = np.split(file["values"], np.cumsum(file["n_row"] * n_column)[:-1])
             self.rounds = [rows.reshape(-1, n) for rows, n in zip(rounds, n_column, strict=True)]
+            self.seconds = file["seconds"].tolist()
         self.earlier = len(self.rounds)
 
-    def recall(self, asked: np.ndarray, n_value: int) -> np.ndarray | None:
-        """The n_value numbers that have been the answer to these rows, if they come next; or else None."""
+    def recall(self, asked: np.ndarray, n_value: int) -> tuple[np.ndarray, float] | None:
+        """The n_value numbers that answered these rows, and after how many seconds, if they come next; or else None."""
         if self.n_recalled >= self.earlier:
             return None
         rows, n_asked = self.rounds[self.n_recalled], asked.shape[1]
         if rows.shape != (len(asked), n_asked + n_value) or not np.array_equal(rows[:, :n_asked], asked):
             raise BadInput(f"{self.run.path / self.FILE}: found the evaluations of another fit, expected those of this")
         self.n_recalled += 1
-        return rows[:, n_asked:]
+        return rows[:, n_asked:], self.seconds[self.n_recalled - 1]
 
-    def add(self, asked: np.ndarray, values: np.ndarray) -> None:
-        """Keep an evaluation: what was asked, and the answer, row by row. A disk that is full ends no fit."""
+    def add(self, asked: np.ndarray, values: np.ndarray, seconds: float) -> None:
+        """Keep an evaluation: what was asked, the answer, row by row, and when. A disk that is full ends no fit."""
         self.rounds.append(np.hstack([asked, values]))
+        self.seconds.append(seconds)
         if time.perf_counter() - self.saved > self.SECONDS:
             with contextlib.suppress(CannotSave):
                 self.save()
@@ -689,5 +697,5 @@ class Journal:
             self.save_config()
         n_row, n_column = np.array([rows.shape for rows in self.rounds]).T
         values = np.concatenate([rows.ravel() for rows in self.rounds])
-        self.run.save(self.FILE, dict(values=values, n_row=n_row, n_column=n_column))
+        self.run.save(self.FILE, dict(values=values, n_row=n_row, n_column=n_column, seconds=np.array(self.seconds)))
         self.saved = time.perf_counter()

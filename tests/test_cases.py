@@ -472,8 +472,13 @@ def test_the_response_to_a_new_current(script, fit, tmp_path, hh_cell, gif_cell)
     n_spikes = len((folder / "spikes.csv").read_text().splitlines()) - 1
     assert result["n_spikes_model"] == [n_spikes]
     assert n_spikes > 0
-    scored, _ = fit(script, "--load", tmp_path / "run0", *again)
+    fitted = json.loads((tmp_path / "run0" / "result.json").read_text())
+    assert result["fit"]["parameters"] == fitted["parameters"]
+    assert not result["fit"]["interrupted"]
+    (tmp_path / "run0" / "result.json").write_text(json.dumps(fitted | dict(interrupted=True)))
+    scored, output = fit(script, "--load", tmp_path / "run0", *again)
     assert scored["score"]["rmse"] < 2
+    assert "run0 was interrupted: these are the best parameters until then" in output
     _, line = fit(script, "--load", tmp_path / "run0", *again[:2], "--dt", dt, status=2)  # nA, read as A
     assert "is --current_unit right?" in line
     _, line = fit(script, "--load", tmp_path / "run0", *alone, "--initial", "paper", status=2)
@@ -554,11 +559,20 @@ def test_a_fit_that_was_interrupted_goes_on(fit, tmp_path, monkeypatch, capsys, 
     assert hh.main(["--resume", tmp_path / "part"]) == 2
     assert "--resume: found other numbers in the files of data than those of" in capsys.readouterr().err
     write(tmp_path, *hh_cell, 0.05)
+    evaluations = dict(np.load(tmp_path / "part" / "evaluations.npz"))
+    evaluations["seconds"] += 1000
+    np.savez(tmp_path / "part" / "evaluations.npz", **evaluations)
     assert hh.main(["--resume", tmp_path / "part"]) == 0
     resumed = json.loads((tmp_path / "part" / "result.json").read_text())
+    assert 1000 < resumed["seconds"]["run"] < 1000 + part["seconds"]["run"] + 100, "of both parts"
     for result in (whole, resumed):
         del result["seconds"]
     assert whole == resumed
+    config = json.loads((tmp_path / "part" / "config.json").read_text())
+    (earlier,) = config["earlier"]
+    assert "--resume" in config["command"]
+    assert "--voltage" in earlier["command"]
+    assert earlier["packages"]["jax"]
 
 
 def test_an_error_in_the_error_analysis_loses_nothing(fit, tmp_path, monkeypatch, hh_cell):

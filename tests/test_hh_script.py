@@ -285,6 +285,12 @@ def test_compare_gives_every_method_the_same_budget(tiny, tmp_path, monkeypatch)
     assert "A gradient counts as 3.00 simulations" in text
     for name in ("comparison.png", "methods.png", "figure_2.png", "comparison.csv"):
         assert (tmp_path / "out" / name).exists()
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [row["method"] for row in result["table"]] == ["L-BFGS-B", "DE", "random"]
+    assert result["gradient_cost"] == 3
+    assert result["constants"]["EL"] == -65
+    assert result["table"][0]["loss"] == pytest.approx(np.mean([float(rows[i]["loss"]) for i in (0, 3)]))
+    assert in_process(monkeypatch, tmp_path, ["--load", "out", *tiny[:2], "--dt", 0.01]) == 2, "it is no fit"
 
 
 def test_compare_with_the_papers_budget(tiny, tmp_path, monkeypatch):

@@ -261,7 +261,7 @@ def test_ctrl_c_outside_the_repeats_of_a_comparison(tmp_path, monkeypatch, capsy
         patch.setattr(comparing, "plot_comparison", interrupted)
         assert in_process(monkeypatch, tmp_path, ["--resume", "out"]) == 130
         output, errors = capsys.readouterr()
-        kept = "budget.json, comparison.csv, comparison.md, repeats, repeats.csv"
+        kept = "budget.json, comparison.csv, comparison.md, repeats, repeats.csv, result.json"
         assert errors.endswith(f"interrupted; kept in out: {kept}\n")
         assert output.splitlines()[-1] == "out"
     losses = losses_of(tmp_path)
@@ -312,6 +312,8 @@ def test_the_table_of_a_comparison_has_the_statistics_of_its_repeats(tmp_path):
     assert table["L-BFGS-B"]["p"] is None
     assert table["DE"]["p"] == pytest.approx(scipy.stats.wilcoxon(losses["DE"], losses["L-BFGS-B"]).pvalue)
     assert table["DE"]["p"] < 0.2
+    of_paper = comparing.table_of(comparing.Plan(protocol_budget="paper"), comparing.Comparison(repeats, {}, 1.0))
+    assert not [name for row in of_paper for name in row if "equal_time" in name]
 
 
 def test_the_last_round_within_a_limit_is_the_first_if_none_is():
@@ -349,7 +351,7 @@ def test_the_table_of_a_response_is_blank_where_a_trace_has_ended(tmp_path):
     recording = Recording(np.array([[1, 1], [1, 1], [1, 0], [1, 0]], float), observed=observed, dt=0.5)
     prediction = scoring.Prediction(np.full((4, 2), -65.0), np.zeros((4, 2)))
     args = argparse.Namespace(output=tmp_path / "out", resume=None, figure_format="png")
-    reports.save_response(runs.RunFolder(args, "x", "x"), recording, prediction, None)
+    reports.save_response(runs.RunFolder(args, "x", "x"), recording, prediction, None, {})
     rows = (tmp_path / "out" / "prediction.csv").read_text().split()
     assert rows[:3] == ["t_ms,I0_nA,I1_nA,V0_mV,V1_mV", "0.0,1.0,1.0,-65.0,-65.0", "0.5,1.0,1.0,-65.0,-65.0"]
     assert rows[3:] == ["1.0,1.0,,-65.0,", "1.5,1.0,,-65.0,"]
