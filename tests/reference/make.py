@@ -288,14 +288,14 @@ def recording(item: Item) -> None:
         row = dict(neuron=neuron, starts_found=int(np.sum(losses <= within)), n_start=len(losses))
         held_out = result["validation"]
         repeats = held_out["repeats"][0]
-        row |= {name: repeats[name] for name in ("md_star_4ms", "md_star_2ms")}
+        row |= {name: repeats[name] for name in repeats if name.startswith("md_star")}
         row |= {name: held_out[name] for name in ("variance_explained", "variance_explained_forced")}
         rows.append(row | dict(gamma=np.mean(held_out["gamma"]), seconds=result["seconds"]["run"]))
         figures[f"recording_{neuron.lower()}.png"] = folder / "window_validation.png"
     lines = [
         [
             row["neuron"],
-            f"{row['md_star_4ms']:.2f}, {row['md_star_2ms']:.2f}",
+            ", ".join(f"{row[name]:.2f} ± {row[f'{name}_error']:.2f}" for name in ("md_star_4ms", "md_star_2ms")),
             f"{row['gamma']:.2f}",
             percent(row["variance_explained"]),
             percent(row["variance_explained_forced"]),
