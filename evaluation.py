@@ -198,7 +198,7 @@ class FitProblem:
         else:
             values = self._evaluate(X, what, level)
             if self.journal:
-                self.journal.add(asked, values, time.perf_counter() - self.begin - self.seconds["compile"])
+                self.journal.add(asked, values, self._seconds_run())
         losses, more = values[:, 0].copy(), values[:, 1:].copy()
         self._add_round(X, losses, what != "losses", level)
         if what == "losses":
@@ -228,10 +228,13 @@ class FitProblem:
         best = self.best.setdefault(level, Start(None, np.full(X.shape[1], 0.5)))
         if losses[first] < best.loss:
             best.x, best.loss = X[first].copy(), float(losses[first])
-        self.seconds["run"] = time.perf_counter() - self.begin - self.seconds["compile"]
+        self.seconds["run"] = self._seconds_run()
         counts = len(self.history) + 1, len(X), self.n_simulations, self.n_gradients, self.seconds["run"]
         self.history.append(Round(*counts, level, best.loss, self.box.values(best.x)))
         self.on_round(self.history[-1])
+
+    def _seconds_run(self):
+        return time.perf_counter() - self.begin - self.seconds["compile"]
 
     def elapsed(self) -> float:
         """Seconds that the fit has run; those of the first of several processes that share it."""

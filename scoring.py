@@ -5,6 +5,7 @@ Currents are in nA, potentials in mV and times in ms; arrays have the shape (T, 
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import runs
 
@@ -247,8 +248,8 @@ def save_scores(run: runs.RunFolder, name: str, recording: Recording, prediction
         if repeats.md_star_4ms is not None or any(score.n_spikes[trace] for trace in repeats.traces):
             figure = plot_raster(recording, prediction, repeats)
             run.save(f"raster_{name}.png" if i == 0 else f"raster_{name}_{i + 1}.png", figure)
-    if recordings.steps_of(recording):
-        run.save(f"f_I_{name}.png", plot_f_I(recording, prediction))
+    if steps := recordings.steps_of(recording):
+        run.save(f"f_I_{name}.png", plot_f_I(recording, prediction, steps))
 
 
 def plot_raster(recording: Recording, prediction: Prediction, repeats: RepeatScore) -> plt.Figure:
@@ -345,14 +346,14 @@ def window_of(recording: Recording, traces: list[int]) -> slice:
     return slice(first, first + n)
 
 
-def plot_f_I(recording: Recording, prediction: Prediction) -> plt.Figure:
+def plot_f_I(recording: Recording, prediction: Prediction, steps: Mapping[int, stimuli.Step]) -> plt.Figure:
     """Rates (Hz) during the steps of a family against their height (nA); of a model with noise, those of its runs."""
     figure, axis = plt.subplots(figsize=(runs.WIDTH / 2, 2.8), layout="constrained")
     observed = recordings.observed_in(recording)
     noisy = prediction.stochastic
     model = prediction.spikes if noisy is None else np.mean(noisy, axis=2, dtype=np.float32)
     heights, rates = [], []
-    for trace, step in recordings.steps_of(recording).items():
+    for trace, step in steps.items():
         seen = observed[step.first : step.last, trace]
         trains = (np.asarray(x)[step.first : step.last, trace] for x in (recording.spikes, model))
         if seen.any():

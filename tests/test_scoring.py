@@ -284,7 +284,7 @@ def test_figures_of_silent_repeats_and_short_traces(names, tmp_path):
 
 
 def test_f_I_is_the_rate_during_the_step():
-    figure = scoring.plot_f_I(steps(), same(steps()))
+    figure = scoring.plot_f_I(steps(), same(steps()), recordings.steps_of(steps()))
     for line in figure.axes[0].lines:
         np.testing.assert_allclose(line.get_xdata(), 0.1 * np.arange(5))
         np.testing.assert_allclose(line.get_ydata(), 20 * np.arange(5))

@@ -39,6 +39,15 @@ def fit(script: str, arguments: str, seed: int, folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text())
 
 
+def multi_scale_network(tau_syn: float = 200, larger: float = 1.0) -> str:
+    """Arguments of the README's multi-scale network, but for its neurons and how long it is trained.
+
+    Its synapses decay in tau_syn (ms), and its weights may be so many times larger.
+    """
+    network = f"--conn_method data/connectome.csv --t_delay 250 --tau_syn {tau_syn:g} --ff_scale {larger * 0.005:g}"
+    return f"{network} --rec_scale {larger * 0.0005:g} --lr 1e-3 --grad_clip 1"
+
+
 def in_turns(*functions: Callable[[], Any], repeats: int = 7) -> np.ndarray:
     """Seconds (repeats, number of functions) of calls in turns, after a first one of each that does not count."""
     seconds = np.zeros((repeats + 1, len(functions)))

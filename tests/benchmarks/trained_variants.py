@@ -18,22 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import fit
+from common import fit, multi_scale_network
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "task-coba-ei-rsnn.py"
 CELLS = ("results/regular", "results/fast")
-MULTI_SCALE = "--conn_method data/connectome.csv --t_delay 250 --lr 1e-3 --grad_clip 1 --batch_size 64 --epochs 200"
-MULTI_SCALE += " --exc_neuron {} --inh_neuron {}".format(*CELLS)
-FF_SCALE, REC_SCALE, TAU_SYN = 0.005, 0.0005, 200  # ms
+FITTED = "--batch_size 64 --epochs 200 --exc_neuron {} --inh_neuron {}".format(*CELLS)
 GROUPED = "--method expsm_diag --etrace_decay 0.98"
-
-
-def synapses(tau_syn: float, larger: float = 1.0) -> str:
-    """Arguments of the multi-scale network whose synapses decay in tau_syn (ms), with so many times larger weights."""
-    return f"{MULTI_SCALE} --tau_syn {tau_syn:g} --ff_scale {larger * FF_SCALE:g} --rec_scale {larger * REC_SCALE:g}"
-
-
 VARIANTS = {
     "pairs": {
         "1": f"{GROUPED} --etrace_groups 1",
@@ -47,9 +38,11 @@ VARIANTS = {
         "weight_L2 0.3": "--method diag --weight_L2 0.3",
     },
     "synapses": {
-        f"{TAU_SYN} ms": synapses(TAU_SYN),
-        **{f"{tau} ms": synapses(tau) for tau in (100, 50, 10)},
-        **{f"{tau} ms, weights times {TAU_SYN // tau}": synapses(tau, TAU_SYN / tau) for tau in (100, 50, 10)},
+        **{f"{tau} ms": f"{multi_scale_network(tau)} {FITTED}" for tau in (200, 100, 50, 10)},
+        **{
+            f"{tau} ms, weights times {200 // tau}": f"{multi_scale_network(tau, 200 / tau)} {FITTED}"
+            for tau in (100, 50, 10)
+        },
     },
 }
 

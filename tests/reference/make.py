@@ -62,7 +62,7 @@ import expsm_cosines
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from common import in_turns
+from common import in_turns, multi_scale_network
 from PIL import Image
 from workloads import network
 
@@ -635,8 +635,6 @@ def behaviour(item: Item) -> None:
 
 # ---- Fitted neurons, wired as a table says --------------------------------------------------------------------------
 
-WIRED = ["--conn_method", "data/connectome.csv", "--t_delay", 250, "--tau_syn", 200, "--ff_scale", 0.005]
-WIRED += ["--rec_scale", 0.0005, "--lr", "1e-3", "--grad_clip", 1]
 NEEDED = ("adaptation", "adaptation and V as recall begins", "recurrent exc", "recurrent inh")
 
 
@@ -668,7 +666,7 @@ def multi_scale(item: Item) -> None:
     for (variant, method), (given, seeds) in list(cases.items())[: 1 if item.laptop else None]:
         for seed in seeds[:1] if item.laptop else seeds:
             name = f"multi_scale/{method}_{re.sub(r'[^a-z]+', '_', variant)}_seed{seed}"
-            arguments = [*WIRED, *length, *given, "--method", method, "--seed", seed]
+            arguments = [*multi_scale_network().split(), *length, *given, "--method", method, "--seed", seed]
             folder = item.run(name, TASK, *arguments)
             result = read_json(folder / "result.json")
             row = dict(variant=variant, method=method, seed=seed) | learned(result)
